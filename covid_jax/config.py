@@ -1,0 +1,405 @@
+"""Every setting of a run, as typed dataclasses; their validation; reading and writing them.
+
+A config file (see configs/) has `get_config(arg)` that returns a `Config`. Any field can be
+overridden from the command line: `--config.optimizer.learning_rate=0.02`. The classes are not
+frozen only because ml_collections' config_flags sets the overridden fields in place.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from covid_jax.errors import UserError
+
+STRATEGY_NAMES = ("scratch", "continual", "body", "frozen_encoder", "multi_encoder")
+"""The paper's strategies (section III); what each one does is in transfer/strategies.py."""
+
+SOURCES: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "msd": ("msd_lung",),
+    "structseg": ("structseg_gtv",),
+    "nsclc": ("nsclc_effusion",),
+    "multi_lesion": ("msd_lung", "structseg_gtv", "nsclc_effusion"),
+}
+"""Pre-training sources (paper section IV-A) and the datasets each one is trained on."""
+
+
+@dataclass
+class UNetConfig:
+    """Topology of the network, under nnU-Net's names. The default is the benchmark's network."""
+
+    in_channels: int = 1
+    num_classes: int = 2  # background included; set by train from the datasets
+    features_per_stage: tuple[int, ...] = (32, 64, 128, 256, 320, 320)
+    kernel_sizes: tuple[tuple[int, int, int], ...] = ((1, 3, 3),) + ((3, 3, 3),) * 5
+    strides: tuple[tuple[int, int, int], ...] = (
+        (1, 1, 1),
+        (1, 2, 2),
+        (2, 2, 2),
+        (2, 2, 2),
+        (2, 2, 2),
+        (1, 2, 2),
+    )
+    n_conv_per_stage: tuple[int, ...] = (2,) * 6
+    n_conv_per_stage_decoder: tuple[int, ...] = (2,) * 5
+    deep_supervision: bool = True
+    conv_bias: bool = True
+    head_bias: bool = True  # of heads and transposed convolutions: nnU-Net v2 True, v1 False
+
+
+@dataclass
+class OptimizerConfig:
+    """nnU-Net's SGD: Nesterov momentum, L2 weight decay, clipped gradients, poly schedule."""
+
+    learning_rate: float = 0.01
+    momentum: float = 0.99
+    weight_decay: float = 3e-5
+    clip_norm: float = 12.0
+    poly_power: float = 0.9
+
+
+@dataclass
+class DataConfig:
+    """Prepared data, and what a batch is cut from it."""
+
+    prepared_dir: str = ""  # folder that prepare wrote
+    datasets: tuple[str, ...] = ("covid19",)  # several: one is drawn for each sample
+    patch_size: tuple[int, int, int] = (56, 160, 192)
+    batch_size: int = 2
+    foreground_fraction: float = 0.33  # of a batch, centred on a lesion voxel (nnU-Net)
+    augment: bool = True
+
+
+@dataclass
+class LossConfig:
+    """Dice + cross-entropy with deep supervision, as nnU-Net."""
+
+    batch_dice: bool = False  # sum the Dice terms over the batch before the ratio
+    marginal: bool = False  # classes that a case's dataset does not label count as background
+
+
+@dataclass
+class MeshConfig:
+    """Devices along the batch (`data`) and along the depth of the patch (`space`)."""
+
+    data: int = 1
+    space: int = 1
+
+
+@dataclass
+class InferenceConfig:
+    """Sliding windows over whole scans."""
+
+    step_size: float = 0.5  # of a window, between windows
+    mirror: bool = False  # average over the 8 mirrored views
+    batch_size: int = 2  # windows at once
+
+
+@dataclass
+class RawDirs:
+    """Raw data of a study; an empty folder name stands for synthetic phantoms in that layout."""
+
+    covid19: str = ""
+    msd_lung: str = ""
+    structseg_gtv: str = ""
+    nsclc_effusion: str = ""
+    phantom_cases: int = 10  # synthetic cases of each dataset that has no folder
+
+
+@dataclass
+class StudyConfig:
+    """The grid of runs of study.py, and how its report is titled."""
+
+    title: str = "Transfer strategies for COVID-19 CT segmentation"
+    note: str = ""  # printed over every table and figure, e.g. what the data is
+    folds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    strategies: tuple[str, ...] = STRATEGY_NAMES
+    sources: tuple[str, ...] = ("msd", "structseg", "nsclc", "multi_lesion")
+    raw: RawDirs = field(default_factory=RawDirs)
+    scans: tuple[str, ...] = ()  # scans without a reference that the report shows as well
+
+
+@dataclass
+class Config:
+    """One run of one strategy: what `python -m covid_jax.train --config=...` trains."""
+
+    seed: int = 0
+    fold: int = 0
+    strategy: str = "scratch"
+    source: str = "none"  # what `pretrained` was trained on
+    pretrained: str = ""  # work directory of the pre-training run
+    pretraining: bool = False  # this run is itself the pre-training on `source`
+    pretraining_epochs: int = 1000
+    epochs: int = 1000  # of a run that is no pre-training
+    steps_per_epoch: int = 250
+    validation_steps: int = 50
+    checkpoint_every: int = 50  # epochs
+    dtype: str = "float32"  # of activations; parameters, norms and loss are float32
+    test: bool = True  # at the end, predict and score the fold's test cases
+    model: UNetConfig = field(default_factory=UNetConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    study: StudyConfig = field(default_factory=StudyConfig)
+
+
+def named_run(config: Config, name: str) -> Config:
+    """`config` as one run of a study.
+
+    `name` is a strategy with the source of its pre-training ("body-msd"; the source is
+    multi_lesion where it is left out), or "pretraining-<source>".
+    """
+    strategy, _, source = name.partition("-")
+    if strategy == "scratch":
+        return dataclasses.replace(config, strategy="scratch", source=source or "none")
+    source = source or "multi_lesion"
+    if source not in SOURCES or source == "none":
+        raise UserError(
+            f"config argument {name!r}: no source {source!r}; there are {_listed(SOURCES)}"
+        )
+    if strategy == "pretraining":
+        return dataclasses.replace(
+            config,
+            pretraining=True,
+            strategy="scratch",
+            source=source,
+            test=False,
+            data=dataclasses.replace(config.data, datasets=SOURCES[source]),
+        )
+    if strategy not in STRATEGY_NAMES:
+        raise UserError(
+            f"config argument {name!r}: no strategy {strategy!r}; "
+            f"there are {_listed(STRATEGY_NAMES)} and pretraining"
+        )
+    return dataclasses.replace(config, strategy=strategy, source=source)
+
+
+def run_name(config: Config) -> str:
+    """<strategy>-<source>-fold<k>, the folder of a run in a study."""
+    return f"{config.strategy}-{config.source}-fold{config.fold}"
+
+
+def validate(config: Config) -> None:
+    """Raises a UserError that names the first field whose value cannot work."""
+    _check_types(config, "config")
+    model, data = config.model, config.data
+    for name, value in {
+        "epochs": config.epochs,
+        "steps_per_epoch": config.steps_per_epoch,
+        "pretraining_epochs": config.pretraining_epochs,
+        "checkpoint_every": config.checkpoint_every,
+        "data.batch_size": data.batch_size,
+        "inference.batch_size": config.inference.batch_size,
+        "mesh.data": config.mesh.data,
+        "mesh.space": config.mesh.space,
+        "optimizer.clip_norm": config.optimizer.clip_norm,
+        "inference.step_size": config.inference.step_size,
+    }.items():
+        _require(value > 0, name, value, "must be greater than 0")
+    for name, value in {
+        "seed": config.seed,
+        "fold": config.fold,
+        "validation_steps": config.validation_steps,
+        "optimizer.learning_rate": config.optimizer.learning_rate,
+        "optimizer.weight_decay": config.optimizer.weight_decay,
+    }.items():
+        _require(value >= 0, name, value, "must not be negative")
+    _require(
+        0 <= data.foreground_fraction <= 1,
+        "data.foreground_fraction",
+        data.foreground_fraction,
+        "must lie between 0 and 1",
+    )
+    _require(
+        config.inference.step_size <= 1,
+        "inference.step_size",
+        config.inference.step_size,
+        "must not exceed 1: windows would leave gaps",
+    )
+    _require(
+        len(data.patch_size) == 3 and min(data.patch_size) > 0,
+        "data.patch_size",
+        data.patch_size,
+        "must be three sizes (D,H,W), each greater than 0",
+    )
+    _require(bool(data.datasets), "data.datasets", data.datasets, "must name a dataset")
+    _require(
+        config.dtype in ("float32", "bfloat16"),
+        "dtype",
+        config.dtype,
+        "must be float32 or bfloat16",
+    )
+    _require(
+        config.strategy in STRATEGY_NAMES,
+        "strategy",
+        config.strategy,
+        f"must be one of {_listed(STRATEGY_NAMES)}",
+    )
+    _require(
+        config.source in SOURCES, "source", config.source, f"must be one of {_listed(SOURCES)}"
+    )
+    stages = len(model.features_per_stage)
+    for name, length in {
+        "kernel_sizes": stages,
+        "strides": stages,
+        "n_conv_per_stage": stages,
+        "n_conv_per_stage_decoder": stages - 1,
+    }.items():
+        value = getattr(model, name)
+        _require(
+            len(value) == length, f"model.{name}", value, f"must have {length} entries, one a stage"
+        )
+    _require(
+        all(size % 2 for kernel in model.kernel_sizes for size in kernel),
+        "model.kernel_sizes",
+        model.kernel_sizes,
+        "must be odd",
+    )
+    for name in ("features_per_stage", "n_conv_per_stage", "n_conv_per_stage_decoder"):
+        value = getattr(model, name)
+        _require(min(value, default=1) > 0, f"model.{name}", value, "must be greater than 0")
+
+
+def define_config_flag() -> flags.FlagHolder[Config]:
+    """Defines --config=FILE.py[:ARGUMENT] and --config.FIELD=VALUE for every field of Config."""
+    return config_flags.DEFINE_config_file(
+        "config", None, "Config file, with its argument: configs/paper.py:multi_encoder"
+    )
+
+
+def config_from_flag(holder: flags.FlagHolder[Config]) -> Config:
+    """The validated value of --config."""
+    if holder.value is None:
+        raise UserError("--config is missing, for example --config=configs/quickstart.py")
+    validate(holder.value)
+    return holder.value
+
+
+def check_config_arguments(arguments: list[str]) -> None:
+    """Raises a UserError for a --config that cannot be loaded or an override of no field.
+
+    absl would end both in a traceback, so this looks at `arguments` (sys.argv) before it does.
+    """
+    values = dict(
+        argument.lstrip("-").partition("=")[::2]
+        for argument in arguments
+        if argument.startswith("--config")
+    )
+    file = values.pop("config", None)
+    if file is None:
+        return
+    config = load_config_file(file)
+    for name in values:
+        place: Any = config
+        for depth, part in enumerate(name.split(".")[1:]):
+            names = [f.name for f in dataclasses.fields(place)] if _is_settings(place) else []
+            if part not in names:
+                above = ".".join(name.split(".")[: depth + 1])
+                raise UserError(f"--{name}: {above} has no field {part!r}; it has {_listed(names)}")
+            place = getattr(place, part)
+
+
+def load_config_file(spec: str) -> Config:
+    """The Config of `FILE.py[:ARGUMENT]`."""
+    file, _, argument = spec.partition(":")
+    path = Path(file)
+    if not path.is_file():
+        raise UserError(f"--config={spec}: no file {file}; configs/ has the ones that come along")
+    description = importlib.util.spec_from_file_location("covid_jax_config", path)
+    if path.suffix != ".py" or description is None or description.loader is None:
+        raise UserError(f"--config={spec}: {file} is not a Python file with get_config()")
+    module = importlib.util.module_from_spec(description)
+    description.loader.exec_module(module)
+    return module.get_config(argument) if argument else module.get_config()
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """`config` as nested dictionaries, for JSON."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+    """The inverse of to_dict. Raises UserError for a field that Config does not have."""
+    return _build(Config, values, "config")
+
+
+def differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> list[str]:
+    """Lines "field: ours, was theirs" for every leaf in which two config dictionaries differ."""
+    lines = []
+    for name in sorted(ours.keys() | theirs.keys()):
+        a, b = ours.get(name), theirs.get(name)
+        if isinstance(a, dict) and isinstance(b, dict):
+            lines += differences(a, b, f"{prefix}{name}.")
+        elif a != b:
+            lines.append(f"{prefix}{name}: {a!r}, was {b!r}")
+    return lines
+
+
+def _build(kind: type, values: dict[str, Any], place: str) -> Any:
+    hints = typing.get_type_hints(kind)
+    unknown = values.keys() - hints.keys()
+    if unknown:
+        raise UserError(f"{place} has no field {_listed(sorted(unknown))}")
+    return kind(
+        **{
+            name: _build(hints[name], value, f"{place}.{name}")
+            if dataclasses.is_dataclass(hints[name])
+            else _as_tuple(value)
+            for name, value in values.items()
+        }
+    )
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(_as_tuple(item) for item in value) if isinstance(value, list) else value
+
+
+def _check_types(settings: Any, place: str) -> None:
+    for name, hint in typing.get_type_hints(type(settings)).items():
+        value = getattr(settings, name)
+        if _is_settings(value):
+            _check_types(value, f"{place}.{name}")
+        elif not _has_type(value, hint):
+            raise UserError(f"{place}.{name}={value!r}: must be {_type_name(hint)}")
+
+
+def _has_type(value: Any, hint: Any) -> bool:
+    if typing.get_origin(hint) is tuple:
+        kinds = typing.get_args(hint)
+        if not isinstance(value, tuple):
+            return False
+        if kinds[-1] is Ellipsis:
+            return all(_has_type(item, kinds[0]) for item in value)
+        return len(value) == len(kinds) and all(map(_has_type, value, kinds))
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _type_name(hint: Any) -> str:
+    return str(hint) if isinstance(hint, types.GenericAlias) else hint.__name__
+
+
+def _is_settings(value: Any) -> bool:
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
+def _require(holds: bool, name: str, value: Any, rule: str) -> None:
+    if not holds:
+        raise UserError(f"config.{name}={value!r}: {rule}")
+
+
+def _listed(names: typing.Iterable[str]) -> str:
+    return ", ".join(names) or "none"

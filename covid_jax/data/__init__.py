@@ -1,0 +1,1 @@
+"""Reading, preparing, sampling and augmenting CT scans."""

@@ -1,0 +1,240 @@
+"""What each raw dataset looks like on disk. A new dataset is one function here.
+
+Such a function maps a folder to a RawDataset: where the image and the label of each case lie,
+which label values it uses, and how its cases are split into training and test cases.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+
+from covid_jax.errors import UserError
+
+SYNTHETIC_MARKER = "SYNTHETIC.txt"
+"""A raw folder that holds a file of this name is synthetic, and so is all that comes from it."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scan: its name, its image (a file, or a folder with a DICOM series) and its label."""
+
+    name: str
+    image: Path
+    label: Path
+
+
+@dataclass(frozen=True)
+class Split:
+    """Names of the cases to train on and to test on."""
+
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RawDataset:
+    """A raw dataset as it was found on disk.
+
+    Attributes:
+      cases: sorted by name.
+      labels: names of the foreground classes; label value i + 1 in the files is labels[i].
+      splits: the folds.
+      synthetic: whether it was made by phantom.py.
+      notes: what a user should know of it, such as cases of the split that are not there.
+    """
+
+    name: str
+    cases: tuple[Case, ...]
+    labels: tuple[str, ...]
+    splits: tuple[Split, ...]
+    synthetic: bool
+    notes: tuple[str, ...] = ()
+
+
+def covid19(raw_dir: Path) -> RawDataset:
+    """COVID-19-CT-Seg (Zenodo 3757476), unpacked: images and infection masks; 5 folds of 4/16."""
+    images = _folder(raw_dir, "COVID-19-CT-Seg_20cases")
+    masks = _folder(raw_dir, "Infection_Mask")
+    cases = [
+        Case(image.name.removesuffix(".nii.gz"), image, masks / image.name)
+        for image in images.glob("*.nii.gz")
+    ]
+    return _with_published_splits("covid19", raw_dir, cases, ("infection",))
+
+
+def msd_lung(raw_dir: Path) -> RawDataset:
+    """Medical Segmentation Decathlon, Task06_Lung: 1 = cancer."""
+    images, labels = _folder(raw_dir, "imagesTr"), _folder(raw_dir, "labelsTr")
+    cases = [
+        Case(image.name.removesuffix(".nii.gz"), image, labels / image.name)
+        for image in images.glob("[!.]*.nii.gz")
+    ]
+    return _with_published_splits("msd_lung", raw_dir, cases, ("lung cancer",))
+
+
+def structseg_gtv(raw_dir: Path) -> RawDataset:
+    """StructSeg 2019, lung cancer: folder N holds data.nii.gz and label.nii.gz (1 = GTV)."""
+    cases = [
+        Case(f"train_{image.parent.name}", image, image.with_name("label.nii.gz"))
+        for image in raw_dir.glob("*/data.nii.gz")
+    ]
+    return _with_published_splits("structseg_gtv", raw_dir, cases, ("gross tumour volume",))
+
+
+def nsclc_effusion(raw_dir: Path) -> RawDataset:
+    """NSCLC-Radiomics as DICOM with pleural effusion masks as NIfTI.
+
+    A patient's folder is called LUNG1-NNN, at any depth. A mask's file name carries that id and
+    "effusion"; of two reviewers' masks the first one's counts.
+    """
+    patients = {
+        folder.name: folder
+        for folder in sorted(raw_dir.rglob("LUNG1-[0-9]*"))
+        if folder.is_dir()
+    }
+    masks: dict[str, Path] = {}
+    for mask in sorted(raw_dir.rglob("*.nii.gz"), key=lambda path: "first" not in path.name.lower()):
+        patient = re.search(r"LUNG1-\d+", mask.name)
+        if patient and "effusion" in mask.name.lower():
+            masks.setdefault(patient[0], mask)
+    cases = [
+        Case(name, folder, masks[name]) for name, folder in patients.items() if name in masks
+    ]
+    return _with_published_splits("nsclc_effusion", raw_dir, cases, ("pleural effusion",))
+
+
+def nnunet(raw_dir: Path) -> RawDataset:
+    """Any nnU-Net raw dataset of one channel, with nnU-Net's own folds."""
+    description = raw_dir / "dataset.json"
+    if not description.is_file():
+        raise UserError(f"{description}: missing; an nnU-Net raw dataset has one")
+    try:
+        labels = json.loads(description.read_text())["labels"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{description}: not an nnU-Net dataset.json with labels") from error
+    # v1 maps values to names, v2 names to values.
+    values: dict[int, str] = {}
+    for key, other in labels.items():
+        value, name = (int(key), other) if str(key).isdigit() else (other, key)
+        if not isinstance(value, int):
+            raise UserError(f"{description}: label {name!r} is a region; only plain labels work")
+        values[value] = str(name)
+    names = tuple(values[value] for value in sorted(values) if value != 0)
+    if sorted(values) != list(range(len(names) + 1)):
+        raise UserError(f"{description}: label values {sorted(values)} are not 0, 1, 2, ...")
+    images, masks = _folder(raw_dir, "imagesTr"), _folder(raw_dir, "labelsTr")
+    cases = [
+        Case(
+            image.name.removesuffix("_0000.nii.gz"),
+            image,
+            masks / image.name.replace("_0000.nii.gz", ".nii.gz"),
+        )
+        for image in images.glob("[!.]*_0000.nii.gz")
+    ]
+    ordered = _checked("nnunet", raw_dir, cases)
+    folds = cross_validation([case.name for case in ordered])
+    return RawDataset("nnunet", ordered, names, folds, is_synthetic(raw_dir))
+
+
+def phantom(raw_dir: Path) -> RawDataset:
+    """Synthetic cases, laid out as an nnU-Net raw dataset (see phantom.py)."""
+    raw = nnunet(raw_dir)
+    return RawDataset("phantom", raw.cases, raw.labels, raw.splits, raw.synthetic)
+
+
+DATASETS: dict[str, Callable[[Path], RawDataset]] = {
+    "covid19": covid19,
+    "msd_lung": msd_lung,
+    "structseg_gtv": structseg_gtv,
+    "nsclc_effusion": nsclc_effusion,
+    "nnunet": nnunet,
+    "phantom": phantom,
+}
+
+
+def read_dataset(name: str, raw_dir: str | Path) -> RawDataset:
+    """The dataset called `name` (a key of DATASETS) in `raw_dir`.
+
+    Raises:
+      UserError: the folder is missing or empty, or lacks what the dataset's layout has.
+    """
+    raw_dir = Path(raw_dir)
+    if not raw_dir.is_dir():
+        raise UserError(f"{raw_dir}: no such folder; give the unpacked {name} dataset")
+    return DATASETS[name](raw_dir)
+
+
+def published_splits(name: str) -> tuple[Split, ...]:
+    """The benchmark's folds of a dataset (Ma et al. 2020, arXiv 2004.12537)."""
+    text = resources.files("covid_jax.data").joinpath("splits", f"{name}.json").read_text()
+    return tuple(Split(tuple(fold["train"]), tuple(fold["test"])) for fold in json.loads(text))
+
+
+def cross_validation(names: list[str], folds: int = 5) -> tuple[Split, ...]:
+    """nnU-Net's folds of `names` (generate_crossval_split): shuffled with its seed."""
+    order = np.arange(len(names))
+    np.random.RandomState(12345).shuffle(order)
+    return tuple(
+        Split(
+            tuple(names[i] for i in sorted(set(order) - set(test))),
+            tuple(names[i] for i in sorted(test)),
+        )
+        for test in np.array_split(order, min(folds, len(names)))
+    )
+
+
+def is_synthetic(raw_dir: Path) -> bool:
+    """Whether the folder says that its scans were made by phantom.py."""
+    return (raw_dir / SYNTHETIC_MARKER).is_file()
+
+
+def _with_published_splits(
+    name: str, raw_dir: Path, cases: list[Case], labels: tuple[str, ...]
+) -> RawDataset:
+    ordered = _checked(name, raw_dir, cases)
+    here = {case.name for case in ordered}
+    published = published_splits(name)
+    splits = tuple(
+        Split(
+            tuple(case for case in split.train if case in here),
+            tuple(case for case in split.test if case in here),
+        )
+        for split in published
+    )
+    expected = set(published[0].train) | set(published[0].test)
+    notes = []
+    if (missing := sorted(expected - here)) and not is_synthetic(raw_dir):
+        notes.append(f"{len(missing)} of {len(expected)} cases are not there: {_some(missing)}")
+    if extra := sorted(here - expected):
+        notes.append(f"{len(extra)} cases are in no fold and stay unused: {_some(extra)}")
+    if not all(split.train and split.test for split in splits):
+        raise UserError(
+            f"{raw_dir}: a fold of {name} has no case to train or test on; "
+            f"its cases are called {published[0].train[0]}, ..."
+        )
+    return RawDataset(name, ordered, labels, splits, is_synthetic(raw_dir), tuple(notes))
+
+
+def _checked(name: str, raw_dir: Path, cases: list[Case]) -> tuple[Case, ...]:
+    if not cases:
+        raise UserError(f"{raw_dir}: no case in it; expected the layout of {name} (see the README)")
+    for case in cases:
+        if not case.label.is_file():
+            raise UserError(f"{case.label}: missing label of case {case.name}")
+    return tuple(sorted(cases, key=lambda case: case.name))
+
+
+def _folder(raw_dir: Path, name: str) -> Path:
+    folder = raw_dir / name
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; {raw_dir} must hold the unpacked dataset")
+    return folder
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

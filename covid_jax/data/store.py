@@ -1,0 +1,165 @@
+"""Prepared cases on disk, memory-mapped.
+
+    PREPARED/plan.json
+    PREPARED/DATASET/dataset.json         labels, folds, whether synthetic
+    PREPARED/DATASET/cases/CASE/          image.npy, label.npy, foreground.npy, case.json
+    PREPARED/DATASET/references/CASE.nii.gz   the label on the scan's own grid
+
+A case appears under its name only when it is whole: it is written beside it and renamed.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from covid_jax.data.datasets import RawDataset, Split
+from covid_jax.data.preprocess import Geometry, PreparedCase
+from covid_jax.data.volume import Volume, whole_file, write_volume
+from covid_jax.errors import UserError, full_disk_is_a_user_error
+
+_FOREGROUND_PER_CLASS = 10_000  # nnU-Net's number of voxels kept to centre patches on
+
+
+@dataclass(frozen=True)
+class StoredCase:
+    """A prepared case; its arrays are read from disk as they are used.
+
+    Attributes:
+      image: (D, H, W) float32.
+      label: (D, H, W) uint8.
+      foreground: of each class that the case has, voxels (n, 3) of it, at most 10,000.
+      geometry: the way back to the scan's own grid.
+    """
+
+    name: str
+    image: np.ndarray
+    label: np.ndarray
+    foreground: tuple[np.ndarray, ...]
+    geometry: Geometry
+
+
+@dataclass(frozen=True)
+class StoredDataset:
+    """What dataset.json says."""
+
+    name: str
+    folder: Path
+    labels: tuple[str, ...]
+    splits: tuple[Split, ...]
+    synthetic: bool
+
+    @property
+    def references(self) -> Path:
+        """The folder of the labels on their scans' own grids."""
+        return self.folder / "references"
+
+    def split(self, fold: int) -> Split:
+        """The cases of a fold. A dataset with one split has it in every fold."""
+        if len(self.splits) == 1:
+            return self.splits[0]
+        if fold >= len(self.splits):
+            raise UserError(f"config.fold={fold}: {self.name} has folds 0 to {len(self.splits) - 1}")
+        return self.splits[fold]
+
+
+def save_case(
+    folder: Path, name: str, case: PreparedCase, reference: Volume, facts: dict[str, Any]
+) -> None:
+    """Writes a case of the dataset in `folder`, whole or not at all.
+
+    `facts` is kept in case.json: the plan's hash, and what was mended.
+    """
+    assert case.label is not None
+    final = folder / "cases" / name
+    partial = folder / "cases" / f".partial-{name}"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        with full_disk_is_a_user_error(final):
+            partial.mkdir(parents=True)
+            np.save(partial / "image.npy", case.image)
+            np.save(partial / "label.npy", case.label)
+            np.save(partial / "foreground.npy", _foreground(case.label))
+            text = json.dumps({"geometry": dataclasses.asdict(case.geometry), **facts}, indent=1)
+            (partial / "case.json").write_text(text + "\n")
+            write_volume(folder / "references" / f"{name}.nii.gz", reference)
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(partial, final)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def has_case(folder: Path, name: str, plan_hash: str) -> bool:
+    """Whether the dataset in `folder` holds the case, prepared by this plan."""
+    facts = folder / "cases" / name / "case.json"
+    return facts.is_file() and json.loads(facts.read_text())["plan"] == plan_hash
+
+
+def load_case(dataset: StoredDataset, name: str) -> StoredCase:
+    """Opens a prepared case. Raises a UserError where it is missing or damaged."""
+    folder = dataset.folder / "cases" / name
+    try:
+        facts = json.loads((folder / "case.json").read_text())
+        image = np.load(folder / "image.npy", mmap_mode="r")
+        label = np.load(folder / "label.npy", mmap_mode="r")
+        foreground = np.load(folder / "foreground.npy")
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{folder}: missing or damaged case; prepare the data again") from error
+    geometry = Geometry(**{k: _tuple(v) for k, v in facts["geometry"].items()})
+    classes = tuple(
+        foreground[foreground[:, 0] == value, 1:] for value in np.unique(foreground[:, 0])
+    )
+    return StoredCase(name, image, label, classes, geometry)
+
+
+def save_dataset(folder: Path, raw: RawDataset, plan_hash: str) -> None:
+    """Writes dataset.json, by which a dataset counts as prepared."""
+    description = {
+        "name": raw.name,
+        "labels": raw.labels,
+        "splits": [dataclasses.asdict(split) for split in raw.splits],
+        "synthetic": raw.synthetic,
+        "plan": plan_hash,
+    }
+    with whole_file(folder / "dataset.json") as partial:
+        partial.write_text(json.dumps(description, indent=1) + "\n")
+
+
+def load_dataset(prepared_dir: str | Path, name: str, plan_hash: str) -> StoredDataset:
+    """Reads a prepared dataset. Raises a UserError where there is none, or by another plan."""
+    folder = Path(prepared_dir) / name
+    path = folder / "dataset.json"
+    if not path.is_file():
+        raise UserError(
+            f"{path}: no such file; run python -m covid_jax.prepare --dataset={name} "
+            f"--raw_dir=... --out_dir={prepared_dir}"
+        )
+    description = json.loads(path.read_text())
+    if description["plan"] != plan_hash:
+        raise UserError(f"{folder}: prepared by another plan than plan.json; prepare it again")
+    splits = tuple(Split(tuple(s["train"]), tuple(s["test"])) for s in description["splits"])
+    return StoredDataset(
+        name, folder, tuple(description["labels"]), splits, description["synthetic"]
+    )
+
+
+def _foreground(label: np.ndarray) -> np.ndarray:
+    """(n, 4): class, d, h, w of at most 10,000 voxels of each class."""
+    rng = np.random.default_rng(1234)
+    rows = [np.zeros((0, 4), np.int32)]
+    for value in np.unique(label):
+        if value != 0:
+            voxels = np.argwhere(label == value)
+            if len(voxels) > _FOREGROUND_PER_CLASS:
+                voxels = voxels[rng.choice(len(voxels), _FOREGROUND_PER_CLASS, replace=False)]
+            rows.append(np.insert(voxels, 0, value, axis=1).astype(np.int32))
+    return np.concatenate(rows)
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(map(_tuple, value)) if isinstance(value, list) else value

@@ -1,0 +1,312 @@
+"""Volume: voxels with their geometry, read from and written to the formats that scans come in.
+
+Whatever the orientation of a file, a Volume's axes are (D, H, W) = towards the head, the back and
+the left of the patient, as a radiologist looks at axial slices. The file's own grid is kept, and
+write_volume goes back to it exactly.
+"""
+
+import contextlib
+import os
+import zlib
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import highdicom
+import nibabel as nib
+import numpy as np
+import pydicom
+import SimpleITK as sitk
+from nibabel.filebasedimages import ImageFileError
+from nibabel.orientations import (
+    apply_orientation,
+    axcodes2ornt,
+    inv_ornt_aff,
+    io_orientation,
+    ornt_transform,
+)
+
+from covid_jax.errors import UserError, full_disk_is_a_user_error
+
+AXES = ("S", "P", "L")  # where D, H, W point to, in nibabel's letters
+NIFTI = (".nii", ".nii.gz")
+ITK = (".nrrd", ".mha", ".mhd")
+CT_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
+_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM and ITK point x to the left and y to the back
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A scan or a mask.
+
+    Attributes:
+      voxels: (D, H, W).
+      spacing_mm: (3,) distances between voxel centres along D, H, W.
+      affine: (4, 4) from the indices (d, h, w) to mm towards right, front, head (NIfTI's RAS+).
+      file_affine: (4, 4) of the file's own axes, which write_volume writes.
+      note: what reading it mended, for the log; empty where nothing.
+    """
+
+    voxels: np.ndarray
+    spacing_mm: np.ndarray
+    affine: np.ndarray
+    file_affine: np.ndarray = field(repr=False)
+    note: str = ""
+
+    def with_voxels(self, voxels: np.ndarray) -> "Volume":
+        """The same grid with other voxels, for a mask of this scan."""
+        if voxels.shape != self.voxels.shape:
+            raise ValueError(f"the grid is {self.voxels.shape}, the voxels are {voxels.shape}")
+        return replace(self, voxels=voxels)
+
+
+def from_file_axes(voxels: np.ndarray, file_affine: np.ndarray) -> Volume:
+    """The Volume of an array in a file's own axes (i, j, k) with its affine to RAS+ mm."""
+    turn = ornt_transform(io_orientation(file_affine), axcodes2ornt(AXES))
+    affine = file_affine @ inv_ornt_aff(turn, voxels.shape)
+    return Volume(
+        voxels=np.ascontiguousarray(apply_orientation(voxels, turn)),
+        spacing_mm=np.linalg.norm(affine[:3, :3], axis=0),
+        affine=affine,
+        file_affine=np.asarray(file_affine, float),
+    )
+
+
+def in_file_axes(volume: Volume) -> np.ndarray:
+    """The voxels in the axes of the file that the volume was read from."""
+    turn = ornt_transform(axcodes2ornt(AXES), io_orientation(volume.file_affine))
+    return apply_orientation(volume.voxels, turn)
+
+
+def from_spacing(voxels: np.ndarray, spacing_mm: Sequence[float]) -> Volume:
+    """The Volume of an array (D, H, W) with its corner at the origin."""
+    depth, height, width = spacing_mm
+    # A file's axes (i, j, k) are (W, H, D) here: to the left, the back and the head.
+    return from_file_axes(voxels.transpose(2, 1, 0), np.diag([-width, -height, depth, 1.0]))
+
+
+def read_volume(path: str | Path) -> Volume:
+    """Reads NIfTI, NRRD, MHA, or the DICOM series in a folder.
+
+    Raises:
+      UserError: nothing there, damaged, not three-dimensional, or slices that are missing,
+        doubled or tilted.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _read_dicom(path)
+    if not path.exists():
+        raise UserError(f"{path}: no such file")
+    if path.name.endswith(NIFTI):
+        return _read_nifti(path)
+    if path.name.endswith(ITK):
+        return _read_itk(path)
+    raise UserError(
+        f"{path}: unknown format; a scan is one of {', '.join(NIFTI + ITK)} or a DICOM folder"
+    )
+
+
+def write_volume(path: str | Path, volume: Volume) -> None:
+    """Writes the volume in the axes of the file that it came from; whole or not at all."""
+    path = Path(path)
+    voxels = in_file_axes(volume)
+    with whole_file(path) as partial:
+        if path.name.endswith(NIFTI):
+            image = nib.Nifti1Image(voxels, volume.file_affine)
+            image.header.set_xyzt_units("mm")
+            image.to_filename(partial)
+        elif path.name.endswith(ITK):
+            sitk.WriteImage(_to_itk(voxels, volume.file_affine), partial)
+        else:
+            raise UserError(f"{path}: can be written as one of {', '.join(NIFTI + ITK)}")
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A name to write to that becomes `path` when the block ends well, and is gone otherwise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".partial-{path.name}")
+    try:
+        with full_disk_is_a_user_error(path):
+            yield partial
+            os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def scans_in(path: Path) -> dict[str, Path]:
+    """The scans at `path`, by name: a file, a folder of files, or of DICOM series.
+
+    Raises:
+      UserError: there are none.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder")
+    if path.is_file():
+        return {stem(path): path}
+    files = sorted(f for f in path.iterdir() if f.is_file() and not f.name.startswith("."))
+    scans = {stem(f): f for f in files if f.name.endswith(NIFTI + ITK)}
+    if scans:
+        return scans
+    if find_series(path):
+        return {path.name: path}
+    folders = sorted(f for f in path.iterdir() if f.is_dir())
+    scans = {f.name: f for f in folders if find_series(f)}
+    if not scans:
+        raise UserError(
+            f"{path}: no scan in it; put {', '.join(NIFTI + ITK)} files or DICOM folders there"
+        )
+    return scans
+
+
+def stem(path: Path) -> str:
+    """The name of a case: the file's name without its format."""
+    for suffix in sorted(NIFTI + ITK, key=len, reverse=True):
+        if path.name.endswith(suffix):
+            return path.name[: -len(suffix)]
+    return path.name
+
+
+def _read_nifti(path: Path) -> Volume:
+    try:
+        image = nib.nifti1.Nifti1Image.from_filename(path)
+        voxels = np.asanyarray(image.dataobj)
+    except (OSError, EOFError, ValueError, zlib.error, ImageFileError) as error:
+        raise UserError(
+            f"{path}: damaged or not NIfTI ({_one_line(error)}); fetch or export it again"
+        ) from error
+    assert image.affine is not None
+    return from_file_axes(_three_dimensional(path, voxels), image.affine)
+
+
+def _read_itk(path: Path) -> Volume:
+    try:
+        image = sitk.ReadImage(path)
+    except RuntimeError as error:
+        raise UserError(
+            f"{path}: damaged or not {path.suffix} ({_one_line(error)}); fetch or export it again"
+        ) from error
+    voxels = _three_dimensional(path, sitk.GetArrayFromImage(image).transpose())
+    direction = np.reshape(image.GetDirection(), (image.GetDimension(),) * 2)[:3, :3]
+    affine = np.eye(4)
+    affine[:3, :3] = direction * image.GetSpacing()[:3]
+    affine[:3, 3] = image.GetOrigin()[:3]
+    return from_file_axes(voxels, _LPS @ affine)
+
+
+def _to_itk(voxels: np.ndarray, file_affine: np.ndarray) -> sitk.Image:
+    affine = _LPS @ file_affine
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    image = sitk.GetImageFromArray(np.ascontiguousarray(voxels.transpose()))
+    image.SetSpacing(spacing.tolist())
+    image.SetOrigin(affine[:3, 3].tolist())
+    image.SetDirection((affine[:3, :3] / spacing).ravel().tolist())
+    return image
+
+
+def _three_dimensional(path: Path, voxels: np.ndarray) -> np.ndarray:
+    while voxels.ndim > 3 and voxels.shape[-1] == 1:
+        voxels = voxels[..., 0]
+    if voxels.ndim != 3:
+        raise UserError(
+            f"{path}: has shape {voxels.shape}, a scan is three-dimensional; "
+            "save one channel or time point of it"
+        )
+    if voxels.dtype.kind not in "iuf":
+        raise UserError(f"{path}: holds {voxels.dtype}, a scan holds numbers; save it in HU")
+    if min(voxels.shape) == 0:
+        raise UserError(f"{path}: is empty, its shape is {voxels.shape}")
+    return voxels
+
+
+def find_series(folder: Path) -> dict[str, list[Path]]:
+    """The files of each CT series below `folder`, by SeriesInstanceUID.
+
+    Other DICOM objects, such as RTSTRUCT and SEG, and files that are not DICOM are passed over.
+    """
+    series: dict[str, list[Path]] = defaultdict(list)
+    for file in sorted(folder.rglob("*")):
+        if not file.is_file() or not _is_dicom(file):
+            continue
+        header = pydicom.dcmread(
+            file, stop_before_pixels=True, specific_tags=["SOPClassUID", "SeriesInstanceUID"]
+        )
+        if header.get("SOPClassUID") == CT_STORAGE:
+            series[str(header.SeriesInstanceUID)].append(file)
+    return dict(series)
+
+
+def _is_dicom(file: Path) -> bool:
+    with file.open("rb") as stream:
+        return stream.read(132)[128:] == b"DICM"
+
+
+def _read_dicom(folder: Path) -> Volume:
+    series = find_series(folder)
+    if not series:
+        raise UserError(f"{folder}: no CT series in it; give the folder of its DICOM slices")
+    if len(series) > 1:
+        counts = ", ".join(f"{len(files)} slices in {files[0].parent}" for files in series.values())
+        raise UserError(f"{folder}: {len(series)} CT series ({counts}); give the folder of one")
+    (files,) = series.values()
+    slices = [pydicom.dcmread(file) for file in files]
+    for file, image in zip(files, slices, strict=True):
+        try:
+            _ = image.pixel_array
+        except (AttributeError, ValueError, NotImplementedError, RuntimeError) as error:
+            raise UserError(
+                f"{file}: damaged slice ({_one_line(error)}); fetch the series again"
+            ) from error
+    _check_positions(folder, files, slices)
+    try:
+        volume = highdicom.get_volume_from_series(slices)
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{folder}: not a sound series ({_one_line(error)})") from error
+    voxels = volume.array
+    if np.array_equal(voxels, voxels.astype(np.int16)):
+        voxels = voxels.astype(np.int16)
+    return from_file_axes(voxels, _LPS @ volume.affine)
+
+
+def _check_positions(folder: Path, files: list[Path], slices: list[pydicom.Dataset]) -> None:
+    """Raises a UserError for doubled, missing or tilted slices, naming them."""
+    try:
+        rows = np.array([image.ImageOrientationPatient for image in slices], float)
+        corners = np.array([image.ImagePositionPatient for image in slices], float)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"{folder}: slices without a position; export the series again") from error
+    if len(slices) < 2:
+        raise UserError(f"{folder}: one slice is not a volume; give the folder of the series")
+    if np.abs(rows - rows[0]).max() > 1e-3:
+        raise UserError(f"{folder}: its slices are not parallel; export the series again")
+    normal = np.cross(rows[0, :3], rows[0, 3:])
+    depth = corners @ normal
+    order = np.argsort(depth, kind="stable")
+    gaps = np.diff(depth[order])
+    step = np.median(gaps)
+    doubled = np.flatnonzero(gaps < 0.01)
+    if doubled.size:
+        first, second = (files[order[doubled[0] + offset]].name for offset in (0, 1))
+        raise UserError(
+            f"{folder}: {first} and {second} lie at the same position; remove one of each such pair"
+        )
+    uneven = np.flatnonzero(np.abs(gaps - step) > max(0.01 * step, 0.01))
+    if uneven.size:
+        first, second = (files[order[uneven[0] + offset]].name for offset in (0, 1))
+        raise UserError(
+            f"{folder}: {gaps[uneven[0]]:.2f} mm between {first} and {second}, {step:.2f} mm "
+            "between the others; a slice is missing, fetch the series again"
+        )
+    shift = (corners[order[-1]] - corners[order[0]]) / (depth[order[-1]] - depth[order[0]]) - normal
+    if np.abs(shift).max() > 1e-2:
+        tilt = np.degrees(np.arctan(np.linalg.norm(shift)))
+        raise UserError(
+            f"{folder}: the gantry was tilted by {tilt:.1f} degrees; correct the tilt before, "
+            "for example with dcm2niix"
+        )
+
+
+def _one_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:200]

@@ -1,0 +1,44 @@
+"""A trained network as a function from a prepared case to the masks of its scan."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from covid_jax.config import Config
+from covid_jax.data.plan import Plan
+from covid_jax.data.preprocess import PreparedCase, restore
+from covid_jax.inference.sliding_window import predict_volume
+from covid_jax.transfer.strategies import STRATEGIES
+
+Tree = Any
+Predictor = Callable[[PreparedCase], np.ndarray]
+"""case -> probabilities (K, D, H, W) on the scan's own grid"""
+
+
+def make_predictor(config: Config, plan: Plan, params: Tree, mirror: bool) -> Predictor:
+    """The predictor of a run; its network is compiled once, for windows of the patch size."""
+    network = STRATEGIES[config.strategy].network(config.model, jnp.dtype(config.dtype))
+
+    @jax.jit
+    def full_resolution(params: Tree, image: Array) -> Array:
+        return network.apply({"params": params}, image)[0]
+
+    apply = functools.partial(full_resolution, jax.tree.map(jnp.asarray, params))
+
+    def predict(case: PreparedCase) -> np.ndarray:
+        probabilities = predict_volume(
+            apply,
+            case.image,
+            config.data.patch_size,
+            step_size=config.inference.step_size,
+            mirror=mirror,
+            batch_size=config.inference.batch_size,
+        )
+        return restore(probabilities, case.geometry, plan)
+
+    return predict

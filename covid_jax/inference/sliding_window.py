@@ -1,0 +1,127 @@
+"""Whole volumes through a network that sees windows (nnU-Net's sliding window)."""
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import numpy as np
+from jax import Array
+from scipy import ndimage
+
+Logits = Callable[[Array], Array]
+"""image (N, D, H, W, C) -> logits (N, D, H, W, K) at full resolution"""
+
+
+def predict_volume(
+    apply: Logits,
+    volume: np.ndarray,
+    patch_size: Sequence[int],
+    *,
+    step_size: float = 0.5,
+    mirror: bool = False,
+    batch_size: int = 2,
+) -> np.ndarray:
+    """Class probabilities of every voxel, averaged over windows with Gaussian weights.
+
+    Windows of the patch size are spread evenly, at most `step_size` of a window apart; a volume
+    smaller than a window is padded with 0 on both sides. nnU-Net: nnUNetPredictor, which averages
+    logits where this averages probabilities, as version 1 does.
+
+    Args:
+      apply: jitted here is not needed; pass a jitted function.
+      volume: (D, H, W), normalised.
+      patch_size: (D, H, W) of a window.
+      mirror: average over the 8 mirrored views of each window.
+      batch_size: windows that enter the network at once.
+
+    Returns:
+      (D, H, W, K) float32, which sums to 1 over K
+    """
+    padded, inside = _pad_to(volume, patch_size)
+    corners = list(
+        itertools.product(
+            *(
+                window_starts(n, size, step_size)
+                for n, size in zip(padded.shape, patch_size, strict=True)
+            )
+        )
+    )
+    weight = gaussian_weight(tuple(patch_size))
+    total: np.ndarray | None = None
+    weights = np.zeros(padded.shape, np.float32)
+    for some, probabilities in _predicted(apply, padded, corners, patch_size, mirror, batch_size):
+        if total is None:
+            total = np.zeros((*padded.shape, probabilities.shape[-1]), np.float32)
+        for corner, window in zip(some, probabilities, strict=True):
+            place = tuple(slice(c, c + size) for c, size in zip(corner, patch_size, strict=True))
+            total[place] += window * weight[..., None]
+            weights[place] += weight
+    assert total is not None
+    return (total / weights[..., None])[inside]
+
+
+def window_starts(length: int, window: int, step_size: float) -> list[int]:
+    """Where windows begin along an axis, from 0 to length - window, evenly spread.
+
+    nnU-Net: compute_steps_for_sliding_window.
+    """
+    last = length - window
+    count = math.ceil(last / (window * step_size)) + 1
+    return [round(last * i / max(count - 1, 1)) for i in range(count)]
+
+
+@functools.cache
+def gaussian_weight(patch_size: tuple[int, ...]) -> np.ndarray:
+    """The weight of each voxel of a window: a Gaussian of deviation size / 8, nowhere 0."""
+    impulse = np.zeros(patch_size)
+    impulse[tuple(size // 2 for size in patch_size)] = 1
+    weight = ndimage.gaussian_filter(impulse, [size / 8 for size in patch_size], mode="constant")
+    weight /= weight.max()
+    return np.maximum(weight, weight[weight > 0].min()).astype(np.float32)
+
+
+def _predicted(
+    apply: Logits,
+    volume: np.ndarray,
+    corners: Sequence[tuple[int, ...]],
+    patch_size: Sequence[int],
+    mirror: bool,
+    batch_size: int,
+) -> Iterator[tuple[Sequence[tuple[int, ...]], np.ndarray]]:
+    """Corners and probabilities, batch by batch; the device computes one batch ahead."""
+    pending: tuple[Sequence[tuple[int, ...]], Array] | None = None
+    for start in range(0, len(corners), batch_size):
+        some = corners[start : start + batch_size]
+        # The last batch is filled up, so that one shape is compiled.
+        windows = np.zeros((batch_size, *patch_size, 1), np.float32)
+        for window, corner in zip(windows, some, strict=False):
+            window[..., 0] = volume[
+                tuple(slice(c, c + size) for c, size in zip(corner, patch_size, strict=True))
+            ]
+        probabilities = _views(apply, windows, mirror)
+        if pending is not None:
+            yield pending[0], np.asarray(pending[1])[: len(pending[0])]
+        pending = (some, probabilities)
+    assert pending is not None
+    yield pending[0], np.asarray(pending[1])[: len(pending[0])]
+
+
+def _views(apply: Logits, windows: np.ndarray, mirror: bool) -> Array:
+    axes = (1, 2, 3)
+    views = [
+        flip for count in range(4) for flip in itertools.combinations(axes, count)
+    ] if mirror else [()]
+    total: Array | float = 0.0
+    for flip in views:
+        logits = apply(jax.numpy.asarray(np.flip(windows, flip)))
+        total = total + jax.numpy.flip(jax.nn.softmax(logits), flip)
+    return total / len(views)  # type: ignore[return-value]
+
+
+def _pad_to(volume: np.ndarray, size: Sequence[int]) -> tuple[np.ndarray, tuple[slice, ...]]:
+    missing = [max(s - n, 0) for n, s in zip(volume.shape, size, strict=True)]
+    padded = np.pad(volume, [(need // 2, need - need // 2) for need in missing])
+    inside = tuple(slice(need // 2, need // 2 + n) for need, n in zip(missing, volume.shape, strict=True))
+    return padded, inside

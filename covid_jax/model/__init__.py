@@ -1,0 +1,1 @@
+"""The networks, their convolutions and their loss."""

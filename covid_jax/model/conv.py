@@ -1,0 +1,262 @@
+"""3D convolution in the form that is fast on each backend, with gradients of its own.
+
+XLA's 3D convolutions are fast on GPU and TPU and about four times too slow on CPU, where its 2D
+convolutions and matrix products are good. So on CPU each pass is written as one of those:
+
+- forward, and the gradient to the input: the slices of all cases are one batch of a 2D
+  convolution to (depth taps x features) channels, and the taps are added with a shift;
+- gradient to the kernel: a matrix product for each slice, accumulated over slices.
+
+All forms give the numbers of `lax.conv_general_dilated` up to rounding. Every kernel is odd, and
+padded by (k - 1) / 2, so that an axis of n voxels gives ceil(n / stride).
+
+An input may be a tuple of arrays, which stands for their concatenation along the features. Each
+then has a gradient of its own, so XLA drops the one that nothing needs: the gradient into a
+skip that comes from a frozen encoder (autodiff through a concatenation would compute it).
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+Form = Literal["lax", "slices"]
+Triple = tuple[int, int, int]
+Padding = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+
+_SMALL_SLICE = 256
+"""Voxels a slice under which one product over all slices beats one a slice (4 x 8 x 8: 1.5x)."""
+
+
+def convolution(
+    inputs: Array | Sequence[Array], kernel: Array, strides: Triple, form: Form
+) -> Array:
+    """The convolution of `inputs` (N, D, H, W, C) with `kernel` (kd, kh, kw, C, features).
+
+    Args:
+      inputs: one array, or several that stand for their concatenation along C.
+      kernel: odd in each axis.
+      strides: along D, H, W.
+      form: "lax" for XLA's own convolution (GPU, TPU, sharded depth), "slices" for CPU.
+
+    Returns:
+      (N, ceil(D / sd), ceil(H / sh), ceil(W / sw), features)
+    """
+    parts = (inputs,) if isinstance(inputs, jax.Array) else tuple(inputs)
+    return _convolution(strides, form, parts, kernel)
+
+
+def fast_form() -> Form:
+    """The form that is fast on the default backend."""
+    return "slices" if jax.default_backend() == "cpu" else "lax"
+
+
+def transposed_convolution(x: Array, kernel: Array) -> Array:
+    """The transposed convolution whose kernel equals its stride: a matrix product.
+
+    Its outputs do not overlap, so each voxel becomes a block of kernel size. lax.conv_transpose
+    is 30 times slower for the same numbers (jax issues 23783, 31662).
+
+    Args:
+      x: (N, D, H, W, C).
+      kernel: (sd, sh, sw, C, features).
+
+    Returns:
+      (N, D sd, H sh, W sw, features)
+    """
+    n, depth, height, width, channels = x.shape
+    sd, sh, sw, _, features = kernel.shape
+    matrix = kernel.transpose(3, 0, 1, 2, 4).reshape(channels, sd * sh * sw * features)
+    blocks = (x.reshape(-1, channels) @ matrix).reshape(
+        n, depth, height, width, sd, sh, sw, features
+    )
+    return _interleave(blocks)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _convolution(strides: Triple, form: Form, parts: tuple[Array, ...], kernel: Array) -> Array:
+    x = parts[0] if len(parts) == 1 else jnp.concatenate(parts, -1)
+    padding = tuple(((size - 1) // 2,) * 2 for size in kernel.shape[:3])
+    return _dense(x, kernel, strides, padding, form)
+
+
+def _forward(
+    strides: Triple, form: Form, parts: tuple[Array, ...], kernel: Array
+) -> tuple[Array, tuple[tuple[Array, ...], Array]]:
+    return _convolution(strides, form, parts, kernel), (parts, kernel)
+
+
+def _backward(
+    strides: Triple, form: Form, residuals: tuple[tuple[Array, ...], Array], dy: Array
+) -> tuple[tuple[Array, ...], Array]:
+    parts, kernel = residuals
+    edges = np.cumsum([part.shape[-1] for part in parts])[:-1].tolist()
+    kernels = jnp.split(kernel, edges, axis=3)
+    dparts = tuple(
+        _gradient_to_input(dy, k, strides, part.shape[1:4], form)
+        for part, k in zip(parts, kernels, strict=True)
+    )
+    dkernels = [_gradient_to_kernel(part, dy, kernel.shape, strides, form) for part in parts]
+    return dparts, jnp.concatenate(dkernels, 3)
+
+
+_convolution.defvjp(_forward, _backward)
+
+
+def _dense(x: Array, kernel: Array, strides: Triple, padding: Padding, form: Form) -> Array:
+    if form == "lax":
+        return lax.conv_general_dilated(
+            x, kernel, strides, padding, dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
+        )
+    if kernel.shape[0] == 1:
+        return _planar(x[:, :: strides[0]], kernel[0], strides[1:], padding[1:])
+    if strides[0] == 1:
+        return _taps_out(x, kernel, strides[1:], padding)
+    return _taps_in(x, kernel, strides, padding)
+
+
+def _planar(
+    x: Array, kernel: Array, strides: tuple[int, int], padding: Sequence[tuple[int, int]]
+) -> Array:
+    """A 2D convolution of every slice of x (N, D, H, W, C) with kernel (kh, kw, C, features)."""
+    n, depth = x.shape[:2]
+    y = lax.conv_general_dilated(
+        x.reshape(n * depth, *x.shape[2:]),
+        kernel,
+        strides,
+        padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    return y.reshape(n, depth, *y.shape[1:])
+
+
+def _taps_out(x: Array, kernel: Array, strides: tuple[int, int], padding: Padding) -> Array:
+    """One planar convolution to all depth taps, which are then added with a shift in depth."""
+    taps, kh, kw, channels, features = kernel.shape
+    planar = kernel.transpose(1, 2, 3, 0, 4).reshape(kh, kw, channels, taps * features)
+    y = _planar(x, planar, strides, padding[1:])
+    low, high = padding[0]
+    shifted = [
+        lax.pad(
+            y[..., tap * features : (tap + 1) * features],
+            jnp.zeros((), y.dtype),
+            ((0, 0, 0), (low - tap, high - taps + 1 + tap, 0), (0, 0, 0), (0, 0, 0), (0, 0, 0)),
+        )
+        for tap in range(taps)
+    ]
+    return functools.reduce(jnp.add, shifted)
+
+
+def _taps_in(x: Array, kernel: Array, strides: Triple, padding: Padding) -> Array:
+    """The slices that each output slice sees, side by side as channels of a planar convolution."""
+    taps, kh, kw, channels, features = kernel.shape
+    planar = kernel.transpose(1, 2, 0, 3, 4).reshape(kh, kw, taps * channels, features)
+    return _planar(_depth_windows(x, taps, strides[0], padding[0]), planar, strides[1:], padding[1:])
+
+
+def _depth_windows(x: Array, taps: int, stride: int, padding: tuple[int, int]) -> Array:
+    """(N, D, H, W, C) -> (N, D / stride, H, W, taps C): channels of the slices around each."""
+    padded = jnp.pad(x, ((0, 0), padding, (0, 0), (0, 0), (0, 0)))
+    size = (x.shape[1] + sum(padding) - taps) // stride + 1
+    windows = [padded[:, tap : tap + (size - 1) * stride + 1 : stride] for tap in range(taps)]
+    # Without the barrier XLA folds the concatenation into the convolution's slow path.
+    return lax.optimization_barrier(jnp.concatenate(windows, -1))
+
+
+def _gradient_to_input(
+    dy: Array, kernel: Array, strides: Triple, size: tuple[int, ...], form: Form
+) -> Array:
+    """The gradient to an input of spatial `size`, as one convolution of dy with stride 1.
+
+    The input voxel s i + r (phase r of block i) met the output o = i + t at the kernel position
+    r + p - s t. So the blocks are a convolution of dy with kernels [t, r] picked from the given
+    one (zero where the position lies outside), and the phases are interleaved. With stride 1
+    there is one phase, and the kernel is the given one flipped.
+    """
+    padding = []
+    for axis, (k, s) in enumerate(zip(kernel.shape[:3], strides, strict=True)):
+        p = (k - 1) // 2
+        first, last = -((k - 1 - p) // s), (s - 1 + p) // s
+        position = np.arange(s) + p - s * np.arange(first, last + 1)[:, None]
+        outside = (position < 0) | (position >= k)
+        # Each handled axis becomes (taps, phases); the phases gather at the end.
+        picked = jnp.take(kernel, jnp.where(outside, 0, position), axis=axis)
+        outside = outside.reshape(outside.shape + (1,) * (picked.ndim - axis - 2))
+        kernel = jnp.moveaxis(jnp.where(outside, 0, picked), axis + 1, -1)
+        padding.append((-first, last))
+    taps, (channels, features) = kernel.shape[:3], kernel.shape[3:5]
+    phases = kernel.shape[5:]
+    flipped = kernel.transpose(0, 1, 2, 4, 5, 6, 7, 3).reshape(
+        *taps, features, int(np.prod(phases)) * channels
+    )
+    blocks = _dense(dy, flipped, (1, 1, 1), (padding[0], padding[1], padding[2]), form)
+    blocks = blocks.reshape(*blocks.shape[:4], *phases, channels)
+    depth, height, width = size
+    return _interleave(blocks)[:, :depth, :height, :width]
+
+
+def _gradient_to_kernel(
+    x: Array, dy: Array, shape: tuple[int, ...], strides: Triple, form: Form
+) -> Array:
+    """The gradient to a kernel of `shape` (kd, kh, kw, -, features), for the input x alone."""
+    kd, kh, kw, _, features = shape
+    channels = x.shape[-1]
+    if form == "lax":
+        zero = jnp.zeros((kd, kh, kw, channels, features), x.dtype)
+        padding = tuple(((size - 1) // 2,) * 2 for size in shape[:3])
+        _, pull = jax.vjp(lambda kernel: _dense(x, kernel, strides, padding, form), zero)
+        return pull(dy)[0]
+    pad = (kd - 1) // 2
+    if strides[0] == 1:
+        # Tap t of slice d meets dy[d - t + pad]: windows over dy, in reversed order of taps.
+        dy = _depth_windows(dy, kd, 1, (pad, pad))
+    else:
+        x = _depth_windows(x, kd, strides[0], (pad, pad))
+    n, depth, height, width, _ = dy.shape
+    x = jnp.pad(x, ((0, 0), (0, 0), ((kh - 1) // 2,) * 2, ((kw - 1) // 2,) * 2, (0, 0)))
+
+    def columns(slices: Array) -> Array:
+        """(..., H, W, C) -> (..., H / sh, W / sw, kh kw C)"""
+        return jnp.concatenate(
+            [
+                slices[
+                    ...,
+                    i : i + (height - 1) * strides[1] + 1 : strides[1],
+                    j : j + (width - 1) * strides[2] + 1 : strides[2],
+                    :,
+                ]
+                for i in range(kh)
+                for j in range(kw)
+            ],
+            -1,
+        )
+
+    if height * width < _SMALL_SLICE:
+        left = lax.optimization_barrier(columns(x))
+        product = left.reshape(-1, left.shape[-1]).T @ dy.reshape(-1, dy.shape[-1])
+    else:
+
+        def add_slice(total: Array, slices: tuple[Array, Array]) -> tuple[Array, None]:
+            x_slice, dy_slice = slices
+            left = columns(x_slice).reshape(height * width, -1)
+            return total + left.T @ dy_slice.reshape(height * width, -1), None
+
+        zero = jnp.zeros((kh * kw * x.shape[-1], dy.shape[-1]), x.dtype)
+        slices = (x.reshape(n * depth, *x.shape[2:]), dy.reshape(n * depth, *dy.shape[2:]))
+        product, _ = lax.scan(add_slice, zero, slices)
+    if strides[0] == 1:
+        taps_last = product.reshape(kh, kw, channels, kd, features)
+        return taps_last.transpose(3, 0, 1, 2, 4)[::-1]
+    return product.reshape(kh, kw, kd, channels, features).transpose(2, 0, 1, 3, 4)
+
+
+def _interleave(blocks: Array) -> Array:
+    """(N, D, H, W, sd, sh, sw, C) -> (N, D sd, H sh, W sw, C)"""
+    n, depth, height, width, sd, sh, sw, channels = blocks.shape
+    return blocks.transpose(0, 1, 4, 2, 5, 3, 6, 7).reshape(
+        n, depth * sd, height * sh, width * sw, channels
+    )

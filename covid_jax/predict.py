@@ -1,0 +1,55 @@
+"""Predicts lesion masks of scans with a trained run, each on the scan's own grid.
+
+    python -m covid_jax.predict --checkpoint=runs/body --input=scans --output_dir=masks
+
+--input is a scan (NIfTI, NRRD, MHA, or a folder with a DICOM series) or a folder of scans; each
+becomes masks/SCAN.nii.gz, uint8. With --save_probabilities also masks/SCAN_probability_K.nii.gz,
+one for each class that is not background.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+from tqdm import tqdm
+
+from covid_jax.data.preprocess import prepare_case, read_scan
+from covid_jax.data.volume import scans_in, write_volume
+from covid_jax.errors import UserError, run_command
+from covid_jax.inference.scan import make_predictor
+from covid_jax.training.checkpoint import load_run
+from covid_jax.training.parallel import keep_compiled_programs
+
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Work directory of a run.")
+_INPUT = flags.DEFINE_string("input", None, "A scan or a folder of scans.")
+_OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Folder for the masks.")
+_MIRROR = flags.DEFINE_bool("mirror", False, "Average over 8 mirrored views: 8 times the time.")
+_SAVE_PROBABILITIES = flags.DEFINE_bool("save_probabilities", False, "Save probabilities too.")
+
+
+def main() -> None:
+    """Predicts what the flags say."""
+    for flag in (_CHECKPOINT, _INPUT, _OUTPUT_DIR):
+        if not flag.value:
+            raise UserError(f"--{flag.name} is missing (see --help)")
+    keep_compiled_programs()
+    scans = scans_in(Path(_INPUT.value))
+    config, plan, params = load_run(_CHECKPOINT.value)
+    predict = make_predictor(config, plan, params, _MIRROR.value)
+    output_dir = Path(_OUTPUT_DIR.value)
+    for name, path in tqdm(scans.items(), "predicting", unit="scan"):
+        scan = read_scan(path)
+        if scan.note:
+            tqdm.write(f"{name}: {scan.note}")
+        probabilities = predict(prepare_case(scan, None, plan))
+        mask = probabilities.argmax(0).astype(np.uint8)
+        write_volume(output_dir / f"{name}.nii.gz", scan.with_voxels(mask))
+        if _SAVE_PROBABILITIES.value:
+            for k, probability in enumerate(probabilities[1:], start=1):
+                target = output_dir / f"{name}_probability_{k}.nii.gz"
+                write_volume(target, scan.with_voxels(probability))
+    print(f"{len(scans)} masks are in {output_dir}")
+
+
+if __name__ == "__main__":
+    run_command(main, __doc__)

@@ -1,0 +1,170 @@
+"""Trains one run: one strategy on one fold, from the config file and its overrides.
+
+    python -m covid_jax.train --config=configs/paper.py:multi_encoder --workdir=runs/multi_encoder \\
+        --config.data.prepared_dir=prepared --config.pretrained=runs/pretraining
+
+The work directory gets config.json, checkpoints/, log.jsonl, progress.png, TensorBoard events and,
+at the end, predictions/ and metrics.json of the fold's test cases. Starting the same command again
+goes on where the last checkpoint stands; another config for the same directory is refused.
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from tqdm import tqdm
+
+from covid_jax.config import (
+    Config,
+    check_config_arguments,
+    config_from_flag,
+    define_config_flag,
+)
+from covid_jax.data.augment import augment
+from covid_jax.data.plan import Plan
+from covid_jax.data.preprocess import PreparedCase, as_volume
+from covid_jax.data.store import StoredDataset, load_case
+from covid_jax.data.volume import write_volume
+from covid_jax.errors import UserError, run_command
+from covid_jax.evaluation.folders import evaluate_folders, save_metrics
+from covid_jax.inference.scan import make_predictor
+from covid_jax.training.checkpoint import Checkpoints, load_params
+from covid_jax.training.parallel import keep_compiled_programs, make_mesh, put_batch, replicate
+from covid_jax.training.progress import Progress
+from covid_jax.training.run import claim_workdir, open_data, samplers, with_num_classes
+from covid_jax.training.state import initial_state, learning_rate, optimizer, schedule
+from covid_jax.training.step import make_eval_step, make_train_step, pseudo_dice
+from covid_jax.transfer import freezing
+from covid_jax.transfer.strategies import STRATEGIES, initial_params
+
+_CONFIG = define_config_flag()
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+
+
+def train(config: Config, workdir: Path) -> None:
+    """Trains the run that `config` describes in `workdir`, or what is left of it."""
+    # The data: the plan that all runs share, and where the patches of this fold come from.
+    plan, datasets = open_data(config, workdir)
+    config = with_num_classes(config, datasets)
+    training, validation = samplers(config, datasets)
+    claim_workdir(workdir, config, plan)
+    mesh = make_mesh(config.mesh, config.data.batch_size, config.data.patch_size[0])
+
+    # The network: new parameters, some of them replaced by pre-trained ones, some of them frozen.
+    strategy = STRATEGIES[config.strategy]
+    network = strategy.network(
+        config.model, jnp.dtype(config.dtype), "lax" if config.mesh.space > 1 else None
+    )
+    image = jnp.zeros((1, *config.data.patch_size, config.model.in_channels))
+    new = jax.jit(network.init)(jax.random.key(config.seed), image)["params"]
+    pretrained = load_params(config.pretrained) if config.pretrained else None
+    params = initial_params(strategy, new, pretrained)
+    held = freezing.mask(params, strategy.frozen)
+    trainable, frozen = freezing.split(params, held)
+
+    # The step: one function for every strategy and any number of devices.
+    transform = optimizer(config.optimizer)
+    apply = lambda params, image: network.apply({"params": params}, image)  # noqa: E731
+    loss = {"batch_dice": config.loss.batch_dice, "marginal": config.loss.marginal}
+    train_step = make_train_step(apply, transform, augment if config.data.augment else None, **loss)
+    eval_step = make_eval_step(apply, **loss)
+
+    # The loop: go on from the latest checkpoint, epoch after epoch.
+    first, epochs, _ = schedule(config)
+    with Checkpoints(workdir) as checkpoints:
+        state = initial_state(trainable, transform)
+        restored = checkpoints.restore(state, held)
+        state, frozen = replicate(restored or state, mesh), replicate(frozen, mesh)
+        start = int(state.step)
+        announce(config, datasets, params, held, start if restored else None)
+        progress = Progress(workdir, start)
+        batches = training.batches(start, epochs * config.steps_per_epoch)
+        key = jax.random.key(config.seed)
+        for epoch in range(start // config.steps_per_epoch, epochs):
+            rate = learning_rate(config, first + epoch)
+            clock, losses = time.perf_counter(), []
+            with tqdm(total=config.steps_per_epoch, unit="step", mininterval=1) as bar:
+                bar.set_description(f"epoch {epoch + 1}/{epochs}")
+                for _ in range(config.steps_per_epoch):
+                    batch = put_batch(vars(next(batches)), mesh)
+                    state, metrics = train_step(state, frozen, batch, np.float32(rate), key)
+                    losses.append(metrics["loss"])
+                    # Read a step late, so that the device never waits for the host.
+                    shown = float(losses[-2]) if len(losses) > 1 else float("nan")
+                    bar.set_postfix(loss=f"{shown:.3f}", refresh=False)
+                    bar.update()
+            line = {
+                "step": (epoch + 1) * config.steps_per_epoch,
+                "epoch": epoch,
+                "loss": float(np.mean(jax.device_get(losses))),
+                "learning_rate": rate,
+                "seconds": time.perf_counter() - clock,
+            }
+            clock, found = time.perf_counter(), []
+            for index in range(config.validation_steps):
+                batch = put_batch(vars(validation.batch(epoch * config.validation_steps + index)), mesh)
+                found.append(eval_step(state.trainable, frozen, batch))
+            if found:
+                line["validation_loss"] = float(np.mean(jax.device_get([m["loss"] for m in found])))
+                line["validation_dice"] = pseudo_dice(jax.device_get(found))
+                line["validation_seconds"] = time.perf_counter() - clock
+            progress.epoch(line)
+            if (epoch + 1) % config.checkpoint_every == 0 or epoch + 1 == epochs:
+                checkpoints.save(state, frozen)
+        progress.close()
+
+    # The fold's test cases, as predict would predict them.
+    if config.test and not (workdir / "metrics.json").is_file():
+        test(config, plan, datasets[0], freezing.join(state.trainable, frozen), workdir)
+    print(f"done: {workdir}")
+
+
+def test(config: Config, plan: Plan, dataset: StoredDataset, params: Any, workdir: Path) -> None:
+    """Writes predictions/ and metrics.json of the fold's test cases."""
+    predict = make_predictor(config, plan, params, config.inference.mirror)
+    folder = workdir / "predictions"
+    for name in tqdm(dataset.split(config.fold).test, "testing", unit="case", mininterval=1):
+        case = load_case(dataset, name)
+        probabilities = predict(PreparedCase(case.image, None, case.geometry))
+        mask = probabilities.argmax(0).astype(np.uint8)
+        write_volume(folder / f"{name}.nii.gz", as_volume(mask, case.geometry))
+    metrics = evaluate_folders(folder, dataset.references)
+    save_metrics(workdir / "metrics.json", metrics)
+    means = ", ".join(f"{name} {value:.3f}" for name, value in metrics["mean"].items())
+    print(f"{len(metrics['cases'])} test cases of fold {config.fold}: {means}")
+
+
+def announce(
+    config: Config, datasets: list[StoredDataset], params: Any, held: Any, resumed: int | None
+) -> None:
+    """Prints what is trained on what."""
+    sizes = [leaf.size for leaf in jax.tree.leaves(params)]
+    frozen = sum(size for size, h in zip(sizes, jax.tree.leaves(held), strict=True) if h)
+    names = ", ".join(
+        f"{'SYNTHETIC ' if dataset.synthetic else ''}{dataset.name}" for dataset in datasets
+    )
+    _, epochs, _ = schedule(config)
+    print(
+        f"{'pre-training' if config.pretraining else config.strategy} on {names}, "
+        f"fold {config.fold}: {epochs} epochs of {config.steps_per_epoch} steps, "
+        f"{sum(sizes):,} parameters, {frozen:,} of them frozen, "
+        f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    )
+    if resumed is not None:
+        print(f"going on from the checkpoint of step {resumed}")
+
+
+def main() -> None:
+    """Trains what the flags say."""
+    if not _WORKDIR.value:
+        raise UserError("--workdir is missing (see --help)")
+    keep_compiled_programs()
+    train(config_from_flag(_CONFIG), Path(_WORKDIR.value))
+
+
+if __name__ == "__main__":
+    run_command(main, __doc__, check_config_arguments)

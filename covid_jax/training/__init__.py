@@ -1,0 +1,1 @@
+"""The optimiser, the step, checkpoints and progress of one run."""

@@ -1,0 +1,121 @@
+"""Checkpoints of a run, by orbax: RUN/checkpoints/STEP with the whole tree and the optimiser.
+
+A checkpoint is whole or absent (orbax writes it beside its place and renames it).
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from covid_jax.config import Config, from_dict
+from covid_jax.data.plan import Plan, load_plan
+from covid_jax.errors import UserError, full_disk_is_a_user_error
+from covid_jax.training.state import TrainState
+from covid_jax.transfer.freezing import join, leaf_paths, split
+
+Tree = Any
+
+
+class Checkpoints:
+    """The checkpoints of the run in `workdir`; a context manager that waits for the last one."""
+
+    def __init__(self, workdir: Path) -> None:
+        self._folder = workdir / "checkpoints"
+        self._manager = ocp.CheckpointManager(
+            self._folder.resolve(), options=ocp.CheckpointManagerOptions(max_to_keep=1)
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with full_disk_is_a_user_error(self._folder):
+            self._manager.wait_until_finished()
+        self._manager.close()
+
+    def save(self, state: TrainState, frozen: Tree) -> None:
+        """Saves the state in the background."""
+        # Copies: the step that follows reuses the buffers of the state.
+        params = jax.tree.map(np.array, join(state.trainable, frozen))
+        momentum = [np.array(leaf) for leaf in jax.tree.leaves(state.opt_state)]
+        with full_disk_is_a_user_error(self._folder):
+            self._manager.save(
+                int(state.step),
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardSave(params),
+                    optimizer=ocp.args.StandardSave(momentum),
+                ),
+            )
+
+    def restore(self, state: TrainState, frozen_mask: Tree) -> TrainState | None:
+        """`state` with the values of the latest checkpoint; None where there is none yet.
+
+        Raises:
+          UserError: the checkpoint has other leaves or shapes than `state`.
+        """
+        step = self._manager.latest_step()
+        if step is None:
+            return None
+        held = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardRestore(), optimizer=ocp.args.StandardRestore()
+            ),
+        )
+        trainable, _ = split(held.params, frozen_mask)
+        leaves, structure = jax.tree.flatten(state.opt_state)
+        _check_shapes(self._folder, state.trainable, trainable)
+        _check_shapes(self._folder, leaves, held.optimizer)
+        return TrainState(
+            jnp.asarray(step, jnp.int32),
+            jax.tree.map(jnp.array, trainable),
+            jax.tree.unflatten(structure, [jnp.array(leaf) for leaf in held.optimizer]),
+        )
+
+
+def load_params(workdir: str | Path, step: int | None = None) -> Tree:
+    """The parameter tree of a run, of its latest checkpoint or of the one at `step`.
+
+    Raises:
+      UserError: the folder is no run, or has no such checkpoint.
+    """
+    folder = Path(workdir) / "checkpoints"
+    if not folder.is_dir():
+        raise UserError(f"{workdir}: not the work directory of a run, it has no checkpoints/")
+    with ocp.CheckpointManager(folder.resolve()) as manager:
+        step = manager.latest_step() if step is None else step
+        if step not in manager.all_steps():
+            raise UserError(f"{folder}: no checkpoint{'' if step is None else f' {step}'} in it")
+        held = manager.restore(
+            step, args=ocp.args.Composite(params=ocp.args.StandardRestore())
+        )
+    return held.params
+
+
+def load_run(workdir: str | Path) -> tuple[Config, Plan, Tree]:
+    """The config, the plan and the latest parameters of a run."""
+    path = Path(workdir) / "config.json"
+    if not path.is_file():
+        raise UserError(f"{workdir}: not the work directory of a run, it has no config.json")
+    try:
+        config = from_dict(json.loads(path.read_text()))
+    except ValueError as error:
+        raise UserError(f"{path}: damaged; it is no JSON") from error
+    return config, load_plan(Path(workdir) / "plan.json"), load_params(workdir)
+
+
+def _check_shapes(folder: Path, ours: Tree, theirs: Tree) -> None:
+    if jax.tree.structure(ours) == jax.tree.structure(theirs):
+        shapes = zip(
+            leaf_paths(ours), jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True
+        )
+        wrong = [f"{path} is {a.shape} here, {b.shape} there" for path, a, b in shapes if a.shape != b.shape]
+    else:
+        wrong = [f"their parameters are {jax.tree.structure(theirs).num_leaves} leaves"]
+    if wrong:
+        raise UserError(f"{folder}: checkpoint of another network: {wrong[0]}; use a new --workdir")

@@ -1,0 +1,58 @@
+"""How arrays lie on devices: batch over `data`, depth of the patch over `space`."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from covid_jax.config import MeshConfig
+from covid_jax.errors import UserError
+
+Tree = Any
+CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
+
+
+def make_mesh(config: MeshConfig, batch_size: int, depth: int) -> Mesh:
+    """The mesh of the first data x space devices.
+
+    Raises:
+      UserError: too few devices, or a batch or depth that the mesh does not divide.
+    """
+    needed, there = config.data * config.space, jax.device_count()
+    mesh = f"mesh of {config.data} (config.mesh.data) x {config.space} (config.mesh.space)"
+    if needed > there:
+        raise UserError(f"{mesh} needs {needed} devices, {there} are here")
+    if batch_size % config.data:
+        raise UserError(f"{mesh}: config.data.batch_size={batch_size} is no multiple of its data")
+    if depth % config.space:
+        raise UserError(f"{mesh}: a patch of depth {depth} is no multiple of its space")
+    devices = np.array(jax.devices()[:needed]).reshape(config.data, config.space)
+    return Mesh(devices, ("data", "space"))
+
+
+def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """The batch on the devices: N over data, D over space (arrays of rank 3 and more)."""
+
+    def sharding(array: np.ndarray) -> NamedSharding:
+        axes = ("data", "space") if array.ndim > 2 else ("data",)
+        return NamedSharding(mesh, PartitionSpec(*axes))
+
+    return {name: jax.device_put(array, sharding(array)) for name, array in batch.items()}
+
+
+def replicate(tree: Tree, mesh: Mesh) -> Tree:
+    """The tree on every device."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def keep_compiled_programs() -> None:
+    """Keeps compiled programs on disk, so that the next start of the same work skips compiling.
+
+    JAX_COMPILATION_CACHE_DIR names another folder than the default, or none where it is empty.
+    """
+    if jax.config.jax_compilation_cache_dir is None and CACHE_VARIABLE not in os.environ:
+        home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+        jax.config.update("jax_compilation_cache_dir", str(home / "covid_jax" / "xla"))

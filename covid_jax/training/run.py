@@ -1,0 +1,93 @@
+"""What a run stands on: its prepared data, and a work directory that belongs to its config."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from covid_jax.config import Config, differences, to_dict
+from covid_jax.data.plan import Plan, load_plan, save_plan
+from covid_jax.data.preparation import prepare_phantom
+from covid_jax.data.sampling import Sampler, Source, Stream
+from covid_jax.data.store import StoredDataset, load_case, load_dataset
+from covid_jax.data.volume import whole_file
+from covid_jax.errors import UserError
+
+_PHANTOM_CASES = 6
+_MAY_CHANGE = ("data.prepared_dir", "pretrained", "study.", "inference.", "checkpoint_every")
+"""Settings that a run may be continued with although they changed: they move no parameter."""
+
+
+def open_data(config: Config, workdir: Path) -> tuple[Plan, list[StoredDataset]]:
+    """The plan and the datasets of a run.
+
+    The synthetic dataset `phantom` is made where it is missing, in `workdir`/data if
+    config.data.prepared_dir is empty.
+    """
+    prepared_dir = Path(config.data.prepared_dir or workdir / "data")
+    if config.data.datasets == ("phantom",):
+        prepare_phantom(prepared_dir, _PHANTOM_CASES, seed=0)
+    elif not config.data.prepared_dir:
+        raise UserError("config.data.prepared_dir is empty: give the folder that prepare wrote")
+    plan = load_plan(prepared_dir / "plan.json")
+    return plan, [load_dataset(prepared_dir, name, plan.hash) for name in config.data.datasets]
+
+
+def with_num_classes(config: Config, datasets: list[StoredDataset]) -> Config:
+    """`config` for background and the classes of all datasets."""
+    classes = 1 + sum(len(dataset.labels) for dataset in datasets)
+    return dataclasses.replace(
+        config, model=dataclasses.replace(config.model, num_classes=classes)
+    )
+
+
+def samplers(config: Config, datasets: list[StoredDataset]) -> tuple[Sampler, Sampler]:
+    """The samplers of the fold's training and test cases.
+
+    Each dataset's labels become classes of their own: multi_lesion has one for each lesion.
+    """
+
+    def sampler(stream: Stream) -> Sampler:
+        sources, first = [], 1
+        for dataset in datasets:
+            split = dataset.split(config.fold)
+            names = split.train if stream == "training" else split.test
+            classes = tuple(range(first, first + len(dataset.labels)))
+            sources.append(Source(tuple(load_case(dataset, name) for name in names), classes))
+            first += len(dataset.labels)
+        return Sampler(
+            tuple(sources),
+            config.model.num_classes,
+            config.data.patch_size,
+            config.data.batch_size,
+            config.data.foreground_fraction,
+            config.seed,
+            stream,
+        )
+
+    return sampler("training"), sampler("validation")
+
+
+def claim_workdir(workdir: Path, config: Config, plan: Plan) -> None:
+    """Writes config.json and plan.json, or checks that those there are this run's.
+
+    Raises:
+      UserError: the work directory belongs to a run with another config or plan.
+    """
+    path = workdir / "config.json"
+    ours = to_dict(config)
+    if path.is_file():
+        theirs = json.loads(path.read_text())
+        changed = [
+            line for line in differences(ours, theirs) if not line.startswith(_MAY_CHANGE)
+        ]
+        if changed:
+            raise UserError(
+                f"{workdir} holds a run with another config ({'; '.join(changed)}); "
+                "use another --workdir, or delete it to start over"
+            )
+        if load_plan(workdir / "plan.json").hash != plan.hash:
+            raise UserError(f"{workdir} holds a run on data of another plan; use another --workdir")
+        return
+    save_plan(workdir / "plan.json", plan)
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(ours, indent=1) + "\n")

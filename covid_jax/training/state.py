@@ -1,0 +1,62 @@
+"""The training state, nnU-Net's optimiser, and the learning rate of an epoch."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from covid_jax.config import Config, OptimizerConfig
+from covid_jax.transfer.strategies import STRATEGIES
+
+Tree = Any
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """What a step changes. `trainable` has None where a leaf is frozen."""
+
+    step: Array
+    trainable: Tree
+    opt_state: optax.OptState
+
+
+def optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
+    """nnU-Net's SGD up to the learning rate, by which the step multiplies.
+
+    As in torch: the gradient is clipped by its global norm, weight decay is added to it (L2),
+    then Nesterov momentum. The learning rate stays outside so that runs which differ in their
+    schedule share one compiled step.
+    """
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.add_decayed_weights(config.weight_decay),
+        optax.trace(config.momentum, nesterov=True),
+    )
+
+
+def initial_state(trainable: Tree, transform: optax.GradientTransformation) -> TrainState:
+    """The state before the first step. Owns its arrays, so that the step may donate them."""
+    trainable = jax.tree.map(jnp.array, trainable)
+    return TrainState(jnp.zeros((), jnp.int32), trainable, transform.init(trainable))
+
+
+def schedule(config: Config) -> tuple[int, int, int]:
+    """(first, count, total): this run's epochs, and its place on its poly schedule.
+
+    Pre-training stands at the beginning of one schedule over its own epochs and those of a run
+    that goes on from it; `continual` goes on there, all other runs start a schedule of their own.
+    """
+    joint = config.pretraining_epochs + config.epochs
+    if config.pretraining:
+        return 0, config.pretraining_epochs, joint
+    if STRATEGIES[config.strategy].schedule == "joint":
+        return config.pretraining_epochs, config.epochs, joint
+    return 0, config.epochs, config.epochs
+
+
+def learning_rate(config: Config, epoch: int) -> float:
+    """The learning rate of an epoch of the run's schedule. nnU-Net: PolyLRScheduler."""
+    _, _, total = schedule(config)
+    return config.optimizer.learning_rate * (1 - epoch / total) ** config.optimizer.poly_power

@@ -1,0 +1,108 @@
+"""The training step and the validation step: pure, jitted, donated.
+
+One step serves every strategy and any number of devices: what is frozen is an argument, and how
+arrays are laid out over devices is a property of the arrays.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from covid_jax.model.loss import deep_supervision_loss
+from covid_jax.training.state import TrainState
+from covid_jax.transfer.freezing import join
+
+Tree = Any
+Apply = Callable[[Tree, Array], tuple[Array, ...]]
+"""(params, image (N, D, H, W, C)) -> logits of each head, full resolution first."""
+Augment = Callable[[Array, Array, Array], tuple[Array, Array]]
+"""(key, image, label) -> image, label"""
+Batch = dict[str, Array]
+"""image (N, D, H, W, C), label (N, D, H, W), labelled (N, K)"""
+TrainStep = Callable[[TrainState, Tree, Batch, Array, Array], tuple[TrainState, dict[str, Array]]]
+EvalStep = Callable[[Tree, Tree, Batch], dict[str, Array]]
+
+
+def make_train_step(
+    apply: Apply,
+    transform: optax.GradientTransformation,
+    augment: Augment | None,
+    *,
+    batch_dice: bool = False,
+    marginal: bool = False,
+) -> TrainStep:
+    """The step (state, frozen, batch, learning_rate, key) -> (state, {"loss", "gradient_norm"}).
+
+    The state's buffers are donated. `key` is folded with the step, so the augmentation of a step
+    is a function of (seed, step).
+    """
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def train_step(
+        state: TrainState, frozen: Tree, batch: Batch, learning_rate: Array, key: Array
+    ) -> tuple[TrainState, dict[str, Array]]:
+        image, label = batch["image"], batch["label"]
+        if augment is not None:
+            image, label = augment(jax.random.fold_in(key, state.step), image, label)
+
+        def loss_of(trainable: Tree) -> Array:
+            return deep_supervision_loss(
+                apply(join(trainable, frozen), image),
+                label,
+                batch_dice=batch_dice,
+                labelled=batch["labelled"] if marginal else None,
+            )
+
+        loss, gradient = jax.value_and_grad(loss_of)(state.trainable)
+        direction, opt_state = transform.update(gradient, state.opt_state, state.trainable)
+        trainable = jax.tree.map(
+            lambda leaf, change: leaf - learning_rate * change, state.trainable, direction
+        )
+        metrics = {"loss": loss, "gradient_norm": optax.global_norm(gradient)}
+        return TrainState(state.step + 1, trainable, opt_state), metrics
+
+    return train_step
+
+
+def make_eval_step(
+    apply: Apply, *, batch_dice: bool = False, marginal: bool = False
+) -> EvalStep:
+    """The step (trainable, frozen, batch) -> {"loss", "overlap" (K - 1,), "volume" (K - 1,)}.
+
+    From overlap (2 tp) and volume (2 tp + fp + fn), summed over batches, comes the Dice of each
+    class over all validation patches (nnU-Net's pseudo Dice).
+    """
+
+    @jax.jit
+    def eval_step(trainable: Tree, frozen: Tree, batch: Batch) -> dict[str, Array]:
+        logits = apply(join(trainable, frozen), batch["image"])
+        loss = deep_supervision_loss(
+            logits,
+            batch["label"],
+            batch_dice=batch_dice,
+            labelled=batch["labelled"] if marginal else None,
+        )
+        classes = jnp.arange(1, logits[0].shape[-1])
+        predicted = logits[0].argmax(-1)[..., None] == classes
+        true = batch["label"][..., None] == classes
+        voxels = tuple(range(predicted.ndim - 1))
+        return {
+            "loss": loss,
+            "overlap": 2 * (predicted & true).sum(voxels),
+            "volume": predicted.sum(voxels) + true.sum(voxels),
+        }
+
+    return eval_step
+
+
+def pseudo_dice(found: Sequence[dict[str, np.ndarray]]) -> float:
+    """The mean over classes of the Dice over all voxels of the batches that eval_step saw."""
+    overlap = np.sum([batch["overlap"] for batch in found], axis=0)
+    volume = np.sum([batch["volume"] for batch in found], axis=0)
+    return float(np.mean(overlap / np.maximum(volume, 1)))

@@ -1,0 +1,1 @@
+"""What a run takes over from pre-training, and what of it stays frozen."""

@@ -38,7 +38,9 @@ def run_command(
 
     def edge(arguments: list[str]) -> None:
         if len(arguments) > 1:
-            _fail(f"unknown argument {arguments[1]!r}: every setting is a --flag=value (see --help)")
+            _fail(
+                f"unknown argument {arguments[1]!r}: every setting is a --flag=value (see --help)"
+            )
         try:
             main()
         except UserError as error:

@@ -6,6 +6,7 @@ Masks and references are NIfTI, NRRD or MHA files of the same names on the same 
 """
 
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -31,7 +32,7 @@ def main() -> None:
     print(f"{len(metrics['cases'])} cases: " + summary_line(metrics))
 
 
-def summary_line(metrics: dict) -> str:
+def summary_line(metrics: dict[str, Any]) -> str:
     """Mean and deviation of every metric."""
     return ", ".join(
         f"{name} {mean:.3f} ± {metrics['std'][name]:.3f}" for name, mean in metrics["mean"].items()

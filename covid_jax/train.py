@@ -1,7 +1,7 @@
 """Trains one run: one strategy on one fold, from the config file and its overrides.
 
-    python -m covid_jax.train --config=configs/paper.py:multi_encoder --workdir=runs/multi_encoder \\
-        --config.data.prepared_dir=prepared --config.pretrained=runs/pretraining
+    python -m covid_jax.train --config=configs/paper.py:body-msd --workdir=runs/body-msd
+        --config.data.prepared_dir=prepared --config.pretrained=runs/pretraining-msd
 
 The work directory gets config.json, checkpoints/, log.jsonl, progress.png, TensorBoard events and,
 at the end, predictions/ and metrics.json of the fold's test cases. Starting the same command again
@@ -91,7 +91,7 @@ def train(config: Config, workdir: Path) -> None:
                 bar.set_description(f"epoch {epoch + 1}/{epochs}")
                 for _ in range(config.steps_per_epoch):
                     batch = put_batch(vars(next(batches)), mesh)
-                    state, metrics = train_step(state, frozen, batch, np.float32(rate), key)
+                    state, metrics = train_step(state, frozen, batch, jnp.float32(rate), key)
                     losses.append(metrics["loss"])
                     # Read a step late, so that the device never waits for the host.
                     shown = float(losses[-2]) if len(losses) > 1 else float("nan")
@@ -106,7 +106,9 @@ def train(config: Config, workdir: Path) -> None:
             }
             clock, found = time.perf_counter(), []
             for index in range(config.validation_steps):
-                batch = put_batch(vars(validation.batch(epoch * config.validation_steps + index)), mesh)
+                batch = put_batch(
+                    vars(validation.batch(epoch * config.validation_steps + index)), mesh
+                )
                 found.append(eval_step(state.trainable, frozen, batch))
             if found:
                 line["validation_loss"] = float(np.mean(jax.device_get([m["loss"] for m in found])))

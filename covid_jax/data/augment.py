@@ -3,6 +3,8 @@
 The transforms and their probabilities are nnU-Net's (moreDA); each is drawn for each sample.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -33,11 +35,11 @@ def _augment_sample(key: Array, image: Array, label: Array) -> tuple[Array, Arra
     return mirror(flips, image, label)
 
 
-def _sometimes(probability, key, transform, image):  # type: ignore[no-untyped-def]
+def _sometimes(
+    probability: float, key: Array, transform: Callable[[Array, Array], Array], image: Array
+) -> Array:
     chosen, drawn = jax.random.split(key)
-    return jnp.where(
-        jax.random.uniform(chosen) < probability, transform(drawn, image), image
-    )
+    return jnp.where(jax.random.uniform(chosen) < probability, transform(drawn, image), image)
 
 
 def gaussian_noise(key: Array, image: Array) -> Array:

@@ -93,18 +93,16 @@ def nsclc_effusion(raw_dir: Path) -> RawDataset:
     "effusion"; of two reviewers' masks the first one's counts.
     """
     patients = {
-        folder.name: folder
-        for folder in sorted(raw_dir.rglob("LUNG1-[0-9]*"))
-        if folder.is_dir()
+        folder.name: folder for folder in sorted(raw_dir.rglob("LUNG1-[0-9]*")) if folder.is_dir()
     }
     masks: dict[str, Path] = {}
-    for mask in sorted(raw_dir.rglob("*.nii.gz"), key=lambda path: "first" not in path.name.lower()):
+    for mask in sorted(
+        raw_dir.rglob("*.nii.gz"), key=lambda path: "first" not in path.name.lower()
+    ):
         patient = re.search(r"LUNG1-\d+", mask.name)
         if patient and "effusion" in mask.name.lower():
             masks.setdefault(patient[0], mask)
-    cases = [
-        Case(name, folder, masks[name]) for name, folder in patients.items() if name in masks
-    ]
+    cases = [Case(name, folder, masks[name]) for name, folder in patients.items() if name in masks]
     return _with_published_splits("nsclc_effusion", raw_dir, cases, ("pleural effusion",))
 
 

@@ -238,7 +238,9 @@ def _chest(rng: np.random.Generator) -> Chest:
     hu = _paint(hu, body, _FAT_HU + 15 * _field(rng, (1, 2, 2)))
     hu = _paint(hu, wall, _TISSUE_HU + 12 * _field(rng, (1, 2, 2)))
     lung_hu = _LUNG_HU + 60 * (y + 1) / 2 + 25 * _field(rng, (1, 2, 2))
-    vessels = np.abs(_field(rng, (1.6, 2.2, 2.2))) < 0.05 + 0.1 * np.exp(-6 * np.abs(np.abs(x) - 0.2))
+    vessels = np.abs(_field(rng, (1.6, 2.2, 2.2))) < 0.05 + 0.1 * np.exp(
+        -6 * np.abs(np.abs(x) - 0.2)
+    )
     airways = np.abs(_field(rng, (1.4, 2.4, 2.4))) < 0.02
     lung_hu = np.where(vessels, rng.uniform(-250, 0), lung_hu)
     lung_hu = np.where(airways & (np.abs(x) < 0.5), _AIR_HU, lung_hu)

@@ -113,7 +113,8 @@ def load_plan(path: Path) -> Plan:
     """Reads plan.json. Raises a UserError where it is missing or damaged."""
     try:
         values = json.loads(path.read_text())
-        return Plan(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+        return Plan(**{**values, **lists})
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; prepare the data first") from error
     except (ValueError, TypeError) as error:

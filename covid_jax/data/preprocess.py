@@ -162,7 +162,9 @@ def as_volume(voxels: np.ndarray, geometry: Geometry) -> Volume:
 
 
 def resampled_size(
-    shape: Sequence[int], spacing_mm: Sequence[float], target_mm: Sequence[float]
+    shape: Sequence[int],
+    spacing_mm: Sequence[float] | np.ndarray,
+    target_mm: Sequence[float] | np.ndarray,
 ) -> tuple[int, ...]:
     """The number of voxels along each axis at another spacing, at least 1."""
     size = np.round(np.array(shape) * spacing_mm / np.array(target_mm)).astype(int)
@@ -172,8 +174,8 @@ def resampled_size(
 def resample(
     voxels: np.ndarray,
     size: Sequence[int],
-    spacing_mm: Sequence[float],
-    target_mm: Sequence[float],
+    spacing_mm: Sequence[float] | np.ndarray,
+    target_mm: Sequence[float] | np.ndarray,
     order: int,
 ) -> np.ndarray:
     """`voxels` (D, H, W) at another size, by splines of `order`.
@@ -201,7 +203,9 @@ def _zoom(voxels: np.ndarray, size: Sequence[int], order: int) -> np.ndarray:
     return np.clip(zoomed, voxels.min(), voxels.max())  # splines overshoot
 
 
-def _coarse_axis(spacing_mm: Sequence[float], target_mm: Sequence[float]) -> int | None:
+def _coarse_axis(
+    spacing_mm: Sequence[float] | np.ndarray, target_mm: Sequence[float] | np.ndarray
+) -> int | None:
     for spacing in (np.asarray(spacing_mm), np.asarray(target_mm)):
         if spacing.max() > ANISOTROPY * spacing.min():
             coarsest = np.flatnonzero(spacing == spacing.max())

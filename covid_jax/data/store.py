@@ -64,7 +64,9 @@ class StoredDataset:
         if len(self.splits) == 1:
             return self.splits[0]
         if fold >= len(self.splits):
-            raise UserError(f"config.fold={fold}: {self.name} has folds 0 to {len(self.splits) - 1}")
+            raise UserError(
+                f"config.fold={fold}: {self.name} has folds 0 to {len(self.splits) - 1}"
+            )
         return self.splits[fold]
 
 

@@ -18,7 +18,7 @@ METRICS = ("dsc", "nsd", "sensitivity", "f1", "accuracy")
 def segmentation_metrics(
     prediction: np.ndarray,
     reference: np.ndarray,
-    spacing_mm: Sequence[float],
+    spacing_mm: Sequence[float] | np.ndarray,
     tolerance_mm: float = 3.0,
 ) -> dict[str, float]:
     """All five metrics of `prediction` against `reference`.
@@ -78,7 +78,7 @@ def accuracy(prediction: np.ndarray, reference: np.ndarray) -> float:
 def surface_dice(
     prediction: np.ndarray,
     reference: np.ndarray,
-    spacing_mm: Sequence[float],
+    spacing_mm: Sequence[float] | np.ndarray,
     tolerance_mm: float,
 ) -> float:
     """Normalised surface Dice (NSD): the share of both surfaces within tolerance of the other.
@@ -101,7 +101,9 @@ def surface_dice(
     return float(near / total)
 
 
-def _surface(mask: np.ndarray, spacing_mm: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+def _surface(
+    mask: np.ndarray, spacing_mm: Sequence[float] | np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """(is a surface element, its area in mm2) at the corners between voxels."""
     padded = np.pad(mask, 1).astype(np.uint8)
     code = np.zeros([n - 1 for n in padded.shape], np.uint8)

@@ -110,9 +110,11 @@ def _predicted(
 
 def _views(apply: Logits, windows: np.ndarray, mirror: bool) -> Array:
     axes = (1, 2, 3)
-    views = [
-        flip for count in range(4) for flip in itertools.combinations(axes, count)
-    ] if mirror else [()]
+    views = (
+        [flip for count in range(4) for flip in itertools.combinations(axes, count)]
+        if mirror
+        else [()]
+    )
     total: Array | float = 0.0
     for flip in views:
         logits = apply(jax.numpy.asarray(np.flip(windows, flip)))
@@ -123,5 +125,7 @@ def _views(apply: Logits, windows: np.ndarray, mirror: bool) -> Array:
 def _pad_to(volume: np.ndarray, size: Sequence[int]) -> tuple[np.ndarray, tuple[slice, ...]]:
     missing = [max(s - n, 0) for n, s in zip(volume.shape, size, strict=True)]
     padded = np.pad(volume, [(need // 2, need - need // 2) for need in missing])
-    inside = tuple(slice(need // 2, need // 2 + n) for need, n in zip(missing, volume.shape, strict=True))
+    inside = tuple(
+        slice(need // 2, need // 2 + n) for need, n in zip(missing, volume.shape, strict=True)
+    )
     return padded, inside

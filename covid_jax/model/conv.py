@@ -80,8 +80,7 @@ def transposed_convolution(x: Array, kernel: Array) -> Array:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _convolution(strides: Triple, form: Form, parts: tuple[Array, ...], kernel: Array) -> Array:
     x = parts[0] if len(parts) == 1 else jnp.concatenate(parts, -1)
-    padding = tuple(((size - 1) // 2,) * 2 for size in kernel.shape[:3])
-    return _dense(x, kernel, strides, padding, form)
+    return _dense(x, kernel, strides, _same(kernel.shape), form)
 
 
 def _forward(
@@ -105,6 +104,11 @@ def _backward(
 
 
 _convolution.defvjp(_forward, _backward)
+
+
+def _same(kernel_shape: Sequence[int]) -> Padding:
+    depth, height, width = (((size - 1) // 2,) * 2 for size in kernel_shape[:3])
+    return depth, height, width
 
 
 def _dense(x: Array, kernel: Array, strides: Triple, padding: Padding, form: Form) -> Array:
@@ -155,7 +159,9 @@ def _taps_in(x: Array, kernel: Array, strides: Triple, padding: Padding) -> Arra
     """The slices that each output slice sees, side by side as channels of a planar convolution."""
     taps, kh, kw, channels, features = kernel.shape
     planar = kernel.transpose(1, 2, 0, 3, 4).reshape(kh, kw, taps * channels, features)
-    return _planar(_depth_windows(x, taps, strides[0], padding[0]), planar, strides[1:], padding[1:])
+    return _planar(
+        _depth_windows(x, taps, strides[0], padding[0]), planar, strides[1:], padding[1:]
+    )
 
 
 def _depth_windows(x: Array, taps: int, stride: int, padding: tuple[int, int]) -> Array:
@@ -207,8 +213,7 @@ def _gradient_to_kernel(
     channels = x.shape[-1]
     if form == "lax":
         zero = jnp.zeros((kd, kh, kw, channels, features), x.dtype)
-        padding = tuple(((size - 1) // 2,) * 2 for size in shape[:3])
-        _, pull = jax.vjp(lambda kernel: _dense(x, kernel, strides, padding, form), zero)
+        _, pull = jax.vjp(lambda k: _dense(x, k, strides, _same(shape), form), zero)
         return pull(dy)[0]
     pad = (kd - 1) // 2
     if strides[0] == 1:
@@ -220,7 +225,7 @@ def _gradient_to_kernel(
     x = jnp.pad(x, ((0, 0), (0, 0), ((kh - 1) // 2,) * 2, ((kw - 1) // 2,) * 2, (0, 0)))
 
     def columns(slices: Array) -> Array:
-        """(..., H, W, C) -> (..., H / sh, W / sw, kh kw C)"""
+        """(..., H, W, C) -> (..., H / sh, W / sw, kh kw C)."""
         return jnp.concatenate(
             [
                 slices[
@@ -255,7 +260,7 @@ def _gradient_to_kernel(
 
 
 def _interleave(blocks: Array) -> Array:
-    """(N, D, H, W, sd, sh, sw, C) -> (N, D sd, H sh, W sw, C)"""
+    """(N, D, H, W, sd, sh, sw, C) -> (N, D sd, H sh, W sw, C)."""
     n, depth, height, width, sd, sh, sw, channels = blocks.shape
     return blocks.transpose(0, 1, 4, 2, 5, 3, 6, 7).reshape(
         n, depth * sd, height * sh, width * sw, channels

@@ -147,9 +147,9 @@ class DecoderStage(nn.Module):
         config, stage = self.config, self.stage
         features = config.features_per_stage[stage]
         x = below[0] if len(below) == 1 else jnp.concatenate(below, -1)
-        up = Upsample(
-            features, config.strides[stage + 1], config.head_bias, self.dtype, name="up"
-        )(x)
+        up = Upsample(features, config.strides[stage + 1], config.head_bias, self.dtype, name="up")(
+            x
+        )
         # Where a size is odd, the stride rounded up on the way down (25 -> 13 -> 26): crop.
         depth, height, width = skips[0].shape[1:4]
         inputs: tuple[Array, ...] = (up[:, :depth, :height, :width], *skips)

@@ -91,9 +91,7 @@ def load_params(workdir: str | Path, step: int | None = None) -> Tree:
         step = manager.latest_step() if step is None else step
         if step not in manager.all_steps():
             raise UserError(f"{folder}: no checkpoint{'' if step is None else f' {step}'} in it")
-        held = manager.restore(
-            step, args=ocp.args.Composite(params=ocp.args.StandardRestore())
-        )
+        held = manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore()))
     return held.params
 
 
@@ -110,12 +108,12 @@ def load_run(workdir: str | Path) -> tuple[Config, Plan, Tree]:
 
 
 def _check_shapes(folder: Path, ours: Tree, theirs: Tree) -> None:
-    if jax.tree.structure(ours) == jax.tree.structure(theirs):
-        shapes = zip(
-            leaf_paths(ours), jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True
-        )
-        wrong = [f"{path} is {a.shape} here, {b.shape} there" for path, a, b in shapes if a.shape != b.shape]
-    else:
-        wrong = [f"their parameters are {jax.tree.structure(theirs).num_leaves} leaves"]
-    if wrong:
-        raise UserError(f"{folder}: checkpoint of another network: {wrong[0]}; use a new --workdir")
+    here = dict(zip(leaf_paths(ours), jax.tree.leaves(ours), strict=True))
+    there = dict(zip(leaf_paths(theirs), jax.tree.leaves(theirs), strict=True))
+    for path in sorted(here.keys() | there.keys()):
+        ours_is, theirs_is = (str(t[path].shape) if path in t else "missing" for t in (here, there))
+        if ours_is != theirs_is:
+            raise UserError(
+                f"{folder}: checkpoint of another network: {path} is {ours_is} here and "
+                f"{theirs_is} there; use a new --workdir"
+            )

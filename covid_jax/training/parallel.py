@@ -53,6 +53,6 @@ def keep_compiled_programs() -> None:
 
     JAX_COMPILATION_CACHE_DIR names another folder than the default, or none where it is empty.
     """
-    if jax.config.jax_compilation_cache_dir is None and CACHE_VARIABLE not in os.environ:
+    if CACHE_VARIABLE not in os.environ:
         home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
         jax.config.update("jax_compilation_cache_dir", str(home / "covid_jax" / "xla"))

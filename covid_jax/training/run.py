@@ -35,9 +35,7 @@ def open_data(config: Config, workdir: Path) -> tuple[Plan, list[StoredDataset]]
 def with_num_classes(config: Config, datasets: list[StoredDataset]) -> Config:
     """`config` for background and the classes of all datasets."""
     classes = 1 + sum(len(dataset.labels) for dataset in datasets)
-    return dataclasses.replace(
-        config, model=dataclasses.replace(config.model, num_classes=classes)
-    )
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, num_classes=classes))
 
 
 def samplers(config: Config, datasets: list[StoredDataset]) -> tuple[Sampler, Sampler]:
@@ -77,9 +75,7 @@ def claim_workdir(workdir: Path, config: Config, plan: Plan) -> None:
     ours = to_dict(config)
     if path.is_file():
         theirs = json.loads(path.read_text())
-        changed = [
-            line for line in differences(ours, theirs) if not line.startswith(_MAY_CHANGE)
-        ]
+        changed = [line for line in differences(ours, theirs) if not line.startswith(_MAY_CHANGE)]
         if changed:
             raise UserError(
                 f"{workdir} holds a run with another config ({'; '.join(changed)}); "

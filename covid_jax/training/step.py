@@ -70,9 +70,7 @@ def make_train_step(
     return train_step
 
 
-def make_eval_step(
-    apply: Apply, *, batch_dice: bool = False, marginal: bool = False
-) -> EvalStep:
+def make_eval_step(apply: Apply, *, batch_dice: bool = False, marginal: bool = False) -> EvalStep:
     """The step (trainable, frozen, batch) -> {"loss", "overlap" (K - 1,), "volume" (K - 1,)}.
 
     From overlap (2 tp) and volume (2 tp + fp + fn), summed over batches, comes the Dice of each

@@ -38,7 +38,9 @@ def mask(params: Tree, patterns: Sequence[str]) -> Tree:
         expression = re.compile(_translate(pattern.removeprefix("!")))
         matched = [path for path in paths if expression.fullmatch(path)]
         if not matched:
-            raise UserError(f"pattern {pattern!r} matches no parameter; near: {_near(pattern, paths)}")
+            raise UserError(
+                f"pattern {pattern!r} matches no parameter; near: {_near(pattern, paths)}"
+            )
         frozen.update(dict.fromkeys(matched, not pattern.startswith("!")))
     structure = jax.tree.structure(params)
     return jax.tree.unflatten(structure, [frozen[path] for path in paths])

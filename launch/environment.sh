@@ -1,0 +1,35 @@
+# Sourced by the scripts here: makes .venv in the project's root and installs what EXTRAS names.
+# Safe to run again: it installs only when pyproject.toml or the constraints have changed.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+# Another environment that is active must not leak into this one.
+unset VIRTUAL_ENV PYTHONHOME PYTHONPATH
+
+find_python() {
+  local candidate
+  for candidate in "${PYTHON:-}" python3.12 python3.11 python3 python; do
+    if [ -n "$candidate" ] &&
+      "$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+      echo "$candidate"
+      return
+    fi
+  done
+  echo "error: no Python 3.11 or newer with venv; install one, or name it: PYTHON=/path/to/python" >&2
+  return 1
+}
+
+stamp=".venv/.installed-${EXTRAS:-base}"
+if ! { [ -x .venv/bin/python ] && .venv/bin/python -c '' 2>/dev/null; }; then
+  rm -rf .venv
+  python=$(find_python)
+  echo "making .venv with $("$python" --version)"
+  "$python" -m venv .venv
+fi
+wanted=$(cat pyproject.toml constraints.txt | cksum)
+if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
+  echo "installing covid_jax${EXTRAS:+ with $EXTRAS}, about half a minute"
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check \
+    --constraint constraints.txt --editable ".${EXTRAS:+[$EXTRAS]}"
+  echo "$wanted" > "$stamp"
+fi

@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Sets up .venv and runs every check: style, types, tests. Arguments go to pytest.
+EXTRAS=dev
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+.venv/bin/mypy
+exec .venv/bin/python -m pytest "$@"

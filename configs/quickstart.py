@@ -23,14 +23,14 @@ _EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 def get_config(name: str = "scratch") -> Config:
     """The run called `name`: a strategy, with its source after a dash, or pretraining-SOURCE."""
     config = Config(
-        pretraining_epochs=6,
-        epochs=6,
+        pretraining_epochs=8,
+        epochs=5,
         steps_per_epoch=40,
         validation_steps=4,
         checkpoint_every=2,
         model=UNetConfig(
             features_per_stage=(8, 16, 32, 64),
-            kernel_sizes=((1, 3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3)),
+            kernel_sizes=((1, 3, 3), (1, 3, 3), (3, 3, 3), (3, 3, 3)),
             strides=((1, 1, 1), (1, 2, 2), (2, 2, 2), (2, 2, 2)),
             n_conv_per_stage=(2, 2, 2, 2),
             n_conv_per_stage_decoder=(2, 2, 2),
@@ -43,7 +43,7 @@ def get_config(name: str = "scratch") -> Config:
             title="Quickstart: the five transfer strategies on COVID-19 CT",
             note="20 real cases, reduced; pre-training synthetic",
             folds=(0,),
-            sources=("multi_lesion",),
+            runs=("scratch", "continual", "body", "frozen_encoder", "multi_encoder"),
             raw=RawDirs(covid19=str(_EXAMPLES / "covid19")),
             scans=(str(_EXAMPLES / "lidc" / "LIDC-IDRI-0001"),),
         ),

@@ -31,6 +31,13 @@ SOURCES: dict[str, tuple[str, ...]] = {
 }
 """Pre-training sources (paper section IV-A) and the datasets each one is trained on."""
 
+PAPER_RUNS = (
+    "scratch",
+    *(f"{s}-{p}" for s in ("continual", "body", "frozen_encoder") for p in SOURCES if p != "none"),
+    "multi_encoder-multi_lesion",
+)
+"""The rows of the paper's Table I."""
+
 
 @dataclass
 class UNetConfig:
@@ -83,7 +90,9 @@ class LossConfig:
     """Dice + cross-entropy with deep supervision, as nnU-Net."""
 
     batch_dice: bool = False  # sum the Dice terms over the batch before the ratio
-    marginal: bool = False  # classes that a case's dataset does not label count as background
+    # Of several datasets, each labels its own lesion: the classes that a case's dataset does not
+    # label count as its background. Without it, other lesions that are there would be called wrong.
+    marginal: bool = True
 
 
 @dataclass
@@ -121,8 +130,7 @@ class StudyConfig:
     title: str = "Transfer strategies for COVID-19 CT segmentation"
     note: str = ""  # printed over every table and figure, e.g. what the data is
     folds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    strategies: tuple[str, ...] = STRATEGY_NAMES
-    sources: tuple[str, ...] = ("msd", "structseg", "nsclc", "multi_lesion")
+    runs: tuple[str, ...] = PAPER_RUNS  # of every fold, by the names that named_run takes
     raw: RawDirs = field(default_factory=RawDirs)
     scans: tuple[str, ...] = ()  # scans without a reference that the report shows as well
 
@@ -156,12 +164,12 @@ class Config:
 def named_run(config: Config, name: str) -> Config:
     """`config` as one run of a study.
 
-    `name` is a strategy with the source of its pre-training ("body-msd"; the source is
-    multi_lesion where it is left out), or "pretraining-<source>".
+    `name` is "scratch", another strategy with the source of its pre-training ("body-msd"; the
+    source is multi_lesion where it is left out), or "pretraining-<source>".
     """
+    if name == "scratch":
+        return config
     strategy, _, source = name.partition("-")
-    if strategy == "scratch":
-        return dataclasses.replace(config, strategy="scratch", source=source or "none")
     source = source or "multi_lesion"
     if source not in SOURCES or source == "none":
         raise UserError(

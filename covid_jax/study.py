@@ -11,6 +11,7 @@ STUDY/prepared/    all datasets, prepared by one plan
 STUDY/pretraining/SOURCE/   STUDY/runs/STRATEGY-SOURCE-foldK/   STUDY/scans/   STUDY/report/
 """
 
+import dataclasses
 import json
 import re
 import shlex
@@ -28,6 +29,8 @@ from covid_jax.config import (
     check_config_arguments,
     config_from_flag,
     define_config_flag,
+    named_run,
+    run_name,
     to_dict,
 )
 from covid_jax.data.volume import scans_in, whole_file
@@ -63,7 +66,7 @@ def plan_steps(
 
     def train(name: str, argument: str, folder: Path, result: str, *extra: str) -> Step:
         command = (
-            _python("train"),
+            "covid_jax.train",
             f"--config={config_file}:{argument}",
             *overrides,
             *extra,
@@ -72,7 +75,8 @@ def plan_steps(
         )
         return Step(name, command, folder / result)
 
-    sources = [s for s in config.study.sources if set(config.study.strategies) - {"scratch"}]
+    runs = [named_run(config, name) for name in config.study.runs]
+    sources = list(dict.fromkeys(run.source for run in runs if run.source != "none"))
     steps = [_prepare(config, dataset, workdir) for dataset in _datasets(config, sources)]
     for source in sources:
         total = config.pretraining_epochs * config.steps_per_epoch
@@ -80,28 +84,16 @@ def plan_steps(
         steps.append(
             train(f"pretraining-{source}", f"pretraining-{source}", folder, f"checkpoints/{total}")
         )
-    runs = []
     for fold in config.study.folds:
-        for strategy in config.study.strategies:
-            for source in ["none"] if strategy == "scratch" else sources:
-                name = f"{strategy}-{source}-fold{fold}"
-                extra = [f"--config.fold={fold}"]
-                if source != "none":
-                    extra.append(f"--config.pretrained={workdir / 'pretraining' / source}")
-                folder = workdir / "runs" / name
-                runs.append(train(name, f"{strategy}-{source}", folder, "metrics.json", *extra))
-    steps += runs
-    for scan in config.study.scans:
-        for run in runs:
-            output_dir = workdir / "scans" / run.name
-            command = (
-                _python("predict"),
-                f"--checkpoint={workdir / 'runs' / run.name}",
-                f"--input={scan}",
-                f"--output_dir={output_dir}",
-            )
-            (name,) = scans_in(Path(scan))
-            steps.append(Step(f"scan-{name}-{run.name}", command, output_dir / f"{name}.nii.gz"))
+        for argument, run in zip(config.study.runs, runs, strict=True):
+            name = run_name(dataclasses.replace(run, fold=fold))
+            extra = [f"--config.fold={fold}"]
+            if run.source != "none":
+                extra.append(f"--config.pretrained={workdir / 'pretraining' / run.source}")
+            folder = workdir / "runs" / name
+            steps.append(train(name, argument, folder, "metrics.json", *extra))
+            for scan in config.study.scans:
+                steps.append(_predict(scan, folder, workdir / "scans" / name))
     return steps
 
 
@@ -123,10 +115,21 @@ def run_study(config: Config, steps: Sequence[Step], workdir: Path) -> list[str]
     return failed
 
 
+def _predict(scan: str, run: Path, output_dir: Path) -> Step:
+    (name,) = scans_in(Path(scan))
+    command = (
+        "covid_jax.predict",
+        f"--checkpoint={run}",
+        f"--input={scan}",
+        f"--output_dir={output_dir}",
+    )
+    return Step(f"{run.name}-on-{name}", command, output_dir / f"{name}.nii.gz")
+
+
 def _prepare(config: Config, dataset: str, workdir: Path) -> Step:
     raw_dir = getattr(config.study.raw, dataset)
     command = [
-        _python("prepare"),
+        "covid_jax.prepare",
         f"--dataset={dataset}",
         f"--raw_dir={raw_dir or workdir / 'raw' / dataset}",
         f"--out_dir={workdir / 'prepared'}",
@@ -142,10 +145,6 @@ def _datasets(config: Config, sources: Sequence[str]) -> list[str]:
     """The target, whose training cases make the plan, and then what the sources need."""
     needed = [*config.data.datasets, *(name for source in sources for name in SOURCES[source])]
     return list(dict.fromkeys(needed))
-
-
-def _python(command: str) -> str:
-    return f"covid_jax.{command}"
 
 
 def main() -> None:

@@ -69,7 +69,8 @@ def train(config: Config, workdir: Path) -> None:
     # The step: one function for every strategy and any number of devices.
     transform = optimizer(config.optimizer)
     apply = lambda params, image: network.apply({"params": params}, image)  # noqa: E731
-    loss = {"batch_dice": config.loss.batch_dice, "marginal": config.loss.marginal}
+    marginal = config.loss.marginal and len(datasets) > 1
+    loss = {"batch_dice": config.loss.batch_dice, "marginal": marginal}
     train_step = make_train_step(apply, transform, augment if config.data.augment else None, **loss)
     eval_step = make_eval_step(apply, **loss)
 

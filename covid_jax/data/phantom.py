@@ -64,13 +64,13 @@ def ground_glass(rng: np.random.Generator, chest: Chest) -> tuple[np.ndarray, np
 
 def tumour(rng: np.random.Generator, chest: Chest) -> tuple[np.ndarray, np.ndarray]:
     """A solid tumour with spicules inside a lung."""
-    share = _blob(rng, chest, rng.uniform(9, 22), rough=0.35, edge=False)
+    share = _blob(rng, chest, rng.uniform(14, 30), rough=0.35, edge=False)
     return 30 + 25 * _field(rng, (1, 1.5, 1.5)), share * _grown(chest.lungs, 1)
 
 
 def gross_tumour_volume(rng: np.random.Generator, chest: Chest) -> tuple[np.ndarray, np.ndarray]:
     """A large tumour, with a rim of denser lung around it."""
-    share = _blob(rng, chest, rng.uniform(14, 30), rough=0.3, edge=True)
+    share = _blob(rng, chest, rng.uniform(18, 36), rough=0.3, edge=True)
     return 40 + 35 * _field(rng, (1.5, 2.5, 2.5)), share * _grown(chest.lungs, 2)
 
 

@@ -1,0 +1,78 @@
+"""Real scans that the tests read, and one trained run that they share."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from covid_jax.config import Config, load_config_file
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def lidc_series() -> Path:
+    """The DICOM series of LIDC-IDRI-0001: 16 slices of 2.5 mm, in HU."""
+    return ROOT / "examples" / "lidc" / "LIDC-IDRI-0001"
+
+
+@pytest.fixture(scope="session")
+def thorax() -> Path:
+    """A thorax crop of 1.5 mm whose axes point to L, P, S."""
+    return ROOT / "tests" / "files" / "thorax_crop_1p5mm.nii.gz"
+
+
+@pytest.fixture(scope="session")
+def covid19_raw() -> Path:
+    """The 20 real COVID-19 cases in their reduced form."""
+    return ROOT / "examples" / "covid19"
+
+
+@pytest.fixture(scope="session")
+def command():
+    """Runs `python -m covid_jax.NAME ARGUMENTS` and returns the finished process."""
+
+    def run(name: str, *arguments: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, "-m", f"covid_jax.{name}", *arguments],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONWARNINGS": "ignore"},
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def refuses(command):
+    """Runs a command that must end in one line on stderr, with a non-zero exit, and returns it."""
+
+    def run(name: str, *arguments: str) -> str:
+        finished = command(name, *arguments)
+        assert finished.returncode != 0, finished.stdout
+        assert "Traceback" not in finished.stderr
+        last = finished.stderr.strip().splitlines()[-1]
+        assert last.startswith("error: "), finished.stderr
+        return last
+
+    return run
+
+
+def tiny(name: str = "scratch", **changes: object) -> Config:
+    """configs/tiny.py with some fields changed."""
+    config = load_config_file(f"{ROOT}/configs/tiny.py:{name}")
+    return dataclasses.replace(config, **changes)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory, command) -> Path:
+    """The work directory of configs/tiny.py, trained once through the command."""
+    workdir = tmp_path_factory.mktemp("tiny") / "run"
+    finished = command("train", f"--config={ROOT}/configs/tiny.py", f"--workdir={workdir}")
+    assert finished.returncode == 0, finished.stderr
+    return workdir

@@ -1,0 +1,80 @@
+"""The raw layouts: what is found on disk, and which folds it falls into."""
+
+import json
+
+import pytest
+
+from covid_jax.data.datasets import DATASETS, cross_validation, published_splits, read_dataset
+from covid_jax.data.phantom import write_raw_dataset
+from covid_jax.data.volume import read_volume
+from covid_jax.errors import UserError
+
+
+def test_the_real_cases_fall_into_the_papers_folds(covid19_raw):
+    raw = read_dataset("covid19", covid19_raw)
+    assert len(raw.cases) == 20
+    assert not raw.synthetic
+    assert not raw.notes
+    assert [(len(split.train), len(split.test)) for split in raw.splits] == [(4, 16)] * 5
+    for split in raw.splits:
+        assert not set(split.train) & set(split.test)
+    assert raw.splits[0].train[0] == "coronacases_008"
+
+
+@pytest.mark.parametrize(
+    ("name", "train", "test"),
+    [("msd_lung", 51, 12), ("structseg_gtv", 40, 10), ("nsclc_effusion", 63, 15)],
+)
+def test_published_splits_have_the_benchmarks_sizes(name, train, test):
+    (split,) = published_splits(name)
+    assert (len(split.train), len(split.test)) == (train, test)
+
+
+@pytest.mark.parametrize(
+    "name", ["covid19", "msd_lung", "structseg_gtv", "nsclc_effusion", "phantom"]
+)
+def test_a_phantom_reads_back_in_the_raw_layout_of_its_dataset(tmp_path, name):
+    write_raw_dataset(name, tmp_path / "raw", 3, seed=1)
+    raw = read_dataset(name, tmp_path / "raw")
+    assert raw.synthetic
+    assert len(raw.cases) == 3
+    for case in raw.cases:
+        image, label = read_volume(case.image), read_volume(case.label)
+        assert image.voxels.shape == label.voxels.shape
+        assert image.voxels.min() < -900
+        assert set(label.voxels.ravel()) == {0, 1}
+
+
+def test_folds_are_those_of_nnunet():
+    """KFold(5, shuffle=True, random_state=12345) of scikit-learn, which nnU-Net calls."""
+    folds = cross_validation([f"case_{i}" for i in range(7)])
+    assert [fold.test for fold in folds] == [
+        ("case_3", "case_6"),
+        ("case_0", "case_4"),
+        ("case_1",),
+        ("case_5",),
+        ("case_2",),
+    ]
+
+
+def test_an_nnunet_dataset_of_either_version_has_its_labels(tmp_path):
+    write_raw_dataset("phantom", tmp_path / "raw", 2, seed=0)
+    description = tmp_path / "raw" / "dataset.json"
+    for labels in ({"background": 0, "a": 1, "b": 2}, {"0": "background", "1": "a", "2": "b"}):
+        description.write_text(json.dumps({"labels": labels}))
+        assert read_dataset("nnunet", tmp_path / "raw").labels == ("a", "b")
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_an_empty_or_missing_folder_is_refused_by_name(tmp_path, name):
+    with pytest.raises(UserError, match=str(tmp_path)):
+        read_dataset(name, tmp_path)
+    with pytest.raises(UserError, match="no such folder"):
+        read_dataset(name, tmp_path / "nowhere")
+
+
+def test_a_case_without_label_is_named(tmp_path):
+    write_raw_dataset("msd_lung", tmp_path, 3, seed=0)
+    (tmp_path / "labelsTr" / "lung_001.nii.gz").unlink()
+    with pytest.raises(UserError, match="lung_001"):
+        read_dataset("msd_lung", tmp_path)

@@ -1,0 +1,161 @@
+"""Preparation and the way back."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from skimage.transform import resize
+
+from covid_jax.data.plan import Fingerprint, Plan, load_plan, make_plan, save_plan
+from covid_jax.data.preprocess import (
+    nonzero_box,
+    prepare_case,
+    read_label,
+    read_scan,
+    resample,
+    restore,
+    to_hounsfield,
+)
+from covid_jax.data.volume import from_spacing, read_volume, write_volume
+from covid_jax.errors import UserError
+
+PLAN = Plan((3.0, 2.0, 2.0), -1000.0, 200.0, -500.0, 250.0, (10, 10, 10), ("a",))
+
+
+def smooth(shape, seed=0):
+    grid = np.meshgrid(*(np.linspace(0, 3, n) for n in shape), indexing="ij")
+    return (300 * np.sin(grid[0] + seed) * np.cos(grid[1]) + 100 * grid[2] - 400).astype(np.float32)
+
+
+@given(
+    shape=st.tuples(*[st.integers(3, 12)] * 3),
+    size=st.tuples(*[st.integers(2, 14)] * 3),
+    order=st.sampled_from([1, 3]),
+)
+@settings(max_examples=40, deadline=None)
+def test_isotropic_resampling_is_skimages_resize_which_nnunet_uses(shape, size, order):
+    image = smooth(shape)
+    ours = resample(image, size, (1, 1, 1), (1, 1, 1), order)
+    theirs = resize(image, size, order, mode="edge", anti_aliasing=False, preserve_range=True)
+    np.testing.assert_allclose(ours, theirs, atol=1e-2)
+
+
+def test_a_coarse_axis_is_resampled_by_nearest_neighbour():
+    image = np.stack([np.full((8, 8), value, np.float32) for value in (0, 10, 20)])
+    out = resample(image, (6, 16, 16), (5, 1, 1), (2.5, 0.5, 0.5), order=3)
+    np.testing.assert_allclose(out[:, 3, 3], [0, 0, 10, 10, 20, 20], atol=1e-4)
+
+
+def test_the_box_is_that_of_the_voxels_that_are_not_zero():
+    voxels = np.zeros((5, 6, 7))
+    voxels[1, 2:4, 3] = 1
+    voxels[3, 2, 5] = -1
+    assert nonzero_box(voxels) == (slice(1, 4), slice(2, 4), slice(3, 6))
+    assert nonzero_box(np.zeros((2, 2, 2))) == (slice(0, 2),) * 3
+
+
+def test_intensities_are_clipped_and_normalised_by_the_plan():
+    voxels = np.full((6, 6, 6), -500.0)
+    voxels[0], voxels[1] = -3000, 3000
+    case = prepare_case(from_spacing(voxels, PLAN.spacing_mm), None, PLAN)
+    np.testing.assert_allclose(case.image[[0, 1, 2], 0, 0], [-2.0, 2.8, 0.0], atol=1e-6)
+
+
+@pytest.mark.parametrize("spacing", [(3.0, 2.0, 2.0), (5.0, 0.8, 0.8), (1.2, 1.7, 1.1)])
+def test_a_label_comes_back_to_its_own_grid(spacing):
+    """Through preparation and back, a mask loses its outermost voxels at most."""
+    shape = [round(60 / mm) for mm in spacing]
+    grid = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
+    mask = (sum(g**2 for g in grid) < 0.5).astype(np.uint8)
+    image, label = from_spacing(smooth(shape), spacing), from_spacing(mask, spacing)
+    case = prepare_case(image, label, PLAN)
+    certain = np.stack([case.label == 0, case.label == 1], -1).astype(np.float32)
+    back = restore(certain, case.geometry, PLAN).argmax(0)
+    assert back.shape == mask.shape
+    assert 2 * (back & mask).sum() / (back.sum() + mask.sum()) > 0.93
+
+
+def test_outside_the_crop_everything_is_background():
+    voxels = np.zeros((8, 12, 12))
+    voxels[2:6, 3:9, 3:9] = -500
+    case = prepare_case(from_spacing(voxels, PLAN.spacing_mm), None, PLAN)
+    assert case.image.shape == (4, 6, 6)
+    lesion = np.zeros((*case.image.shape, 2), np.float32)
+    lesion[..., 1] = 1
+    mask = restore(lesion, case.geometry, PLAN).argmax(0)
+    np.testing.assert_array_equal(mask, voxels != 0)
+
+
+def test_grey_is_mapped_to_its_window_and_hu_is_left_alone(covid19_raw, lidc_series):
+    grey = read_volume(covid19_raw / "COVID-19-CT-Seg_20cases" / "coronacases_001.nii.gz")
+    assert (grey.voxels.min(), grey.voxels.max()) == (0, 255)
+    mapped = to_hounsfield(grey)
+    assert (mapped.voxels.min(), mapped.voxels.max()) == (-1250, 250)
+    assert "8-bit grey" in mapped.note
+    assert read_scan(lidc_series).note == ""
+
+
+@pytest.mark.parametrize("voxels", [np.full((2, 2, 2), 900), np.full((2, 2, 2), np.nan)])
+def test_values_that_are_no_ct_are_refused_by_file(tmp_path, voxels):
+    write_volume(tmp_path / "odd.nii.gz", from_spacing(voxels.astype(np.float32), (1, 1, 1)))
+    with pytest.raises(UserError, match=r"odd\.nii\.gz"):
+        read_scan(tmp_path / "odd.nii.gz")
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (np.zeros((2, 2, 3)), "its shape"),
+        (np.full((2, 2, 2), 7), "holds the value 7"),
+        (np.full((2, 2, 2), 0.5), "not whole numbers"),
+    ],
+)
+def test_a_label_that_does_not_fit_is_refused_by_file(tmp_path, label, message):
+    image = from_spacing(np.zeros((2, 2, 2)), (1, 1, 1))
+    write_volume(tmp_path / "label.nii.gz", from_spacing(label.astype(np.float32), (1, 1, 1)))
+    with pytest.raises(UserError, match=rf"label\.nii\.gz: {message}|label\.nii\.gz: {message}"):
+        read_label(tmp_path / "label.nii.gz", image, 2)
+
+
+def test_a_label_somewhere_else_is_refused(tmp_path):
+    image = from_spacing(np.zeros((2, 2, 2)), (1, 1, 1))
+    moved = replace(image, file_affine=image.file_affine + np.eye(4)[:, [3, 3, 3, 3]] * 9)
+    moved.file_affine[3] = (0, 0, 0, 1)
+    moved.file_affine[:3, :3] = image.file_affine[:3, :3]
+    moved.file_affine[:3, 3] += 9
+    write_volume(tmp_path / "label.nii.gz", moved)
+    with pytest.raises(UserError, match="lies elsewhere"):
+        read_label(tmp_path / "label.nii.gz", image, 2)
+
+
+def test_the_plan_has_the_median_spacing_and_the_foregrounds_statistics():
+    values = np.linspace(-900, 100, 1001)
+    cases = [Fingerprint((10, 20, 20), (mm, 1.0, 1.0), values) for mm in (2.0, 2.5, 9.0)]
+    plan = make_plan(["a", "b", "c"], cases)
+    assert plan.spacing_mm == (2.5, 1.0, 1.0)
+    assert plan.mean_hu == pytest.approx(-400)
+    assert (plan.lower_hu, plan.upper_hu) == (pytest.approx(-895), pytest.approx(95))
+
+
+def test_a_coarse_and_short_axis_takes_the_tenth_percentile():
+    cases = [Fingerprint((10, 90, 90), (mm, 1.0, 1.0), np.ones(3)) for mm in (2.0, 5.0, 9.0)]
+    assert make_plan(["a", "b", "c"], cases).spacing_mm[0] == pytest.approx(2.6)
+
+
+def test_training_cases_without_a_lesion_are_refused():
+    with pytest.raises(UserError, match="no lesion voxel"):
+        make_plan(["a"], [Fingerprint((1, 1, 1), (1.0, 1.0, 1.0), np.zeros(0))])
+
+
+def test_a_plan_keeps_its_hash_on_disk_and_another_has_another(tmp_path):
+    save_plan(tmp_path / "plan.json", PLAN)
+    assert load_plan(tmp_path / "plan.json").hash == PLAN.hash
+    assert replace(PLAN, mean_hu=0.0).hash != PLAN.hash
+
+
+def test_a_damaged_plan_is_refused_by_file(tmp_path):
+    (tmp_path / "plan.json").write_text('{"spacing_mm": [1,')
+    with pytest.raises(UserError, match=r"plan\.json: damaged"):
+        load_plan(tmp_path / "plan.json")

@@ -1,0 +1,118 @@
+"""Which patch of which case: a function of (seed, step, sample)."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from covid_jax.data.preprocess import Geometry
+from covid_jax.data.sampling import Sampler, Source, copy_patch, patch_corner
+from covid_jax.data.store import StoredCase
+
+GEOMETRY = Geometry((1, 1, 1), (), (), (), ())
+
+
+def case(shape=(20, 30, 40), value=1.0, lesion=((5, 6, 7),)):
+    image = np.full(shape, value, np.float32)
+    label = np.zeros(shape, np.uint8)
+    for voxel in lesion:
+        label[voxel] = 1
+    foreground = (np.array(lesion, np.int32),) if lesion else ()
+    return StoredCase("case", image, label, foreground, GEOMETRY)
+
+
+def sampler(sources=None, batch_size=2, seed=0, stream="training", num_classes=2):
+    sources = sources or (Source((case(),), (1,)),)
+    return Sampler(sources, num_classes, (8, 12, 12), batch_size, 0.33, seed, stream)
+
+
+def same(a, b):
+    return all(
+        np.array_equal(x, y) for x, y in zip(vars(a).values(), vars(b).values(), strict=True)
+    )
+
+
+def test_a_batch_depends_on_its_step_alone():
+    rng = np.random.default_rng(0)
+    cases = (
+        case(value=1.0),
+        case(value=2.0, lesion=tuple(map(tuple, rng.integers(0, 19, (9, 3))))),
+    )
+    one = sampler((Source(cases, (1,)),))
+    straight = list(one.batches(0, 6))
+    resumed = list(one.batches(4, 6))
+    assert len(straight) == 6
+    assert all(same(a, b) for a, b in zip(straight[4:], resumed, strict=True))
+    assert same(straight[3], one.batch(3))
+
+
+def test_another_step_seed_or_stream_is_another_batch():
+    noisy = StoredCase(
+        "noise",
+        np.random.default_rng(0).random((40, 60, 60)).astype(np.float32),
+        np.zeros((40, 60, 60), np.uint8),
+        (),
+        GEOMETRY,
+    )
+    sources = (Source((noisy,), (1,)),)
+    first = sampler(sources).batch(0)
+    assert not same(first, sampler(sources).batch(1))
+    assert not same(first, sampler(sources, seed=1).batch(0))
+    assert not same(first, sampler(sources, stream="validation").batch(0))
+
+
+def test_the_last_of_a_batch_of_two_holds_a_lesion():
+    one = sampler((Source((case(shape=(64, 64, 64), lesion=((40, 50, 9),)),), (1,)),))
+    batches = [one.batch(step) for step in range(30)]
+    assert all(batch.label[1].any() for batch in batches)
+    assert sum(batch.label[0].any() for batch in batches) < 10
+
+
+@pytest.mark.parametrize(("batch_size", "lesions"), [(1, 0), (2, 1), (3, 1), (4, 1), (6, 2)])
+def test_as_many_of_a_batch_are_centred_on_a_lesion_as_in_nnunet(batch_size, lesions):
+    one = sampler((Source((case((64, 64, 64)),), (1,)),), batch_size)
+    found = np.mean([[label.any() for label in one.batch(s).label] for s in range(20)], axis=0)
+    assert (found == 1).sum() == lesions
+
+
+def test_each_dataset_has_its_own_class_and_says_which_it_labels():
+    sources = (Source((case(value=1.0),), (1,)), Source((case(value=2.0),), (2,)))
+    one = sampler(sources, num_classes=3)
+    seen = set()
+    for step in range(20):
+        batch = one.batch(step)
+        for image, label, labelled in zip(batch.image, batch.label, batch.labelled, strict=True):
+            own = int(image.max())
+            assert set(np.unique(label)) <= {0, own}
+            assert labelled.tolist() == [True, own == 1, own == 2]
+            seen.add(own)
+    assert seen == {1, 2}
+
+
+def test_a_case_without_lesions_is_sampled_anywhere():
+    batch = sampler((Source((case(lesion=()),), (1,)),)).batch(0)
+    assert not batch.label.any()
+
+
+@given(
+    shape=st.tuples(*[st.integers(1, 9)] * 3),
+    size=st.tuples(*[st.integers(1, 12)] * 3),
+    seed=st.integers(0, 99),
+    on_lesion=st.booleans(),
+)
+@settings(max_examples=150, deadline=None)
+def test_a_patch_is_a_cut_of_the_padded_case(shape, size, seed, on_lesion):
+    rng = np.random.default_rng(seed)
+    voxels = rng.random(shape)
+    lesion = (tuple(int(rng.integers(n)) for n in shape),)
+    corner = patch_corner(rng, case(shape, lesion=lesion), size, on_lesion)
+    patch = np.zeros(size)
+    copy_patch(voxels, corner, patch)
+    padded = np.pad(voxels, 12)
+    expected = padded[tuple(slice(c + 12, c + 12 + s) for c, s in zip(corner, size, strict=True))]
+    np.testing.assert_array_equal(patch, expected)
+    if on_lesion:
+        assert voxels[lesion[0]] in patch
+    else:
+        covered = [min(n, s) for n, s in zip(shape, size, strict=True)]
+        assert np.count_nonzero(patch) == np.prod(covered)

@@ -1,0 +1,96 @@
+"""Prepared cases on disk: whole or absent."""
+
+import json
+import os
+import subprocess
+
+import numpy as np
+import pytest
+
+from covid_jax.data.phantom import make_phantom, write_raw_dataset
+from covid_jax.data.plan import Plan
+from covid_jax.data.preparation import prepare_dataset
+from covid_jax.data.preprocess import prepare_case
+from covid_jax.data.store import has_case, load_case, load_dataset, save_case
+from covid_jax.data.volume import read_volume
+from covid_jax.errors import UserError
+
+PLAN = Plan((5.0, 3.0, 3.0), -1000.0, 200.0, -500.0, 250.0, (36, 104, 128), ("a",))
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("store")
+    write_raw_dataset("phantom", folder / "raw", 3, seed=0)
+    prepare_dataset("phantom", folder / "raw", folder / "prepared")
+    return folder
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 1 MB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], check=False, capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_case_comes_back_as_it_was_prepared(tmp_path):
+    image, label = make_phantom("msd_lung", 0, 0)
+    case = prepare_case(image, label, PLAN)
+    save_case(tmp_path / "msd_lung", "lung_001", case, label, {"plan": PLAN.hash})
+    assert has_case(tmp_path / "msd_lung", "lung_001", PLAN.hash)
+    assert not has_case(tmp_path / "msd_lung", "lung_001", "another")
+    assert not has_case(tmp_path / "msd_lung", "lung_002", PLAN.hash)
+
+
+def test_a_stored_case_has_its_foreground_and_its_reference(prepared):
+    plan_hash = json.loads((prepared / "prepared" / "phantom" / "dataset.json").read_text())["plan"]
+    dataset = load_dataset(prepared / "prepared", "phantom", plan_hash)
+    assert dataset.synthetic
+    for name in (*dataset.splits[0].train, *dataset.splits[0].test):
+        case = load_case(dataset, name)
+        assert isinstance(case.image, np.memmap)
+        (lesion,) = case.foreground
+        assert (case.label[tuple(lesion.T)] == 1).all()
+        reference = read_volume(dataset.references / f"{name}.nii.gz")
+        raw = read_volume(prepared / "raw" / "labelsTr" / f"{name}.nii.gz")
+        np.testing.assert_array_equal(reference.voxels, raw.voxels)
+        np.testing.assert_array_equal(reference.affine, raw.affine)
+
+
+def test_preparing_again_keeps_what_is_done(prepared):
+    case = prepared / "prepared" / "phantom" / "cases" / "phantom_000" / "image.npy"
+    before = case.stat().st_mtime_ns
+    prepare_dataset("phantom", prepared / "raw", prepared / "prepared")
+    assert case.stat().st_mtime_ns == before
+
+
+def test_data_of_another_plan_is_refused(prepared):
+    with pytest.raises(UserError, match="another plan"):
+        load_dataset(prepared / "prepared", "phantom", "another")
+
+
+def test_a_dataset_that_is_not_prepared_is_refused_with_the_command(prepared):
+    with pytest.raises(UserError, match=r"covid_jax\.prepare --dataset=covid19"):
+        load_dataset(prepared / "prepared", "covid19", "any")
+
+
+def test_a_fold_that_is_not_there_is_refused(prepared):
+    plan_hash = json.loads((prepared / "prepared" / "phantom" / "dataset.json").read_text())["plan"]
+    with pytest.raises(UserError, match="folds 0 to 2"):
+        load_dataset(prepared / "prepared", "phantom", plan_hash).split(7)
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_case(small_disk):
+    image, label = make_phantom("msd_lung", 0, 0)
+    case = prepare_case(image, label, PLAN)
+    with pytest.raises(UserError, match="the disk is full"):
+        save_case(small_disk / "msd_lung", "lung_001", case, label, {"plan": PLAN.hash})
+    assert os.listdir(small_disk / "msd_lung" / "cases") == []
+    assert not has_case(small_disk / "msd_lung", "lung_001", PLAN.hash)

@@ -1,0 +1,64 @@
+"""Windows: where they lie, how they weigh, and that together they are the volume."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from covid_jax.inference.sliding_window import gaussian_weight, predict_volume, window_starts
+
+
+def voxelwise(image):
+    """A network that looks at each voxel alone."""
+    return jnp.concatenate([jnp.zeros_like(image), 3 * image], -1)
+
+
+def expected(volume):
+    p = 1 / (1 + np.exp(-3 * volume))
+    return np.stack([1 - p, p], -1)
+
+
+@given(
+    shape=st.tuples(*[st.integers(1, 14)] * 3),
+    step_size=st.sampled_from([0.25, 0.5, 0.75, 1.0]),
+    batch_size=st.integers(1, 4),
+)
+@settings(max_examples=25, deadline=None)
+def test_a_voxelwise_network_gives_each_voxel_its_own_probability(shape, step_size, batch_size):
+    volume = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    ours = predict_volume(voxelwise, volume, (4, 6, 6), step_size=step_size, batch_size=batch_size)
+    np.testing.assert_allclose(ours, expected(volume), atol=1e-5)
+
+
+def test_mirrored_views_are_mirrored_back():
+    volume = np.random.default_rng(0).normal(size=(5, 9, 7)).astype(np.float32)
+    ours = predict_volume(voxelwise, volume, (4, 6, 6), mirror=True)
+    np.testing.assert_allclose(ours, expected(volume), atol=1e-5)
+
+
+def test_mirroring_makes_a_network_that_knows_left_from_right_symmetric():
+    def sided(image):
+        ramp = jnp.linspace(-1, 1, image.shape[3])[:, None]
+        return jnp.concatenate([0 * image, image + ramp], -1)
+
+    volume = np.zeros((4, 6, 6), np.float32)
+    plain = predict_volume(sided, volume, (4, 6, 6))[..., 1]
+    mirrored = predict_volume(sided, volume, (4, 6, 6), mirror=True)[..., 1]
+    assert plain[0, 0, 0] < 0.3
+    np.testing.assert_allclose(mirrored, 0.5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("length", "window", "starts"),
+    [(16, 16, [0]), (20, 16, [0, 4]), (100, 32, [0, 14, 27, 41, 54, 68]), (24, 16, [0, 8])],
+)
+def test_windows_are_spread_as_nnunet_spreads_them(length, window, starts):
+    assert window_starts(length, window, 0.5) == starts
+
+
+def test_weights_fall_from_the_centre_and_never_reach_zero():
+    weight = gaussian_weight((16, 32, 32))
+    assert weight.max() == weight[8, 16, 16] == 1
+    assert weight.min() > 0
+    assert weight[8, 16, 20] == pytest.approx(np.exp(-0.5), rel=0.01)  # one deviation: 32 / 8

@@ -1,0 +1,98 @@
+"""The fast convolution: the numbers of XLA's own, forward and backward."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import lax
+
+from covid_jax.model.conv import convolution, transposed_convolution
+
+ODD = st.sampled_from([1, 3, 5])
+STRIDE = st.sampled_from([1, 2, 3])
+
+
+def reference(parts, kernel, strides):
+    return lax.conv_general_dilated(
+        jnp.concatenate(parts, -1),
+        kernel,
+        strides,
+        [((size - 1) // 2,) * 2 for size in kernel.shape[:3]],
+        dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
+    )
+
+
+@given(
+    kernel=st.tuples(ODD, ODD, ODD),
+    strides=st.tuples(STRIDE, STRIDE, STRIDE),
+    size=st.tuples(*[st.integers(1, 9)] * 3),
+    channels=st.lists(st.integers(1, 3), min_size=1, max_size=2),
+    form=st.sampled_from(["lax", "slices"]),
+)
+@settings(max_examples=60, deadline=None)
+def test_value_and_gradients_are_those_of_lax(kernel, strides, size, channels, form):
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        parts = tuple(jnp.asarray(rng.normal(size=(2, *size, c))) for c in channels)
+        weights = jnp.asarray(rng.normal(size=(*kernel, sum(channels), 4)))
+        ours, pull = jax.vjp(lambda p, w: convolution(p, w, strides, form), parts, weights)
+        theirs, pull_theirs = jax.vjp(lambda p, w: reference(p, w, strides), parts, weights)
+        dy = jnp.asarray(rng.normal(size=theirs.shape))
+        for a, b in zip(
+            jax.tree.leaves((ours, pull(dy))),
+            jax.tree.leaves((theirs, pull_theirs(dy))),
+            strict=True,
+        ):
+            np.testing.assert_allclose(a, b, atol=1e-9)
+
+
+def test_slices_large_enough_for_the_scan_give_the_same_gradient():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(1, 3, 24, 24, 2)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(3, 3, 3, 2, 3)), jnp.float32)
+
+    def gradient(form):
+        return jax.grad(lambda k: (convolution(x, k, (1, 1, 1), form) ** 2).sum())(kernel)
+
+    np.testing.assert_allclose(gradient("slices"), gradient("lax"), rtol=1e-4)
+
+
+@pytest.mark.parametrize("strides", [(1, 2, 2), (2, 2, 2), (1, 1, 1), (3, 1, 2)])
+def test_the_transposed_convolution_is_the_adjoint_of_the_strided_one(strides):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, 3, 4, 5, 6)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(*strides, 6, 7)), jnp.float32)
+    up = transposed_convolution(x, kernel)
+    # <up(x), y> = <x, down(y)>, where down convolves blocks of the kernel's size.
+    y = jnp.asarray(rng.normal(size=up.shape), jnp.float32)
+    down = lax.conv_general_dilated(
+        y,
+        kernel.swapaxes(3, 4),
+        strides,
+        "VALID",
+        dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
+    )
+    assert (up * y).sum() == pytest.approx(float((x * down).sum()), rel=1e-4)
+
+
+def test_an_input_that_nothing_needs_costs_no_gradient():
+    """The gradient into a frozen skip disappears from the compiled step."""
+    x = jnp.ones((1, 8, 16, 16, 8))
+    kernel = jnp.ones((3, 3, 3, 16, 8))
+
+    def flops(trained):
+        def loss(trained_input):
+            return convolution((trained_input, x), kernel, (1, 1, 1), "lax").sum()
+
+        def loss_of_both(both):
+            return convolution(both, kernel, (1, 1, 1), "lax").sum()
+
+        function, argument = (loss, x) if trained == 1 else (loss_of_both, (x, x))
+        return (
+            jax.jit(jax.value_and_grad(function)).lower(argument).compile().cost_analysis()["flops"]
+        )
+
+    forward, gradient = 2, 1  # in units of the convolution of 8 channels to 8
+    assert flops(1) / flops(2) == pytest.approx((forward + gradient) / (forward + 2), rel=0.1)

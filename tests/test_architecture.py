@@ -1,0 +1,66 @@
+"""The floors: a module imports only from its own floor or below."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "covid_jax"
+FLOORS = {
+    "errors": 0,
+    "config": 1,
+    "data": 2,
+    "model": 2,
+    "transfer": 3,
+    "training": 4,
+    "inference": 5,
+    "evaluation": 5,
+    "reporting": 6,
+}
+COMMAND = 7
+
+
+def part_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return {
+        name for name in found if name.startswith("covid_jax.") and name != "covid_jax.__version__"
+    }
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: p.stem)
+def test_a_module_imports_only_from_its_floor_or_below(path):
+    part = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    floor = FLOORS.get(part, COMMAND)
+    for name in imports(path):
+        other = part_of(name)
+        assert other in FLOORS, f"{path} imports the command {name}"
+        assert FLOORS[other] <= floor, f"{path} imports {name} from above"
+        assert {part, other} != {"data", "model"}, f"{path}: data and model do not know each other"
+
+
+def test_the_step_needs_no_image_library():
+    """The training step runs on machines that lack grain and every image library."""
+    seen, todo = set(), {"training/step.py", "training/state.py", "training/parallel.py"}
+    while todo:
+        name = todo.pop()
+        seen.add(name)
+        path = PACKAGE / name
+        for module in imports(path):
+            parts = module.split(".")[1:]
+            for depth in (len(parts), len(parts) - 1):
+                file = "/".join(parts[:depth]) + ".py"
+                if (PACKAGE / file).is_file() and file not in seen:
+                    todo.add(file)
+    text = "\n".join((PACKAGE / name).read_text() for name in seen)
+    for library in ("grain", "nibabel", "SimpleITK", "pydicom", "highdicom", "skimage"):
+        assert f"import {library}" not in text
+        assert f"from {library}" not in text

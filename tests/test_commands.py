@@ -1,0 +1,138 @@
+"""prepare, predict and evaluate as a user runs them, on real scans and with mistakes."""
+
+import json
+import shutil
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from covid_jax.data.volume import read_volume
+from tests.conftest import ROOT
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory, command, covid19_raw):
+    folder = tmp_path_factory.mktemp("prepared")
+    finished = command(
+        "prepare", "--dataset=covid19", f"--raw_dir={covid19_raw}", f"--out_dir={folder}"
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert "20 cases of covid19 are prepared" in finished.stdout
+    assert "8-bit grey mapped to -1250 ... 250 HU" in finished.stderr + finished.stdout
+    return folder
+
+
+def test_the_plan_comes_from_the_training_cases_of_the_fold(prepared):
+    plan = json.loads((prepared / "plan.json").read_text())
+    assert plan["training_cases"] == [
+        "coronacases_007",
+        "coronacases_008",
+        "radiopaedia_36_86526_0",
+        "radiopaedia_4_85506_1",
+    ]
+
+
+def test_predict_keeps_grid_and_affine_of_a_real_scan(tiny_run, thorax, tmp_path, command):
+    finished = command(
+        "predict",
+        f"--checkpoint={tiny_run}",
+        f"--input={thorax}",
+        f"--output_dir={tmp_path}",
+        "--save_probabilities",
+    )
+    assert finished.returncode == 0, finished.stderr
+    mask, scan = nib.load(tmp_path / "thorax_crop_1p5mm.nii.gz"), nib.load(thorax)
+    assert mask.shape == scan.shape
+    np.testing.assert_array_equal(mask.affine, scan.affine)
+    assert mask.get_data_dtype() == np.uint8
+    probability = nib.load(tmp_path / "thorax_crop_1p5mm_probability_1.nii.gz")
+    agrees = (np.asarray(probability.dataobj) > 0.5) == np.asarray(mask.dataobj)
+    assert agrees.mean() > 0.999
+
+
+def test_predict_reads_a_dicom_series_and_evaluate_scores_a_mask(
+    tiny_run, lidc_series, tmp_path, command
+):
+    finished = command(
+        "predict",
+        f"--checkpoint={tiny_run}",
+        f"--input={lidc_series}",
+        f"--output_dir={tmp_path / 'masks'}",
+    )
+    assert finished.returncode == 0, finished.stderr
+    mask = read_volume(tmp_path / "masks" / "LIDC-IDRI-0001.nii.gz")
+    scan = read_volume(lidc_series)
+    assert mask.voxels.shape == scan.voxels.shape
+    np.testing.assert_allclose(mask.affine, scan.affine, atol=1e-4)
+    finished = command(
+        "evaluate",
+        f"--predictions={tmp_path / 'masks'}",
+        f"--references={tmp_path / 'masks'}",
+        f"--output={tmp_path / 'metrics.json'}",
+    )
+    assert finished.returncode == 0, finished.stderr
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["mean"]["dsc"] == 1
+    assert metrics["tolerance_mm"] == 3.0
+
+
+@pytest.fixture
+def raw(covid19_raw, tmp_path):
+    folder = tmp_path / "raw"
+    shutil.copytree(covid19_raw, folder)
+    return folder
+
+
+def damaged(raw, how):
+    image = raw / "COVID-19-CT-Seg_20cases" / "coronacases_007.nii.gz"
+    label = raw / "Infection_Mask" / "coronacases_007.nii.gz"
+    if how == "truncated":
+        image.write_bytes(image.read_bytes()[:5000])
+        return image
+    if how == "shape":
+        nib.Nifti1Image(np.zeros((3, 3, 3), np.uint8), np.eye(4)).to_filename(label)
+        return label
+    if how == "4d":
+        nib.Nifti1Image(np.zeros((3, 3, 3, 2), np.uint8), np.eye(4)).to_filename(image)
+        return image
+    if how == "value":
+        mask = nib.load(label)
+        voxels = np.asarray(mask.dataobj).copy()
+        voxels[0, 0, 0] = 9
+        nib.Nifti1Image(voxels, mask.affine).to_filename(label)
+        return label
+    label.unlink()
+    return label
+
+
+@pytest.mark.parametrize("how", ["truncated", "shape", "4d", "value", "no label"])
+def test_a_damaged_case_stops_prepare_with_its_name_and_no_dataset(raw, tmp_path, refuses, how):
+    file = damaged(raw, how)
+    out = tmp_path / "out"
+    line = refuses("prepare", "--dataset=covid19", f"--raw_dir={raw}", f"--out_dir={out}")
+    assert str(file) in line
+    assert not (out / "covid19" / "dataset.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("prepare", ["--dataset=covid19", "--raw_dir=nowhere", "--out_dir=x"], "nowhere"),
+        ("prepare", ["--dataset=covid19", "--out_dir=x"], "--raw_dir is missing"),
+        ("predict", ["--checkpoint=nowhere", "--input=README.md", "--output_dir=x"], "nowhere"),
+        ("predict", ["--checkpoint=x", "--input=nowhere", "--output_dir=x"], "nowhere"),
+        ("evaluate", ["--predictions=nowhere", "--references=x", "--output=x"], "nowhere"),
+        ("study", ["--config=nowhere.py", "--workdir=x"], "nowhere.py"),
+        ("study", [f"--config={ROOT}/configs/tiny.py"], "--workdir is missing"),
+    ],
+)
+def test_a_mistake_is_one_line(refuses, name, arguments, message):
+    assert message in refuses(name, *arguments)
+
+
+@pytest.mark.parametrize("name", ["prepare", "train", "predict", "evaluate", "study"])
+def test_help_tells_what_a_command_does_and_shows_one(command, name):
+    text = command(name, "--help").stdout
+    assert f"python -m covid_jax.{name} --" in text
+    assert len(text.splitlines()) > 8

@@ -1,0 +1,97 @@
+"""Settings: named runs, validation, and the way to disk and back."""
+
+import dataclasses
+
+import pytest
+
+from covid_jax.config import (
+    Config,
+    DataConfig,
+    UNetConfig,
+    check_config_arguments,
+    differences,
+    from_dict,
+    named_run,
+    to_dict,
+    validate,
+)
+from covid_jax.errors import UserError
+from tests.conftest import ROOT
+
+
+def test_a_config_survives_the_way_to_json_and_back():
+    config = named_run(Config(seed=3), "body-msd")
+    assert from_dict(to_dict(config)) == config
+
+
+def test_a_named_run_sets_strategy_and_source():
+    config = named_run(Config(), "frozen_encoder-nsclc")
+    assert (config.strategy, config.source) == ("frozen_encoder", "nsclc")
+
+
+def test_a_strategy_without_source_starts_from_multi_lesion():
+    assert named_run(Config(), "continual").source == "multi_lesion"
+
+
+def test_pretraining_trains_on_the_datasets_of_its_source():
+    config = named_run(Config(), "pretraining-multi_lesion")
+    assert config.pretraining
+    assert config.data.datasets == ("msd_lung", "structseg_gtv", "nsclc_effusion")
+
+
+@pytest.mark.parametrize("name", ["zap", "body-zap", "pretraining-none"])
+def test_an_unknown_run_name_is_refused(name):
+    with pytest.raises(UserError, match=name):
+        named_run(Config(), name)
+
+
+@pytest.mark.parametrize(
+    ("config", "field"),
+    [
+        (Config(epochs=0), "config.epochs"),
+        (Config(seed=-1), "config.seed"),
+        (Config(strategy="zap"), "config.strategy"),
+        (Config(dtype="float16"), "config.dtype"),
+        (Config(epochs="ten"), "config.epochs"),
+        (Config(data=DataConfig(batch_size=0)), "config.data.batch_size"),
+        (Config(data=DataConfig(patch_size=(0, 64, 64))), "config.data.patch_size"),
+        (Config(data=DataConfig(patch_size=(64, 64))), "config.data.patch_size"),
+        (Config(model=UNetConfig(strides=((1, 1, 1),))), "config.model.strides"),
+        (Config(model=UNetConfig(kernel_sizes=((2, 3, 3),) * 6)), "config.model.kernel_sizes"),
+    ],
+)
+def test_a_value_that_cannot_work_is_named(config, field):
+    with pytest.raises(UserError, match=field):
+        validate(config)
+
+
+def test_differences_name_every_leaf_that_changed():
+    ours = to_dict(Config(seed=1, data=DataConfig(batch_size=4)))
+    assert differences(ours, to_dict(Config())) == ["data.batch_size: 4, was 2", "seed: 1, was 0"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.zap=1"], "no field 'zap'"),
+        (["--config.data.zap=1"], "config.data has no field 'zap'"),
+        (["--config.seed.zap=1"], "config.seed has no field 'zap'"),
+    ],
+)
+def test_an_override_of_no_field_is_one_line(arguments, message):
+    with pytest.raises(UserError, match=message):
+        check_config_arguments([f"--config={ROOT}/configs/tiny.py", *arguments])
+
+
+def test_a_config_file_that_is_not_there_is_one_line():
+    with pytest.raises(UserError, match=r"nowhere\.py"):
+        check_config_arguments(["--config=nowhere.py"])
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.stem)
+def test_every_config_that_comes_along_is_valid(file):
+    from covid_jax.config import load_config_file
+
+    config = load_config_file(str(file))
+    validate(config)
+    assert dataclasses.is_dataclass(config)

@@ -1,0 +1,124 @@
+"""A study from one command: its grid, its report, and what a second start does."""
+
+import csv
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from covid_jax.training.checkpoint import load_params
+from tests.conftest import ROOT
+
+ARGUMENTS = [
+    f"--config={ROOT}/configs/tiny.py",
+    "--config.study.folds=(0,)",
+    "--config.study.runs=('scratch','frozen_encoder-msd')",
+    "--config.study.raw.phantom_cases=4",
+    "--config.study.note=all synthetic",
+]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory, command):
+    workdir = tmp_path_factory.mktemp("study") / "study"
+    finished = command("study", *ARGUMENTS, f"--workdir={workdir}")
+    assert finished.returncode == 0, finished.stderr + finished.stdout
+    return workdir, finished.stdout
+
+
+def test_the_grid_leaves_its_pinned_folders(study):
+    workdir, printed = study
+    assert {path.name for path in (workdir / "runs").iterdir()} == {
+        "scratch-none-fold0",
+        "frozen_encoder-msd-fold0",
+    }
+    assert (workdir / "pretraining" / "msd" / "checkpoints" / "20").is_dir()
+    assert str(workdir / "report" / "index.html") in printed
+    assert "python -m covid_jax.train --config=" in printed
+
+
+def test_the_frozen_encoder_is_the_pretrained_one_bit_for_bit(study):
+    workdir, _ = study
+    before = load_params(workdir / "pretraining" / "msd")
+    after = load_params(workdir / "runs" / "frozen_encoder-msd-fold0")
+    same = lambda a, b: all(map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b)))  # noqa: E731
+    assert same(before["encoder"], after["encoder"])
+    assert not same(before["decoder"], after["decoder"])
+
+
+def test_every_table_says_what_the_data_is(study):
+    report = study[0] / "report"
+    for number in (1, 2, 3):
+        rows = list(csv.DictReader((report / f"table_{number}.csv").open()))
+        assert {row["note"] for row in rows} == {"all synthetic"}
+    assert "all synthetic" in (report / "index.html").read_text()
+    assert json.loads((report / "results.json").read_text())["note"] == "all synthetic"
+
+
+def test_table_3_has_the_runs_beside_the_papers_numbers(study):
+    rows = {
+        row["strategy"]: row for row in csv.DictReader((study[0] / "report" / "table_3.csv").open())
+    }
+    metrics = json.loads((study[0] / "runs" / "scratch-none-fold0" / "metrics.json").read_text())
+    assert float(rows["scratch"]["dsc_mean"]) == pytest.approx(metrics["mean"]["dsc"])
+    assert float(rows["scratch"]["paper_dsc_mean"]) == 0.681
+    assert float(rows["scratch"]["paper_epoch_seconds"]) == 224
+    assert float(rows["scratch"]["epoch_seconds"]) > 0
+
+
+def test_table_1_shows_missing_runs_as_missing(study):
+    rows = list(csv.DictReader((study[0] / "report" / "table_1.csv").open()))
+    assert len(rows) == 14
+    body = next(row for row in rows if row["strategy"] == "body" and row["pretrained"] == "msd")
+    assert body["dsc_fold0_mean"] == ""
+    assert float(body["paper_dsc_fold0_mean"]) == 0.679
+
+
+def test_the_page_needs_no_other_file(study):
+    page = (study[0] / "report" / "index.html").read_text()
+    assert "data:image/png;base64," in page
+    assert "<script src" not in page
+    assert "http" not in page.replace("data:", "")
+
+
+def test_a_second_start_finds_everything_done(study, command):
+    workdir, _ = study
+    finished = command("study", *ARGUMENTS, f"--workdir={workdir}", "--list")
+    lines = finished.stdout.splitlines()
+    assert len(lines) == 5
+    assert all(line.startswith("done") for line in lines), lines
+
+
+def test_the_report_can_be_redrawn_from_the_folders(study, command):
+    workdir, _ = study
+    before = (workdir / "report" / "table_3.csv").read_text()
+    (workdir / "report" / "table_3.csv").unlink()
+    finished = command("study", *ARGUMENTS, f"--workdir={workdir}", "--report_only")
+    assert finished.returncode == 0, finished.stderr
+    assert (workdir / "report" / "table_3.csv").read_text() == before
+
+
+def test_a_run_that_fails_is_named_and_the_rest_goes_on(study, command, tmp_path):
+    workdir, _ = study
+    finished = command(
+        "study",
+        *ARGUMENTS,
+        f"--workdir={workdir}",
+        "--config.study.folds=(0,9)",
+        "--only=scratch",
+    )
+    assert finished.returncode != 0
+    assert "scratch-none-fold9" in finished.stderr.splitlines()[-1]
+    assert "folds 0 to 4" in finished.stderr
+    assert "report:" in finished.stdout
+
+
+def test_the_papers_grid_has_its_14_rows_in_every_fold(command, tmp_path):
+    finished = command(
+        "study", f"--config={ROOT}/configs/paper.py", f"--workdir={tmp_path}", "--list"
+    )
+    assert finished.returncode == 0, finished.stderr
+    names = [line.split()[-1] for line in finished.stdout.splitlines()]
+    assert sum("-fold" in name for name in names) == 14 * 5
+    assert sum(name.startswith("pretraining-") for name in names) == 4

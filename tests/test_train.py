@@ -1,0 +1,166 @@
+"""A run from the command line: what it leaves, and that a kill changes nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import nibabel as nib
+import numpy as np
+import pytest
+
+from covid_jax.training.checkpoint import load_params
+from covid_jax.training.progress import read_log
+from tests.conftest import ROOT
+
+TINY = f"--config={ROOT}/configs/tiny.py"
+
+
+def equal(a, b):
+    return all(map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b)))
+
+
+def test_a_run_leaves_what_the_readme_says(tiny_run):
+    names = {path.name for path in tiny_run.iterdir()}
+    assert {
+        "config.json",
+        "plan.json",
+        "checkpoints",
+        "log.jsonl",
+        "progress.png",
+        "tensorboard",
+        "predictions",
+        "metrics.json",
+    } <= names
+    assert any(path.name.startswith("events.") for path in (tiny_run / "tensorboard").iterdir())
+
+
+def test_the_log_has_a_line_an_epoch_with_the_pinned_fields(tiny_run):
+    log = read_log(tiny_run)
+    assert [line["step"] for line in log] == [10, 20]
+    assert {"step", "epoch", "loss", "learning_rate", "seconds", "validation_dice"} <= log[0].keys()
+    assert log[1]["loss"] < log[0]["loss"]
+
+
+def test_metrics_are_of_the_folds_test_cases_on_their_own_grids(tiny_run):
+    metrics = json.loads((tiny_run / "metrics.json").read_text())
+    masks = sorted((tiny_run / "predictions").iterdir())
+    assert sorted(metrics["cases"]) == [path.name.removesuffix(".nii.gz") for path in masks]
+    for path in masks:
+        name = path.name.replace(".nii.gz", "_0000.nii.gz")
+        mask = nib.load(path)
+        scan = nib.load(tiny_run / "data" / "raw_phantom" / "imagesTr" / name)
+        assert mask.shape == scan.shape
+        np.testing.assert_array_equal(mask.affine, scan.affine)
+
+
+def test_a_run_that_is_killed_and_continued_has_the_same_parameters(tiny_run, tmp_path, command):
+    """Killed after the first checkpoint: the second start goes on and says so."""
+    workdir = tmp_path / "run"
+    arguments = [TINY, f"--workdir={workdir}", f"--config.data.prepared_dir={tiny_run / 'data'}"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "covid_jax.train", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not (workdir / "checkpoints" / "10").is_dir():
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (workdir / "metrics.json").exists()
+    finished = command("train", *arguments)
+    assert finished.returncode == 0, finished.stderr
+    assert "going on from the checkpoint of step" in finished.stdout
+    assert equal(load_params(workdir), load_params(tiny_run))
+    assert [line["step"] for line in read_log(workdir)] == [10, 20]
+
+
+def test_a_finished_run_that_is_started_again_changes_nothing(tiny_run, command):
+    before = (tiny_run / "metrics.json").stat().st_mtime_ns
+    finished = command("train", TINY, f"--workdir={tiny_run}")
+    assert finished.returncode == 0, finished.stderr
+    assert "going on from the checkpoint of step 20" in finished.stdout
+    assert (tiny_run / "metrics.json").stat().st_mtime_ns == before
+    assert len(read_log(tiny_run)) == 2
+
+
+def test_another_config_for_the_same_folder_is_refused_with_the_difference(tiny_run, refuses):
+    line = refuses("train", TINY, f"--workdir={tiny_run}", "--config.optimizer.momentum=0.5")
+    assert "optimizer.momentum: 0.5, was 0.99" in line
+
+
+def test_nothing_is_compiled_after_the_first_epoch(tiny_run, tmp_path):
+    """Counts XLA's compilations; the second epoch adds none."""
+    script = f"""
+import dataclasses, jax
+from pathlib import Path
+from absl import flags
+from covid_jax import train
+from tests.conftest import tiny
+flags.FLAGS(["test"])
+counts, compiled = [], 0
+def count(name, duration, **_):
+    global compiled
+    compiled += name == "/jax/core/compile/backend_compile_duration"
+jax.monitoring.register_event_duration_secs_listener(count)
+epoch = train.Progress.epoch
+def logged(self, line):
+    counts.append(compiled)
+    epoch(self, line)
+train.Progress.epoch = logged
+config = tiny(epochs=3, test=False)
+config.data.prepared_dir = {str(tiny_run / "data")!r}
+train.train(config, Path({str(tmp_path / "run")!r}))
+print("COUNTS", *counts)
+"""
+    finished = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert finished.returncode == 0, finished.stderr
+    first, second, third = map(int, finished.stdout.split("COUNTS")[1].split())
+    assert first > 0
+    assert second == third == first
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.zap=1"], "no field 'zap'"),
+        (["--config.data.patch_size=0,48,48"], "patch_size"),
+        (["--config.data.batch_size=0"], "batch_size"),
+        (["--config.fold=9"], "folds 0 to 4"),
+        (["--config.strategy=body", "--config.source=msd"], "config.pretrained is empty"),
+        (["--config.pretrained=nowhere", "--config.strategy=body"], "nowhere"),
+        (["--config.mesh.data=2"], "needs 2 devices"),
+        (["extra"], "unknown argument 'extra'"),
+    ],
+)
+def test_a_mistake_is_one_line(tiny_run, tmp_path, refuses, arguments, message):
+    data = f"--config.data.prepared_dir={tiny_run / 'data'}"
+    assert message in refuses("train", TINY, f"--workdir={tmp_path}/run", data, *arguments)
+
+
+def test_a_value_of_the_wrong_type_names_its_flag(command, tmp_path):
+    finished = command("train", TINY, f"--workdir={tmp_path}", "--config.epochs=ten")
+    assert finished.returncode != 0
+    assert "--config.epochs=ten" in finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
+def test_a_pretrained_network_of_another_shape_is_refused(tiny_run, tmp_path, refuses):
+    line = refuses(
+        "train",
+        f"{TINY}:body",
+        f"--workdir={tmp_path}/run",
+        f"--config.data.prepared_dir={tiny_run / 'data'}",
+        f"--config.pretrained={tiny_run}",
+        "--config.model.features_per_stage=8,16,64",
+    )
+    assert "(64,) here and (32,) there" in line

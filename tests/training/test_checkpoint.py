@@ -1,0 +1,94 @@
+"""Checkpoints: what was saved comes back, and nothing else is taken for it."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from covid_jax.errors import UserError
+from covid_jax.training.checkpoint import Checkpoints, load_params, load_run
+from covid_jax.training.state import initial_state, optimizer
+from covid_jax.training.step import TrainState
+from covid_jax.transfer.freezing import mask, split
+from tests.conftest import tiny
+
+
+def params(size=3):
+    rng = np.random.default_rng(size)
+    leaf = lambda: jax.numpy.asarray(rng.normal(size=(size, 2)), "float32")  # noqa: E731
+    return {"encoder": {"kernel": leaf()}, "decoder": {"kernel": leaf(), "bias": leaf()}}
+
+
+def state_of(tree, frozen=("encoder",)):
+    held = mask(tree, frozen)
+    trainable, rest = split(tree, held)
+    return initial_state(trainable, optimizer(tiny().optimizer)), rest, held
+
+
+def equal(a, b):
+    return jax.tree.structure(a) == jax.tree.structure(b) and all(
+        map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b))
+    )
+
+
+def test_a_state_comes_back_bit_for_bit(tmp_path):
+    tree = params()
+    state, frozen, held = state_of(tree)
+    moved = jax.tree.map(lambda leaf: leaf + 1, state)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore(state, held) is None
+        checkpoints.save(moved, frozen)
+    with Checkpoints(tmp_path) as checkpoints:
+        back = checkpoints.restore(state, held)
+    assert isinstance(back, TrainState)
+    assert equal(back, moved)
+
+
+def test_the_whole_tree_of_a_run_is_loaded_frozen_leaves_too(tmp_path):
+    tree = params()
+    state, frozen, _ = state_of(tree)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state, frozen)
+    assert equal(load_params(tmp_path), tree)
+    assert equal(load_params(tmp_path, 0), tree)
+
+
+def test_a_checkpoint_of_another_network_is_refused_with_path_and_shapes(tmp_path):
+    state, frozen, _ = state_of(params(3))
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state, frozen)
+    other, _, held = state_of(params(4))
+    with (
+        Checkpoints(tmp_path) as checkpoints,
+        pytest.raises(UserError, match=r"decoder/bias is \(4, 2\) here and \(3, 2\) there"),
+    ):
+        checkpoints.restore(other, held)
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(UserError, match="not the work directory of a run"):
+        load_params(tmp_path)
+    with pytest.raises(UserError, match="not the work directory of a run"):
+        load_run(tmp_path)
+
+
+def test_a_step_that_is_not_there_is_refused(tiny_run):
+    with pytest.raises(UserError, match="no checkpoint 7"):
+        load_params(tiny_run, 7)
+
+
+def test_a_run_gives_its_config_its_plan_and_its_parameters(tiny_run):
+    config, plan, tree = load_run(tiny_run)
+    assert config.model.num_classes == 2
+    assert plan.hash
+    assert set(tree) == {"encoder", "decoder", "heads"}
+
+
+def test_a_damaged_config_is_refused_by_file(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config\.json: damaged"):
+        load_run(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"zap": 1}))
+    with pytest.raises(UserError, match="no field zap"):
+        load_run(tmp_path)

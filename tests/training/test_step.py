@@ -1,0 +1,123 @@
+"""The step: the optimiser's formula, frozen leaves, and one compilation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from covid_jax.config import OptimizerConfig
+from covid_jax.data.augment import augment
+from covid_jax.training.state import initial_state, learning_rate, optimizer, schedule
+from covid_jax.training.step import make_eval_step, make_train_step, pseudo_dice
+from covid_jax.transfer.freezing import join, mask, split
+from covid_jax.transfer.strategies import STRATEGIES
+from tests.conftest import tiny
+
+CONFIG = tiny()
+SHAPE = (2, 4, 16, 16)
+
+
+def batch(seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        "image": jnp.asarray(rng.normal(size=(*SHAPE, 1)), jnp.float32),
+        "label": jnp.asarray(rng.integers(0, 2, SHAPE)),
+        "labelled": jnp.ones((2, 2), bool),
+    }
+
+
+def run(strategy, steps, dtype=jnp.float32, patterns=None):
+    """Parameters before and after some steps; the mask; the compiled step."""
+    network = STRATEGIES[strategy].network(CONFIG.model, dtype)
+    params = network.init(jax.random.key(0), batch()["image"])["params"]
+    held = mask(params, STRATEGIES[strategy].frozen if patterns is None else patterns)
+    trainable, frozen = split(params, held)
+    transform = optimizer(CONFIG.optimizer)
+    state = initial_state(trainable, transform)
+    step = make_train_step(lambda p, x: network.apply({"params": p}, x), transform, augment)
+    for index in range(steps):
+        state, metrics = step(state, frozen, batch(index), jnp.float32(0.01), jax.random.key(0))
+    assert np.isfinite(metrics["loss"])
+    return params, join(state.trainable, frozen), held, step, state
+
+
+def unequal(a, b):
+    return jax.tree.map(lambda x, y: not np.array_equal(x, y), a, b)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("strategy", ["frozen_encoder", "multi_encoder"])
+def test_a_frozen_leaf_is_bit_identical_after_training_and_all_others_move(strategy, dtype):
+    before, after, held, _, _ = run(strategy, 4, dtype)
+    # The lowest head weighs nothing in the loss; weight decay moves it, but not its zero bias.
+    moved = unequal(before, after)
+    last = f"stage_{len(CONFIG.model.features_per_stage) - 2}"
+    moved["heads"][last]["bias"] = True
+    assert moved == jax.tree.map(lambda h: not h, held)
+
+
+def test_the_optimiser_state_holds_trainable_leaves_only():
+    _, _, held, _, state = run("frozen_encoder", 1)
+    trainable = sum(not h for h in jax.tree.leaves(held))
+    assert len(jax.tree.leaves(state.opt_state)) == trainable
+
+
+def test_the_step_is_compiled_once():
+    _, _, _, step, _ = run("scratch", 4)
+    assert step._cache_size() == 1
+
+
+def test_an_update_is_torchs_sgd():
+    """g += wd p; buf = m buf + g; p -= lr (g + m buf), after clipping the gradient's norm."""
+    config = OptimizerConfig(momentum=0.9, weight_decay=0.1, clip_norm=2.0)
+    transform = optimizer(config)
+    rng = np.random.default_rng(0)
+    p = rng.normal(size=5)
+    params = {"p": jnp.asarray(p, jnp.float32)}
+    state = transform.init(params)
+    momentum = np.zeros(5)
+    for step in range(4):
+        g = rng.normal(size=5) * (5 if step % 2 else 0.1)
+        direction, state = transform.update({"p": jnp.asarray(g, jnp.float32)}, state, params)
+        params = jax.tree.map(lambda a, b: a - 0.05 * b, params, direction)
+        g = g * min(1.0, 2.0 / np.linalg.norm(g)) + 0.1 * p
+        momentum = 0.9 * momentum + g
+        p = p - 0.05 * (g + 0.9 * momentum)
+        np.testing.assert_allclose(params["p"], p, atol=1e-5)
+
+
+def test_gradients_of_trainable_leaves_are_those_of_full_training():
+    _, full, _, _, _ = run("scratch", 1, patterns=())
+    _, part, held, _, _ = run("scratch", 1, patterns=("encoder",))
+    # Weight decay and momentum are the same; the norm stays below the clip in both.
+    for f, p, h in zip(*map(jax.tree.leaves, (full, part, held)), strict=True):
+        if not h:
+            np.testing.assert_allclose(f, p, atol=1e-6)
+
+
+def test_the_schedule_is_poly_over_the_runs_own_epochs():
+    config = tiny("body", epochs=10)
+    assert schedule(config) == (0, 10, 10)
+    assert learning_rate(config, 0) == 0.01
+    assert learning_rate(config, 5) == pytest.approx(0.01 * 0.5**0.9)
+
+
+def test_continual_goes_on_where_pretraining_stands_on_their_joint_schedule():
+    before = tiny("pretraining-msd", epochs=10, pretraining_epochs=30)
+    after = tiny("continual-msd", epochs=10, pretraining_epochs=30)
+    assert schedule(before) == (0, 30, 40)
+    assert schedule(after) == (30, 10, 40)
+    last, first = learning_rate(before, 29), learning_rate(after, 30)
+    assert first == pytest.approx(0.01 * (1 - 30 / 40) ** 0.9)
+    assert first < last < learning_rate(before, 28)
+
+
+def test_pseudo_dice_is_the_dice_over_all_voxels_of_all_batches():
+    logits = lambda p, x: (jnp.concatenate([x, -x], -1),)  # noqa: E731
+    eval_step = make_eval_step(logits)
+    batches = [batch(seed) for seed in range(3)]
+    found = [jax.device_get(eval_step({}, {}, b)) for b in batches]
+    predicted = np.concatenate([np.asarray(b["image"][..., 0] < 0) for b in batches])
+    true = np.concatenate([np.asarray(b["label"] == 1) for b in batches])
+    expected = 2 * (predicted & true).sum() / (predicted.sum() + true.sum())
+    assert pseudo_dice(found) == pytest.approx(expected)

@@ -1,0 +1,85 @@
+"""The five strategies: what each takes over, and what it freezes."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from covid_jax.config import STRATEGY_NAMES
+from covid_jax.errors import UserError
+from covid_jax.model.unet import UNet
+from covid_jax.transfer.freezing import mask
+from covid_jax.transfer.strategies import STRATEGIES, initial_params
+from tests.conftest import tiny
+
+MODEL = tiny().model
+IMAGE = jnp.zeros((1, 4, 8, 8, 1))
+
+
+def new_params(name, seed=0, model=MODEL):
+    return STRATEGIES[name].network(model).init(jax.random.key(seed), IMAGE)["params"]
+
+
+@pytest.fixture(scope="module")
+def pretrained():
+    model = dataclasses.replace(MODEL, num_classes=4)
+    return UNet(model).init(jax.random.key(9), IMAGE)["params"]
+
+
+def same(a, b):
+    return all(map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b)))
+
+
+def test_there_are_the_papers_five():
+    assert tuple(STRATEGIES) == STRATEGY_NAMES
+
+
+def test_scratch_takes_nothing(pretrained):
+    new = new_params("scratch")
+    assert initial_params(STRATEGIES["scratch"], new, None) is new
+
+
+@pytest.mark.parametrize("name", ["continual", "body", "frozen_encoder"])
+def test_encoder_and_decoder_are_copied_and_heads_are_new(name, pretrained):
+    new = new_params(name)
+    params = initial_params(STRATEGIES[name], new, pretrained)
+    assert same(params["encoder"], pretrained["encoder"])
+    assert same(params["decoder"], pretrained["decoder"])
+    assert same(params["heads"], new["heads"])
+
+
+def test_both_encoders_of_multi_encoder_start_from_the_pretrained_one(pretrained):
+    new = new_params("multi_encoder")
+    params = initial_params(STRATEGIES["multi_encoder"], new, pretrained)
+    assert same(params["self_encoder"], pretrained["encoder"])
+    assert same(params["adapted_encoder"], pretrained["encoder"])
+    assert same(params["decoder"], new["decoder"])
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("scratch", None),
+        ("continual", None),
+        ("body", None),
+        ("frozen_encoder", "encoder"),
+        ("multi_encoder", "adapted_encoder"),
+    ],
+)
+def test_what_is_frozen_is_one_encoder_or_nothing(name, part):
+    held = mask(new_params(name), STRATEGIES[name].frozen)
+    for top, subtree in held.items():
+        assert set(jax.tree.leaves(subtree)) == {top == part}
+
+
+def test_a_missing_pretrained_run_is_one_line():
+    with pytest.raises(UserError, match=r"config\.pretrained is empty"):
+        initial_params(STRATEGIES["body"], new_params("body"), None)
+
+
+def test_another_network_is_refused_with_path_and_both_shapes():
+    other = dataclasses.replace(MODEL, features_per_stage=(8, 16, 64))
+    with pytest.raises(UserError, match=r"encoder/stage_2/\S+ is \(32,\) here and \(64,\) there"):
+        initial_params(STRATEGIES["body"], new_params("body"), new_params("scratch", model=other))

@@ -19,7 +19,8 @@ def full_disk_is_a_user_error(target: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        # numpy reports a short write, which a full disk causes, without a number.
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, None):
             raise
         raise UserError(
             f"{target}: the disk is full; free some space and start the same command again"

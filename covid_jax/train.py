@@ -36,7 +36,7 @@ from covid_jax.training.checkpoint import Checkpoints, load_params
 from covid_jax.training.parallel import keep_compiled_programs, make_mesh, put_batch, replicate
 from covid_jax.training.progress import Progress
 from covid_jax.training.run import claim_workdir, open_data, samplers, with_num_classes
-from covid_jax.training.state import initial_state, learning_rate, optimizer, schedule
+from covid_jax.training.state import initial_state, learning_rate, new_params, optimizer, schedule
 from covid_jax.training.step import make_eval_step, make_train_step, pseudo_dice
 from covid_jax.transfer import freezing
 from covid_jax.transfer.strategies import STRATEGIES, initial_params
@@ -59,8 +59,7 @@ def train(config: Config, workdir: Path) -> None:
     network = strategy.network(
         config.model, jnp.dtype(config.dtype), "lax" if config.mesh.space > 1 else None
     )
-    image = jnp.zeros((1, *config.data.patch_size, config.model.in_channels))
-    new = jax.jit(network.init)(jax.random.key(config.seed), image)["params"]
+    new = new_params(network, config.seed, (1, *config.data.patch_size, config.model.in_channels))
     pretrained = load_params(config.pretrained) if config.pretrained else None
     params = initial_params(strategy, new, pretrained)
     held = freezing.mask(params, strategy.frozen)

@@ -210,9 +210,9 @@ def _with_published_splits(
         notes.append(f"{len(missing)} of {len(expected)} cases are not there: {_some(missing)}")
     if extra := sorted(here - expected):
         notes.append(f"{len(extra)} cases are in no fold and stay unused: {_some(extra)}")
-    if not all(split.train and split.test for split in splits):
+    if not any(split.train and split.test for split in splits):
         raise UserError(
-            f"{raw_dir}: a fold of {name} has no case to train or test on; "
+            f"{raw_dir}: no fold of {name} has cases to train and to test on; "
             f"its cases are called {published[0].train[0]}, ..."
         )
     return RawDataset(name, ordered, labels, splits, is_synthetic(raw_dir), tuple(notes))

@@ -61,8 +61,8 @@ def read_case(case: Case, num_labels: int) -> tuple[Volume, Volume]:
 
 
 def _plan_of(raw: RawDataset, fold: int) -> Plan:
-    if fold >= len(raw.splits):
-        raise UserError(f"--plan_fold={fold}: {raw.name} has folds 0 to {len(raw.splits) - 1}")
+    if fold >= len(raw.splits) or not raw.splits[fold].train:
+        raise UserError(f"--plan_fold={fold}: {raw.name} has no training cases of that fold")
     training = raw.splits[fold].train
     cases = [case for case in raw.cases if case.name in training]
     fingerprints = []

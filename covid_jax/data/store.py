@@ -60,14 +60,19 @@ class StoredDataset:
         return self.folder / "references"
 
     def split(self, fold: int) -> Split:
-        """The cases of a fold. A dataset with one split has it in every fold."""
-        if len(self.splits) == 1:
-            return self.splits[0]
+        """The cases of a fold. A dataset with one split has it in every fold.
+
+        Raises:
+          UserError: there is no such fold, or it lacks cases to train or test on.
+        """
+        fold = 0 if len(self.splits) == 1 else fold
         if fold >= len(self.splits):
-            raise UserError(
-                f"config.fold={fold}: {self.name} has folds 0 to {len(self.splits) - 1}"
-            )
-        return self.splits[fold]
+            last = len(self.splits) - 1
+            raise UserError(f"config.fold={fold}: {self.name} has folds 0 to {last}")
+        split = self.splits[fold]
+        if not (split.train and split.test):
+            raise UserError(f"config.fold={fold}: {self.name} lacks its cases to train or test on")
+        return split
 
 
 def save_case(

@@ -26,6 +26,7 @@ from nibabel.orientations import (
     io_orientation,
     ornt_transform,
 )
+from nibabel.spatialimages import HeaderDataError
 
 from covid_jax.errors import UserError, full_disk_is_a_user_error
 
@@ -136,7 +137,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def scans_in(path: Path) -> dict[str, Path]:
-    """The scans at `path`, by name: a file, a folder of files, or of DICOM series.
+    """The scans at `path`, by name: a file, a folder of files, of DICOM slices, or of such folders.
 
     Raises:
       UserError: there are none.
@@ -149,8 +150,8 @@ def scans_in(path: Path) -> dict[str, Path]:
     scans = {stem(f): f for f in files if f.name.endswith(NIFTI + ITK)}
     if scans:
         return scans
-    if find_series(path):
-        return {path.name: path}
+    if any(_is_dicom(f) for f in files):
+        return {path.resolve().name: path}
     folders = sorted(f for f in path.iterdir() if f.is_dir())
     scans = {f.name: f for f in folders if find_series(f)}
     if not scans:
@@ -172,7 +173,7 @@ def _read_nifti(path: Path) -> Volume:
     try:
         image = nib.nifti1.Nifti1Image.from_filename(path)
         voxels = np.asanyarray(image.dataobj)
-    except (OSError, EOFError, ValueError, zlib.error, ImageFileError) as error:
+    except (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError) as error:
         raise UserError(
             f"{path}: damaged or not NIfTI ({_one_line(error)}); fetch or export it again"
         ) from error

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -34,6 +35,13 @@ def optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
         optax.add_decayed_weights(config.weight_decay),
         optax.trace(config.momentum, nesterov=True),
     )
+
+
+def new_params(network: nn.Module, seed: int, image_shape: tuple[int, ...]) -> Tree:
+    """New parameters of a network for images of a shape (N, D, H, W, C)."""
+    # It runs once, and optimising its random numbers takes ten times as long as running it.
+    init = jax.jit(network.init, compiler_options={"xla_backend_optimization_level": 0})
+    return init(jax.random.key(seed), jnp.zeros(image_shape))["params"]
 
 
 def initial_state(trainable: Tree, transform: optax.GradientTransformation) -> TrainState:

@@ -90,9 +90,8 @@ def test_outside_the_crop_everything_is_background():
 
 def test_grey_is_mapped_to_its_window_and_hu_is_left_alone(covid19_raw, lidc_series):
     grey = read_volume(covid19_raw / "COVID-19-CT-Seg_20cases" / "coronacases_001.nii.gz")
-    assert (grey.voxels.min(), grey.voxels.max()) == (0, 255)
     mapped = to_hounsfield(grey)
-    assert (mapped.voxels.min(), mapped.voxels.max()) == (-1250, 250)
+    np.testing.assert_allclose(mapped.voxels, np.interp(grey.voxels, (0, 255), (-1250, 250)), 1e-5)
     assert "8-bit grey" in mapped.note
     assert read_scan(lidc_series).note == ""
 
@@ -115,7 +114,7 @@ def test_values_that_are_no_ct_are_refused_by_file(tmp_path, voxels):
 def test_a_label_that_does_not_fit_is_refused_by_file(tmp_path, label, message):
     image = from_spacing(np.zeros((2, 2, 2)), (1, 1, 1))
     write_volume(tmp_path / "label.nii.gz", from_spacing(label.astype(np.float32), (1, 1, 1)))
-    with pytest.raises(UserError, match=rf"label\.nii\.gz: {message}|label\.nii\.gz: {message}"):
+    with pytest.raises(UserError, match=rf"label\.nii\.gz: .*{message}"):
         read_label(tmp_path / "label.nii.gz", image, 2)
 
 

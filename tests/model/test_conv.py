@@ -31,7 +31,7 @@ def reference(parts, kernel, strides):
     channels=st.lists(st.integers(1, 3), min_size=1, max_size=2),
     form=st.sampled_from(["lax", "slices"]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_value_and_gradients_are_those_of_lax(kernel, strides, size, channels, form):
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):
@@ -84,15 +84,14 @@ def test_an_input_that_nothing_needs_costs_no_gradient():
 
     def flops(trained):
         def loss(trained_input):
-            return convolution((trained_input, x), kernel, (1, 1, 1), "lax").sum()
+            return convolution((trained_input, x), kernel, (1, 1, 1), "lax").var()
 
         def loss_of_both(both):
-            return convolution(both, kernel, (1, 1, 1), "lax").sum()
+            return convolution(both, kernel, (1, 1, 1), "lax").var()
 
         function, argument = (loss, x) if trained == 1 else (loss_of_both, (x, x))
-        return (
-            jax.jit(jax.value_and_grad(function)).lower(argument).compile().cost_analysis()["flops"]
-        )
+        lowered = jax.jit(jax.value_and_grad(function)).lower(argument)
+        return lowered.cost_analysis()["flops"]
 
     forward, gradient = 2, 1  # in units of the convolution of 8 channels to 8
     assert flops(1) / flops(2) == pytest.approx((forward + gradient) / (forward + 2), rel=0.1)

@@ -1,5 +1,7 @@
 """The networks: topology, parameter paths, sizes."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 from covid_jax.config import UNetConfig
 from covid_jax.model.unet import MultiEncoderUNet, UNet
+from covid_jax.training.state import new_params
 from covid_jax.transfer.freezing import leaf_paths
 
 SMALL = UNetConfig(
@@ -59,25 +62,21 @@ def test_two_encoders_have_subtrees_of_their_own():
 @pytest.mark.parametrize("size", [(4, 8, 8), (5, 9, 11), (1, 4, 4)])
 def test_logits_have_the_size_of_each_stage_even_where_sizes_are_odd(network, size):
     image = jnp.ones((2, *size, 2))
-    params = network(SMALL).init(jax.random.key(0), image)
-    full, half = network(SMALL).apply(params, image)
+    params = {"params": new_params(network(SMALL, form="lax"), 0, image.shape)}
+    full, half = network(SMALL, form="lax").apply(params, image)
     assert full.shape == (2, *size, 3)
     assert half.shape == (2, size[0], -(-size[1] // 2), -(-size[2] // 2), 3)
 
 
 def test_without_deep_supervision_there_is_one_head():
-    import dataclasses
-
     config = dataclasses.replace(SMALL, deep_supervision=False)
     image = jnp.ones((1, 4, 8, 8, 2))
-    variables = UNet(config).init(jax.random.key(0), image)
-    assert len(UNet(config).apply(variables, image)) == 1
+    variables = {"params": new_params(UNet(config, form="lax"), 0, image.shape)}
+    assert len(UNet(config, form="lax").apply(variables, image)) == 1
     assert set(variables["params"]["heads"]) == {"stage_0"}
 
 
 def test_version_1_has_no_bias_in_heads_and_upsampling():
-    import dataclasses
-
     params = shapes_of(UNet(dataclasses.replace(SMALL, head_bias=False)), (4, 8, 8), 2)
     assert set(params["heads"]["stage_0"]) == {"kernel"}
     assert set(params["decoder"]["stage_0"]["up"]) == {"kernel"}
@@ -86,25 +85,28 @@ def test_version_1_has_no_bias_in_heads_and_upsampling():
 
 def test_the_form_of_the_convolutions_does_not_change_the_numbers():
     image = jax.random.normal(jax.random.key(1), (1, 6, 12, 12, 2))
-    variables = UNet(SMALL).init(jax.random.key(0), image)
-    ours = UNet(SMALL, form="slices").apply(variables, image)
-    theirs = UNet(SMALL, form="lax").apply(variables, image)
+    variables = {"params": new_params(UNet(SMALL), 0, image.shape)}
+    ours = jax.jit(UNet(SMALL, form="slices").apply)(variables, image)
+    theirs = jax.jit(UNet(SMALL, form="lax").apply)(variables, image)
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
 def test_parameters_and_logits_are_float32_in_bfloat16_too():
     image = jnp.ones((1, 4, 8, 8, 2))
-    network = UNet(SMALL, jnp.dtype("bfloat16"))
-    variables = network.init(jax.random.key(0), image)
+    network = UNet(SMALL, jnp.dtype("bfloat16"), "lax")
+    variables = {"params": new_params(network, 0, image.shape)}
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     assert all(logits.dtype == jnp.float32 for logits in network.apply(variables, image))
 
 
 def test_kernels_start_he_normal_for_the_leaky_slope():
-    params = UNet(UNetConfig(features_per_stage=(32,) * 6)).init(
-        jax.random.key(0), jnp.zeros((1, 8, 32, 32, 1))
-    )["params"]
-    kernel = params["encoder"]["stage_3"]["block_1"]["conv"]["kernel"]
-    assert kernel.std() == pytest.approx((2 / (1 + 0.01**2) / (27 * 32)) ** 0.5, rel=0.02)
-    assert not params["encoder"]["stage_3"]["block_1"]["conv"]["bias"].any()
+    config = dataclasses.replace(SMALL, features_per_stage=(4, 6, 32))
+    params = new_params(UNet(config, form="lax"), 0, (1, 4, 8, 8, 2))
+    block = params["encoder"]["stage_2"]["block_1"]["conv"]
+    assert block["kernel"].std() == pytest.approx((2 / (1 + 0.01**2) / (27 * 32)) ** 0.5, rel=0.02)
+    assert not block["bias"].any()
+    # torch counts the fan in of a transposed convolution over its output features.
+    up = params["decoder"]["stage_1"]["up"]["kernel"]
+    assert up.shape == (2, 2, 2, 32, 6)
+    assert up.std() == pytest.approx((2 / (1 + 0.01**2) / (8 * 6)) ** 0.5, rel=0.1)

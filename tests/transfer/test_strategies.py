@@ -1,31 +1,34 @@
 """The five strategies: what each takes over, and what it freezes."""
 
 import dataclasses
+import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from covid_jax.config import STRATEGY_NAMES
 from covid_jax.errors import UserError
 from covid_jax.model.unet import UNet
+from covid_jax.training.state import new_params as new_params_of
 from covid_jax.transfer.freezing import mask
 from covid_jax.transfer.strategies import STRATEGIES, initial_params
 from tests.conftest import tiny
 
 MODEL = tiny().model
-IMAGE = jnp.zeros((1, 4, 8, 8, 1))
+IMAGE = (1, 4, 8, 8, 1)
 
 
-def new_params(name, seed=0, model=MODEL):
-    return STRATEGIES[name].network(model).init(jax.random.key(seed), IMAGE)["params"]
+@functools.cache
+def new_params(name, features=MODEL.features_per_stage):
+    model = dataclasses.replace(MODEL, features_per_stage=features)
+    return new_params_of(STRATEGIES[name].network(model, form="lax"), 0, IMAGE)
 
 
 @pytest.fixture(scope="module")
 def pretrained():
     model = dataclasses.replace(MODEL, num_classes=4)
-    return UNet(model).init(jax.random.key(9), IMAGE)["params"]
+    return new_params_of(UNet(model, form="lax"), 9, IMAGE)
 
 
 def same(a, b):
@@ -80,6 +83,5 @@ def test_a_missing_pretrained_run_is_one_line():
 
 
 def test_another_network_is_refused_with_path_and_both_shapes():
-    other = dataclasses.replace(MODEL, features_per_stage=(8, 16, 64))
     with pytest.raises(UserError, match=r"encoder/stage_2/\S+ is \(32,\) here and \(64,\) there"):
-        initial_params(STRATEGIES["body"], new_params("body"), new_params("scratch", model=other))
+        initial_params(STRATEGIES["body"], new_params("body"), new_params("scratch", (8, 16, 64)))

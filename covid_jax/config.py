@@ -120,6 +120,8 @@ class RawDirs:
     msd_lung: str = ""
     structseg_gtv: str = ""
     nsclc_effusion: str = ""
+    nnunet: str = ""
+    phantom: str = ""
     phantom_cases: int = 10  # synthetic cases of each dataset that has no folder
 
 

@@ -120,8 +120,13 @@ def test_a_damaged_case_stops_prepare_with_its_name_and_no_dataset(raw, tmp_path
     [
         ("prepare", ["--dataset=covid19", "--raw_dir=nowhere", "--out_dir=x"], "nowhere"),
         ("prepare", ["--dataset=covid19", "--out_dir=x"], "--raw_dir is missing"),
-        ("predict", ["--checkpoint=nowhere", "--input=README.md", "--output_dir=x"], "nowhere"),
+        ("predict", ["--checkpoint=nowhere", "--input=LICENSE", "--output_dir=x"], "nowhere"),
         ("predict", ["--checkpoint=x", "--input=nowhere", "--output_dir=x"], "nowhere"),
+        (
+            "prepare",
+            ["--dataset=nnunet", "--synthetic", "--raw_dir=x", "--out_dir=x"],
+            "no synthetic cases of it",
+        ),
         ("evaluate", ["--predictions=nowhere", "--references=x", "--output=x"], "nowhere"),
         ("study", ["--config=nowhere.py", "--workdir=x"], "nowhere.py"),
         ("study", [f"--config={ROOT}/configs/tiny.py"], "--workdir is missing"),

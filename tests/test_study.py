@@ -110,7 +110,7 @@ def test_a_run_that_fails_is_named_and_the_rest_goes_on(study, command, tmp_path
     )
     assert finished.returncode != 0
     assert "scratch-none-fold9" in finished.stderr.splitlines()[-1]
-    assert "folds 0 to 4" in finished.stderr
+    assert "config.fold=9: phantom has folds 0 to 3" in finished.stderr
     assert "report:" in finished.stdout
 
 

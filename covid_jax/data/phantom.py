@@ -102,6 +102,10 @@ def write_raw_dataset(dataset: str, raw_dir: Path, num_cases: int, seed: int) ->
       UserError: the folder holds something else already, or more cases are asked for than the
         dataset has names.
     """
+    if dataset not in _WRITERS:
+        raise UserError(
+            f"--dataset={dataset}: no synthetic cases of it; use phantom, in its layout"
+        )
     marker = raw_dir / SYNTHETIC_MARKER
     recipe = f"synthetic {dataset}, {num_cases} cases, seed {seed}, made by covid_jax\n"
     if marker.is_file() and marker.read_text() == recipe:

@@ -64,7 +64,7 @@ def make_train_step(
         trainable = jax.tree.map(
             lambda leaf, change: leaf - learning_rate * change, state.trainable, direction
         )
-        metrics = {"loss": loss, "gradient_norm": optax.global_norm(gradient)}
+        metrics = {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
         return TrainState(state.step + 1, trainable, opt_state), metrics
 
     return train_step

@@ -28,7 +28,11 @@ _HE_NORMAL_TRANSPOSED = variance_scaling(
 
 
 class Convolution(nn.Module):
-    """A convolution of one input, or of several as if concatenated along their features."""
+    """The convolution of a block: of one input, or of several as if concatenated.
+
+    It has nnU-Net's bias as a parameter and does not add it: the instance norm that follows takes
+    any constant out again. So its gradient is exactly 0, where PyTorch's is rounding noise.
+    """
 
     features: int
     kernel_size: Triple
@@ -41,8 +45,9 @@ class Convolution(nn.Module):
     def __call__(self, *inputs: Array) -> Array:
         channels = sum(x.shape[-1] for x in inputs)
         kernel = self.param("kernel", _HE_NORMAL, (*self.kernel_size, channels, self.features))
-        y = conv.convolution(inputs, kernel.astype(self.dtype), self.strides, self.form)
-        return _add_bias(self, y)
+        if self.bias:
+            self.param("bias", nn.initializers.zeros, (self.features,))
+        return conv.convolution(inputs, kernel.astype(self.dtype), self.strides, self.form)
 
 
 class Upsample(nn.Module):
@@ -264,7 +269,7 @@ class MultiEncoderUNet(nn.Module):
         return Heads(self.config, self.dtype, name="heads")(decoded)
 
 
-def _add_bias(module: Convolution | Upsample | Head, y: Array) -> Array:
+def _add_bias(module: Upsample | Head, y: Array) -> Array:
     if not module.bias:
         return y
     bias = module.param("bias", nn.initializers.zeros, (y.shape[-1],))

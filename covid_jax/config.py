@@ -283,7 +283,10 @@ def validate(config: Config) -> None:
 def define_config_flag() -> flags.FlagHolder[Config]:
     """Defines --config=FILE.py[:ARGUMENT] and --config.FIELD=VALUE for every field of Config."""
     return config_flags.DEFINE_config_file(
-        "config", None, "Config file, with its argument: configs/paper.py:multi_encoder"
+        "config",
+        None,
+        "Config file, and after a colon the run: configs/paper.py:body-msd. Every field of Config "
+        "(covid_jax/config.py) is a flag: --config.optimizer.learning_rate=0.02.",
     )
 
 

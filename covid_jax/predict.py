@@ -23,7 +23,9 @@ from covid_jax.training.parallel import keep_compiled_programs
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Work directory of a run.")
 _INPUT = flags.DEFINE_string("input", None, "A scan or a folder of scans.")
 _OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Folder for the masks.")
-_MIRROR = flags.DEFINE_bool("mirror", False, "Average over 8 mirrored views: 8 times the time.")
+_MIRROR = flags.DEFINE_bool(
+    "mirror", False, "Average over 8 mirrored views, 8 times the time, though the run did not."
+)
 _SAVE_PROBABILITIES = flags.DEFINE_bool("save_probabilities", False, "Save probabilities too.")
 
 
@@ -35,7 +37,8 @@ def main() -> None:
     keep_compiled_programs()
     scans = scans_in(Path(_INPUT.value))
     config, plan, params = load_run(_CHECKPOINT.value)
-    predict = make_predictor(config, plan, params, _MIRROR.value)
+    mirror = _MIRROR.value or config.inference.mirror
+    predict = make_predictor(config, plan, params, mirror)
     output_dir = Path(_OUTPUT_DIR.value)
     for name, path in tqdm(scans.items(), "predicting", unit="scan"):
         scan = read_scan(path)

@@ -38,6 +38,7 @@ from covid_jax.errors import UserError, run_command
 from covid_jax.reporting.page import terminal_summary, write_report
 
 _CONFIG = define_config_flag()
+flags.declare_key_flag("config")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the study.")
 _REPORT_ONLY = flags.DEFINE_bool("report_only", False, "Draw the report of what is there.")
 _LIST = flags.DEFINE_bool("list", False, "Show the steps and which are done; do nothing.")

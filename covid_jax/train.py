@@ -6,6 +6,10 @@
 The work directory gets config.json, checkpoints/, log.jsonl, progress.png, TensorBoard events and,
 at the end, predictions/ and metrics.json of the fold's test cases. Starting the same command again
 goes on where the last checkpoint stands; another config for the same directory is refused.
+
+A run is a strategy and the source of its pre-training (scratch, continual-SOURCE, body-SOURCE,
+frozen_encoder-SOURCE, multi_encoder-SOURCE), or pretraining-SOURCE; sources are msd, structseg,
+nsclc and multi_lesion.
 """
 
 import time
@@ -35,13 +39,14 @@ from covid_jax.inference.scan import make_predictor
 from covid_jax.training.checkpoint import Checkpoints, load_params
 from covid_jax.training.parallel import keep_compiled_programs, make_mesh, put_batch, replicate
 from covid_jax.training.progress import Progress
-from covid_jax.training.run import claim_workdir, open_data, samplers, with_num_classes
+from covid_jax.training.run import claim_workdir, open_data, samplers, title, with_num_classes
 from covid_jax.training.state import initial_state, learning_rate, new_params, optimizer, schedule
 from covid_jax.training.step import make_eval_step, make_train_step, pseudo_dice
 from covid_jax.transfer import freezing
 from covid_jax.transfer.strategies import STRATEGIES, initial_params
 
 _CONFIG = define_config_flag()
+flags.declare_key_flag("config")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 
 
@@ -81,7 +86,7 @@ def train(config: Config, workdir: Path) -> None:
         state, frozen = replicate(restored or state, mesh), replicate(frozen, mesh)
         start = int(state.step)
         announce(config, datasets, params, held, start if restored else None)
-        progress = Progress(workdir, start)
+        progress = Progress(workdir, start, title(config, datasets))
         batches = training.batches(start, epochs * config.steps_per_epoch)
         key = jax.random.key(config.seed)
         for epoch in range(start // config.steps_per_epoch, epochs):
@@ -137,7 +142,7 @@ def test(config: Config, plan: Plan, dataset: StoredDataset, params: Any, workdi
     metrics = evaluate_folders(folder, dataset.references)
     save_metrics(workdir / "metrics.json", metrics)
     means = ", ".join(f"{name} {value:.3f}" for name, value in metrics["mean"].items())
-    print(f"{len(metrics['cases'])} test cases of fold {config.fold}: {means}")
+    print(f"{title(config, [dataset])}, {len(metrics['cases'])} test cases: {means}")
 
 
 def announce(
@@ -146,13 +151,9 @@ def announce(
     """Prints what is trained on what."""
     sizes = [leaf.size for leaf in jax.tree.leaves(params)]
     frozen = sum(size for size, h in zip(sizes, jax.tree.leaves(held), strict=True) if h)
-    names = ", ".join(
-        f"{'SYNTHETIC ' if dataset.synthetic else ''}{dataset.name}" for dataset in datasets
-    )
     _, epochs, _ = schedule(config)
     print(
-        f"{'pre-training' if config.pretraining else config.strategy} on {names}, "
-        f"fold {config.fold}: {epochs} epochs of {config.steps_per_epoch} steps, "
+        f"{title(config, datasets)}: {epochs} epochs of {config.steps_per_epoch} steps, "
         f"{sum(sizes):,} parameters, {frozen:,} of them frozen, "
         f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     )

@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from covid_jax.reporting.tables import Run
 
@@ -24,6 +25,8 @@ def learning_curves(runs: Sequence[Run], note: str) -> Figure:
         left.plot(epochs, [line["loss"] for line in run.log], ".-", label=run.strategy)
         dice = [line.get("validation_dice", np.nan) for line in run.log]
         right.plot(epochs, dice, ".-", label=run.strategy)
+    for axes in (left, right):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     left.set(xlabel="epoch", ylabel="training loss")
     right.set(xlabel="epoch", ylabel="Dice over validation patches", ylim=(0, 1))
     right.legend(fontsize=8)

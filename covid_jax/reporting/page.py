@@ -38,7 +38,7 @@ def write_report(study: Path) -> Path:
     if not runs:
         raise UserError(f"{study}: no finished run in it yet")
     report = study / "report"
-    note = config.study.note
+    note = honest_note(study, config)
     write_tables(report, runs, note)
     drawn = {
         "Masks of test cases: best, median and worst by mean DSC": _test_overlays(
@@ -77,7 +77,15 @@ def write_report(study: Path) -> Path:
 def terminal_summary(study: Path) -> str:
     """Table III of a study as text."""
     config = from_dict(json.loads((study / "study.json").read_text()))
-    return summary_table(finished_runs(study), config.study.note)
+    return summary_table(finished_runs(study), honest_note(study, config))
+
+
+def honest_note(study: Path, config: Config) -> str:
+    """The study's note, and which of its datasets are synthetic, whatever the note says."""
+    datasets = [json.loads(path.read_text()) for path in study.glob("prepared/*/dataset.json")]
+    synthetic = sorted(dataset["name"] for dataset in datasets if dataset["synthetic"])
+    said = f"SYNTHETIC data: {', '.join(synthetic)}" if synthetic else ""
+    return " | ".join(filter(None, [config.study.note, said]))
 
 
 def _test_overlays(study: Path, config: Config, runs: Sequence[Run], note: str) -> Figure:

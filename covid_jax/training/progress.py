@@ -6,6 +6,7 @@ from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
+from matplotlib.ticker import MaxNLocator
 from tensorboardX import SummaryWriter
 
 from covid_jax.data.volume import whole_file
@@ -14,13 +15,14 @@ matplotlib.use("agg")
 
 
 class Progress:
-    """The log of the run in `workdir`, continued from `step`.
+    """The log of the run in `workdir`, continued from `step`; `title` heads its picture.
 
     Lines after `step`, written by a run that was stopped before its next checkpoint, are dropped,
     so that the log shows each step once.
     """
 
-    def __init__(self, workdir: Path, step: int) -> None:
+    def __init__(self, workdir: Path, step: int, title: str) -> None:
+        self._title = title
         self._log = workdir / "log.jsonl"
         self._picture = workdir / "progress.png"
         self.epochs = [line for line in read_log(workdir) if line["step"] <= step]
@@ -36,7 +38,7 @@ class Progress:
         for name, value in line.items():
             if isinstance(value, float):
                 self._board.add_scalar(name, value, line["step"])
-        draw_progress(self.epochs, self._picture)
+        draw_progress(self.epochs, self._title, self._picture)
 
     def close(self) -> None:
         """Flushes the TensorBoard events."""
@@ -52,7 +54,7 @@ def read_log(workdir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def draw_progress(epochs: list[dict[str, Any]], path: Path) -> None:
+def draw_progress(epochs: list[dict[str, Any]], title: str, path: Path) -> None:
     """Draws loss, validation Dice, learning rate and seconds of the epochs (progress.png)."""
     number = [line["epoch"] + 1 for line in epochs]
     figure, (top, middle, bottom) = plt.subplots(3, 1, figsize=(7, 8), sharex=True)
@@ -66,12 +68,14 @@ def draw_progress(epochs: list[dict[str, Any]], path: Path) -> None:
         right.set_ylabel("validation Dice", color="tab:green")
         right.set_ylim(0, 1)
     top.set_ylabel("loss")
-    top.legend(loc="upper left")
+    top.legend()
+    top.set_title(title, fontsize=10)
     middle.plot(number, [line["learning_rate"] for line in epochs], ".-")
     middle.set_ylabel("learning rate")
     bottom.plot(number, [line["seconds"] for line in epochs], ".-")
     bottom.set_ylabel("seconds an epoch")
     bottom.set_xlabel("epoch")
+    bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.tight_layout()
     with whole_file(path) as partial:
         figure.savefig(partial, format="png", dpi=90)

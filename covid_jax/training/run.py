@@ -38,6 +38,13 @@ def with_num_classes(config: Config, datasets: list[StoredDataset]) -> Config:
     return dataclasses.replace(config, model=dataclasses.replace(config.model, num_classes=classes))
 
 
+def title(config: Config, datasets: list[StoredDataset]) -> str:
+    """What a run trains on what, with SYNTHETIC where the data is."""
+    names = (f"{'SYNTHETIC ' if d.synthetic else ''}{d.name}" for d in datasets)
+    what = "pre-training" if config.pretraining else config.strategy
+    return f"{what} on {', '.join(names)}, fold {config.fold}"
+
+
 def samplers(config: Config, datasets: list[StoredDataset]) -> tuple[Sampler, Sampler]:
     """The samplers of the fold's training and test cases.
 

@@ -5,8 +5,9 @@ import errno
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
-from absl import app, logging
+from absl import app, flags, logging
 
 
 class UserError(Exception):
@@ -55,9 +56,16 @@ def run_command(
             check_arguments(sys.argv[1:])
         except UserError as error:
             _fail(str(error))
-    app.run(edge)
+    app.run(edge, flags_parser=_parse_flags)
 
 
-def _fail(message: str) -> None:
+def _parse_flags(arguments: list[str]) -> list[str]:
+    try:
+        return flags.FLAGS(arguments)
+    except flags.Error as error:
+        _fail(str(error))
+
+
+def _fail(message: str) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(1)

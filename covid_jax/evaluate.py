@@ -10,6 +10,7 @@ from typing import Any
 
 from absl import flags
 
+from covid_jax.data.volume import scans_in
 from covid_jax.errors import UserError, run_command
 from covid_jax.evaluation.folders import evaluate_folders, save_metrics
 
@@ -29,6 +30,8 @@ def main() -> None:
         Path(_PREDICTIONS.value), Path(_REFERENCES.value), _LABEL.value, _TOLERANCE_MM.value
     )
     save_metrics(Path(_OUTPUT.value), metrics)
+    if unused := sorted(scans_in(Path(_REFERENCES.value)).keys() - metrics["cases"].keys()):
+        print(f"no prediction for {', '.join(unused)}: not counted")
     print(f"{len(metrics['cases'])} cases: " + summary_line(metrics))
 
 

@@ -75,6 +75,16 @@ def test_predict_reads_a_dicom_series_and_evaluate_scores_a_mask(
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["mean"]["dsc"] == 1
     assert metrics["tolerance_mm"] == 3.0
+    shutil.copy(tmp_path / "masks" / "LIDC-IDRI-0001.nii.gz", tmp_path / "masks" / "other.nii.gz")
+    (tmp_path / "part").mkdir()
+    shutil.copy(tmp_path / "masks" / "other.nii.gz", tmp_path / "part")
+    finished = command(
+        "evaluate",
+        f"--predictions={tmp_path / 'part'}",
+        f"--references={tmp_path / 'masks'}",
+        f"--output={tmp_path / 'metrics.json'}",
+    )
+    assert "no prediction for LIDC-IDRI-0001: not counted" in finished.stdout
 
 
 @pytest.fixture
@@ -128,6 +138,7 @@ def test_a_damaged_case_stops_prepare_with_its_name_and_no_dataset(raw, tmp_path
             "no synthetic cases of it",
         ),
         ("evaluate", ["--predictions=nowhere", "--references=x", "--output=x"], "nowhere"),
+        ("prepare", ["--dataset=zap"], "--dataset=zap: value should be one of"),
         ("study", ["--config=nowhere.py", "--workdir=x"], "nowhere.py"),
         ("study", [f"--config={ROOT}/configs/tiny.py"], "--workdir is missing"),
     ],

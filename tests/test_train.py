@@ -133,6 +133,8 @@ print("COUNTS", *counts)
     ("arguments", "message"),
     [
         (["--config.zap=1"], "no field 'zap'"),
+        (["--zap=1"], "Unknown command line flag 'zap'"),
+        (["--config.epochs=ten"], "--config.epochs=ten: invalid literal"),
         (["--config.data.patch_size=0,48,48"], "patch_size"),
         (["--config.data.batch_size=0"], "batch_size"),
         (["--config.fold=9"], "folds 0 to 4"),
@@ -145,13 +147,6 @@ print("COUNTS", *counts)
 def test_a_mistake_is_one_line(tiny_run, tmp_path, refuses, arguments, message):
     data = f"--config.data.prepared_dir={tiny_run / 'data'}"
     assert message in refuses("train", TINY, f"--workdir={tmp_path}/run", data, *arguments)
-
-
-def test_a_value_of_the_wrong_type_names_its_flag(command, tmp_path):
-    finished = command("train", TINY, f"--workdir={tmp_path}", "--config.epochs=ten")
-    assert finished.returncode != 0
-    assert "--config.epochs=ten" in finished.stderr
-    assert "Traceback" not in finished.stderr
 
 
 def test_a_pretrained_network_of_another_shape_is_refused(tiny_run, tmp_path, refuses):

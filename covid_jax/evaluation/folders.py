@@ -23,8 +23,6 @@ def evaluate_folders(
     masks, truths = scans_in(predictions), scans_in(references)
     if missing := sorted(masks.keys() - truths.keys()):
         raise UserError(f"{references}: no reference for {', '.join(missing)}")
-    if unused := sorted(truths.keys() - masks.keys()):
-        tqdm.write(f"no prediction for {', '.join(unused)}: not counted")
     cases = {}
     for name, path in tqdm(masks.items(), "evaluating", unit="case", mininterval=1):
         mask, truth = read_volume(path), read_volume(truths[name])

@@ -56,7 +56,6 @@ def train(config: Config, workdir: Path) -> None:
     plan, datasets = open_data(config, workdir)
     config = with_num_classes(config, datasets)
     training, validation = samplers(config, datasets)
-    claim_workdir(workdir, config, plan)
     mesh = make_mesh(config.mesh, config.data.batch_size, config.data.patch_size[0])
 
     # The network: new parameters, some of them replaced by pre-trained ones, some of them frozen.
@@ -79,11 +78,12 @@ def train(config: Config, workdir: Path) -> None:
     eval_step = make_eval_step(apply, **loss)
 
     # The loop: go on from the latest checkpoint, epoch after epoch.
+    claim_workdir(workdir, config, plan)
     first, epochs, _ = schedule(config)
     with Checkpoints(workdir) as checkpoints:
         state = initial_state(trainable, transform)
         restored = checkpoints.restore(state, held)
-        state, frozen = replicate(restored or state, mesh), replicate(frozen, mesh)
+        state, frozen = replicate(restored or (state, frozen), mesh)
         start = int(state.step)
         announce(config, datasets, params, held, start if restored else None)
         progress = Progress(workdir, start, title(config, datasets))

@@ -159,3 +159,4 @@ def test_a_pretrained_network_of_another_shape_is_refused(tiny_run, tmp_path, re
         "--config.model.features_per_stage=8,16,64",
     )
     assert "(64,) here and (32,) there" in line
+    assert not (tmp_path / "run" / "config.json").exists()

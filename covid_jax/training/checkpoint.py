@@ -52,8 +52,8 @@ class Checkpoints:
                 ),
             )
 
-    def restore(self, state: TrainState, frozen_mask: Tree) -> TrainState | None:
-        """`state` with the values of the latest checkpoint; None where there is none yet.
+    def restore(self, state: TrainState, frozen_mask: Tree) -> tuple[TrainState, Tree] | None:
+        """(state, frozen) of the latest checkpoint, laid out as `state`; None where there is none.
 
         Raises:
           UserError: the checkpoint has other leaves or shapes than `state`.
@@ -67,15 +67,16 @@ class Checkpoints:
                 params=ocp.args.StandardRestore(), optimizer=ocp.args.StandardRestore()
             ),
         )
-        trainable, _ = split(held.params, frozen_mask)
+        trainable, frozen = split(held.params, frozen_mask)
         leaves, structure = jax.tree.flatten(state.opt_state)
         _check_shapes(self._folder, state.trainable, trainable)
         _check_shapes(self._folder, leaves, held.optimizer)
-        return TrainState(
+        restored = TrainState(
             jnp.asarray(step, jnp.int32),
             jax.tree.map(jnp.array, trainable),
             jax.tree.unflatten(structure, [jnp.array(leaf) for leaf in held.optimizer]),
         )
+        return restored, frozen
 
 
 def load_params(workdir: str | Path, step: int | None = None) -> Tree:

@@ -40,9 +40,10 @@ def test_a_state_comes_back_bit_for_bit(tmp_path):
         assert checkpoints.restore(state, held) is None
         checkpoints.save(moved, frozen)
     with Checkpoints(tmp_path) as checkpoints:
-        back = checkpoints.restore(state, held)
+        back, back_frozen = checkpoints.restore(state, held)
     assert isinstance(back, TrainState)
     assert equal(back, moved)
+    assert equal(back_frozen, frozen)
 
 
 def test_the_whole_tree_of_a_run_is_loaded_frozen_leaves_too(tmp_path):

@@ -303,6 +303,8 @@ def check_config_arguments(arguments: list[str]) -> None:
 
     absl would end both in a traceback, so this looks at `arguments` (sys.argv) before it does.
     """
+    if "--config" in arguments:
+        raise UserError("--config is written with an equals sign: --config=FILE")
     values = dict(
         argument.lstrip("-").partition("=")[::2]
         for argument in arguments

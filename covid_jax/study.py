@@ -2,7 +2,7 @@
 
     python -m covid_jax.study --config=configs/quickstart.py --workdir=runs/quickstart
 
-The grid is config.study: its strategies, pre-training sources and folds. Every run is a folder and
+The grid is config.study: the names of its runs, and its folds. Every run is a folder and
 the command that made it, which is printed; starting the study again goes on with what is missing,
 a run that fails is named and the rest goes on. report/index.html is a function of the folders.
 

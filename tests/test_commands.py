@@ -139,6 +139,7 @@ def test_a_damaged_case_stops_prepare_with_its_name_and_no_dataset(raw, tmp_path
         ),
         ("evaluate", ["--predictions=nowhere", "--references=x", "--output=x"], "nowhere"),
         ("prepare", ["--dataset=zap"], "--dataset=zap: value should be one of"),
+        ("study", ["--config", f"{ROOT}/configs/tiny.py", "--workdir=x"], "equals sign"),
         ("study", ["--config=nowhere.py", "--workdir=x"], "nowhere.py"),
         ("study", [f"--config={ROOT}/configs/tiny.py"], "--workdir is missing"),
     ],

@@ -30,7 +30,7 @@ def predict_volume(
     logits where this averages probabilities, as version 1 does.
 
     Args:
-      apply: jitted here is not needed; pass a jitted function.
+      apply: the network, jitted; it sees one shape, (batch_size, *patch_size, 1).
       volume: (D, H, W), normalised.
       patch_size: (D, H, W) of a window.
       mirror: average over the 8 mirrored views of each window.

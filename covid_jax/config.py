@@ -31,6 +31,9 @@ SOURCES: dict[str, tuple[str, ...]] = {
 }
 """Pre-training sources (paper section IV-A) and the datasets each one is trained on."""
 
+IGNORED = 255
+"""The value of a label's voxels that take no part in loss and metrics (nnU-Net's ignore label)."""
+
 PAPER_RUNS = (
     "scratch",
     *(f"{s}-{p}" for s in ("continual", "body", "frozen_encoder") for p in SOURCES if p != "none"),
@@ -56,7 +59,10 @@ class UNetConfig:
         (1, 2, 2),
     )
     n_conv_per_stage: tuple[int, ...] = (2,) * 6
-    n_conv_per_stage_decoder: tuple[int, ...] = (2,) * 5
+    n_conv_per_stage_decoder: tuple[int, ...] = (2,) * 5  # deepest first, as in nnU-Net
+    # Of the decoder, deepest first. Empty: each stage has the kernel of the encoder's stage, as in
+    # nnU-Net v2; in v1 it has that of the stage below.
+    kernel_sizes_decoder: tuple[tuple[int, int, int], ...] = ()
     deep_supervision: bool = True
     conv_bias: bool = True
     head_bias: bool = True  # of heads and transposed convolutions: nnU-Net v2 True, v1 False
@@ -108,6 +114,7 @@ class InferenceConfig:
     """Sliding windows over whole scans."""
 
     step_size: float = 0.5  # of a window, between windows
+    average: str = "probabilities"  # of windows and views, as nnU-Net v1; "logits" as v2
     mirror: bool = False  # average over the 8 mirrored views
     batch_size: int = 2  # windows at once
 
@@ -154,6 +161,10 @@ class Config:
     checkpoint_every: int = 50  # epochs
     dtype: str = "float32"  # of activations; parameters, norms and loss are float32
     test: bool = True  # at the end, predict and score the fold's test cases
+    # Patterns over parameter paths (transfer/freezing.py): what is frozen besides the strategy's,
+    # and from which epoch on one more pattern holds, such as (10, "!encoder/stage_5") to unfreeze.
+    frozen: tuple[str, ...] = ()
+    frozen_schedule: tuple[tuple[int, str], ...] = ()
     model: UNetConfig = field(default_factory=UNetConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -250,6 +261,12 @@ def validate(config: Config) -> None:
         "must be float32 or bfloat16",
     )
     _require(
+        config.inference.average in ("probabilities", "logits"),
+        "inference.average",
+        config.inference.average,
+        "must be probabilities or logits",
+    )
+    _require(
         config.strategy in STRATEGY_NAMES,
         "strategy",
         config.strategy,
@@ -264,15 +281,16 @@ def validate(config: Config) -> None:
         "strides": stages,
         "n_conv_per_stage": stages,
         "n_conv_per_stage_decoder": stages - 1,
+        "kernel_sizes_decoder": len(model.kernel_sizes_decoder) and stages - 1,
     }.items():
         value = getattr(model, name)
         _require(
             len(value) == length, f"model.{name}", value, f"must have {length} entries, one a stage"
         )
     _require(
-        all(size % 2 for kernel in model.kernel_sizes for size in kernel),
+        all(s % 2 for k in model.kernel_sizes + model.kernel_sizes_decoder for s in k),
         "model.kernel_sizes",
-        model.kernel_sizes,
+        model.kernel_sizes + model.kernel_sizes_decoder,
         "must be odd",
     )
     for name in ("features_per_stage", "n_conv_per_stage", "n_conv_per_stage_decoder"):

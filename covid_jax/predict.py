@@ -13,7 +13,7 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from covid_jax.data.preprocess import prepare_case, read_scan
+from covid_jax.data.preprocess import as_volume, prepare_case, read_scan
 from covid_jax.data.volume import scans_in, write_volume
 from covid_jax.errors import UserError, run_command
 from covid_jax.inference.scan import make_predictor
@@ -44,13 +44,14 @@ def main() -> None:
         scan = read_scan(path)
         if scan.note:
             tqdm.write(f"{name}: {scan.note}")
-        probabilities = predict(prepare_case(scan, None, plan))
+        case = prepare_case(scan, None, plan)
+        probabilities = predict(case)
         mask = probabilities.argmax(0).astype(np.uint8)
-        write_volume(output_dir / f"{name}.nii.gz", scan.with_voxels(mask))
+        write_volume(output_dir / f"{name}.nii.gz", as_volume(mask, case.geometry))
         if _SAVE_PROBABILITIES.value:
             for k, probability in enumerate(probabilities[1:], start=1):
                 target = output_dir / f"{name}_probability_{k}.nii.gz"
-                write_volume(target, scan.with_voxels(probability))
+                write_volume(target, as_volume(probability, case.geometry))
     print(f"{len(scans)} masks are in {output_dir}")
 
 

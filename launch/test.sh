@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Sets up .venv and runs every check: style, types, tests. Arguments go to pytest.
-EXTRAS=dev
+# EXTRAS=dev leaves out PyTorch and nnU-Net, which are large; the tests beside them are then skipped.
+EXTRAS=${EXTRAS:-dev,peers}
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .

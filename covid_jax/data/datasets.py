@@ -7,7 +7,7 @@ which label values it uses, and how its cases are split into training and test c
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
@@ -45,6 +45,7 @@ class RawDataset:
       labels: names of the foreground classes; label value i + 1 in the files is labels[i].
       splits: the folds.
       synthetic: whether it was made by phantom.py.
+      ignored: the label value of voxels that nobody annotated, where there is one.
       notes: what a user should know of it, such as cases of the split that are not there.
     """
 
@@ -54,6 +55,7 @@ class RawDataset:
     splits: tuple[Split, ...]
     synthetic: bool
     notes: tuple[str, ...] = ()
+    ignored: int | None = None
 
 
 def covid19(raw_dir: Path) -> RawDataset:
@@ -122,8 +124,10 @@ def nnunet(raw_dir: Path) -> RawDataset:
         if not isinstance(value, int):
             raise UserError(f"{description}: label {name!r} is a region; only plain labels work")
         values[value] = str(name)
-    names = tuple(values[value] for value in sorted(values) if value != 0)
-    if sorted(values) != list(range(len(names) + 1)):
+    ignored = next((value for value, name in values.items() if name == "ignore"), None)
+    annotated = sorted(values.keys() - {ignored})
+    names = tuple(values[value] for value in annotated if value != 0)
+    if annotated != list(range(len(names) + 1)):
         raise UserError(f"{description}: label values {sorted(values)} are not 0, 1, 2, ...")
     images, masks = _folder(raw_dir, "imagesTr"), _folder(raw_dir, "labelsTr")
     cases = [
@@ -136,13 +140,13 @@ def nnunet(raw_dir: Path) -> RawDataset:
     ]
     ordered = _checked("nnunet", raw_dir, cases)
     folds = cross_validation([case.name for case in ordered])
-    return RawDataset("nnunet", ordered, names, folds, is_synthetic(raw_dir))
+    return RawDataset("nnunet", ordered, names, folds, is_synthetic(raw_dir), ignored=ignored)
 
 
 def phantom(raw_dir: Path) -> RawDataset:
     """Synthetic cases, laid out as an nnU-Net raw dataset (see phantom.py)."""
     raw = nnunet(raw_dir)
-    return RawDataset("phantom", raw.cases, raw.labels, raw.splits, raw.synthetic)
+    return replace(raw, name="phantom")
 
 
 DATASETS: dict[str, Callable[[Path], RawDataset]] = {

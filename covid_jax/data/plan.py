@@ -33,7 +33,11 @@ class Fingerprint:
 
 @dataclass(frozen=True)
 class Plan:
-    """Target spacing (D, H, W) and intensity statistics of the foreground voxels."""
+    """Target spacing (D, H, W) and intensity statistics of the foreground voxels.
+
+    With `file_axes` the network sees the axes of each scan's file as they are (slices, rows,
+    columns), as nnU-Net does; else every scan is turned to head, back, left (Volume).
+    """
 
     spacing_mm: tuple[float, float, float]
     lower_hu: float  # 0.5 percentile, where intensities are clipped
@@ -42,6 +46,7 @@ class Plan:
     std_hu: float
     median_shape: tuple[int, int, int]  # of a training case at this spacing
     training_cases: tuple[str, ...]
+    file_axes: bool = False
 
     @property
     def hash(self) -> str:

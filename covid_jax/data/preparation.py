@@ -35,7 +35,7 @@ def prepare_dataset(name: str, raw_dir: Path, out_dir: Path, plan_fold: int = 0)
     for case in tqdm(raw.cases, f"preparing {name}", unit="case", mininterval=1):
         if store.has_case(folder, case.name, plan.hash):
             continue
-        image, label = read_case(case, len(raw.labels))
+        image, label = read_case(case, raw)
         if image.note:
             tqdm.write(f"{case.name}: {image.note}")
         prepared = prepare_case(image, label, plan)
@@ -54,10 +54,10 @@ def prepare_phantom(out_dir: Path, num_cases: int, seed: int) -> None:
     prepare_dataset("phantom", raw_dir, out_dir)
 
 
-def read_case(case: Case, num_labels: int) -> tuple[Volume, Volume]:
+def read_case(case: Case, raw: RawDataset) -> tuple[Volume, Volume]:
     """Image (HU) and label of a raw case. Raises a UserError that names the file."""
     image = read_scan(case.image)
-    return image, read_label(case.label, image, num_labels + 1)
+    return image, read_label(case.label, image, len(raw.labels) + 1, raw.ignored)
 
 
 def _plan_of(raw: RawDataset, fold: int) -> Plan:
@@ -67,7 +67,7 @@ def _plan_of(raw: RawDataset, fold: int) -> Plan:
     cases = [case for case in raw.cases if case.name in training]
     fingerprints = []
     for case in tqdm(cases, "fingerprint", unit="case", mininterval=1):
-        image, label = read_case(case, len(raw.labels))
+        image, label = read_case(case, raw)
         box = nonzero_box(image.voxels)
         fingerprints.append(
             fingerprint(

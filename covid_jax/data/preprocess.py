@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
+from covid_jax.config import IGNORED
 from covid_jax.data.plan import ANISOTROPY, Plan
-from covid_jax.data.volume import Volume, read_volume
+from covid_jax.data.volume import Volume, read_volume, turned_to_file_axes
 from covid_jax.errors import UserError
 
 GREY_WINDOW_HU = (-1250.0, 250.0)
@@ -75,8 +76,10 @@ def to_hounsfield(volume: Volume) -> Volume:
     return replace(volume, voxels=voxels, note=note)
 
 
-def read_label(path: str | Path, image: Volume, num_values: int) -> Volume:
-    """The label of `image` at `path`, as uint8.
+def read_label(
+    path: str | Path, image: Volume, num_values: int, ignored: int | None = None
+) -> Volume:
+    """The label of `image` at `path`, as uint8, with IGNORED for the value `ignored`.
 
     Raises:
       UserError: another grid than the image's, values that are not whole, or outside
@@ -93,13 +96,14 @@ def read_label(path: str | Path, image: Volume, num_values: int) -> Volume:
     whole = np.rint(label.voxels)
     if np.abs(label.voxels - whole).max() > 0.01:
         raise UserError(f"{path}: holds values that are not whole numbers; it is no label")
-    outside = (whole < 0) | (whole >= num_values)
+    nobodys = whole == ignored
+    outside = ~nobodys & ((whole < 0) | (whole >= num_values))
     if outside.any():
         raise UserError(
             f"{path}: holds the value {whole[outside][0]:g}; this dataset's labels are "
             f"0 to {num_values - 1}"
         )
-    return replace(label, voxels=whole.astype(np.uint8))
+    return replace(label, voxels=np.where(nobodys, IGNORED, whole).astype(np.uint8))
 
 
 def nonzero_box(voxels: np.ndarray) -> Box:
@@ -109,11 +113,15 @@ def nonzero_box(voxels: np.ndarray) -> Box:
 
 
 def prepare_case(volume: Volume, label: Volume | None, plan: Plan) -> PreparedCase:
-    """Crops to non-zero, resamples to the plan's spacing, clips and normalises.
+    """Crops to non-zero, clips and normalises, resamples to the plan's spacing.
 
-    nnU-Net: DefaultPreprocessor with CTNormalization. The image is resampled by cubic splines,
-    the label linearly for each class; where an axis is coarse (see resample), nearest along it.
+    nnU-Net v2: DefaultPreprocessor with CTNormalization (v1 resamples first). The image is
+    resampled by cubic splines, the label linearly for each class; where an axis is coarse (see
+    resample), nearest along it.
     """
+    if plan.file_axes:
+        volume = turned_to_file_axes(volume)
+        label = turned_to_file_axes(label) if label is not None else None
     box = nonzero_box(volume.voxels)
     geometry = Geometry(
         shape=volume.voxels.shape,
@@ -124,8 +132,8 @@ def prepare_case(volume: Volume, label: Volume | None, plan: Plan) -> PreparedCa
     )
     cropped = volume.voxels[box].astype(np.float32)
     size = resampled_size(cropped.shape, volume.spacing_mm, plan.spacing_mm)
-    image = resample(cropped, size, volume.spacing_mm, plan.spacing_mm, order=3)
-    image = (np.clip(image, plan.lower_hu, plan.upper_hu) - plan.mean_hu) / plan.std_hu
+    normalised = (np.clip(cropped, plan.lower_hu, plan.upper_hu) - plan.mean_hu) / plan.std_hu
+    image = resample(normalised, size, volume.spacing_mm, plan.spacing_mm, order=3)
     prepared_label = None
     if label is not None:
         prepared_label = np.zeros(size, np.uint8)

@@ -11,6 +11,7 @@ from typing import Literal
 import grain
 import numpy as np
 
+from covid_jax.config import IGNORED
 from covid_jax.data.store import StoredCase
 
 Stream = Literal["training", "validation"]
@@ -77,7 +78,9 @@ class Sampler:
             corner = patch_corner(rng, case, self.patch_size, on_lesion=sample >= anywhere)
             copy_patch(case.image, corner, image[sample, ..., 0])
             copy_patch(case.label, corner, label[sample])
-            label[sample] = np.array((0, *source.classes))[label[sample]]
+            classes = np.full(IGNORED + 1, IGNORED)
+            classes[: len(source.classes) + 1] = (0, *source.classes)
+            label[sample] = classes[label[sample]]
             labelled[sample, list(source.classes)] = True
         return Batch(image, label, labelled)
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from covid_jax.config import IGNORED
 from covid_jax.data.datasets import RawDataset, Split
 from covid_jax.data.preprocess import Geometry, PreparedCase
 from covid_jax.data.volume import Volume, whole_file, write_volume
@@ -160,7 +161,7 @@ def _foreground(label: np.ndarray) -> np.ndarray:
     rng = np.random.default_rng(1234)
     rows = [np.zeros((0, 4), np.int32)]
     for value in np.unique(label):
-        if value != 0:
+        if value not in (0, IGNORED):
             voxels = np.argwhere(label == value)
             if len(voxels) > _FOREGROUND_PER_CLASS:
                 voxels = voxels[rng.choice(len(voxels), _FOREGROUND_PER_CLASS, replace=False)]

@@ -20,6 +20,7 @@ import pydicom
 import SimpleITK as sitk
 from nibabel.filebasedimages import ImageFileError
 from nibabel.orientations import (
+    aff2axcodes,
     apply_orientation,
     axcodes2ornt,
     inv_ornt_aff,
@@ -55,16 +56,15 @@ class Volume:
     file_affine: np.ndarray = field(repr=False)
     note: str = ""
 
-    def with_voxels(self, voxels: np.ndarray) -> "Volume":
-        """The same grid with other voxels, for a mask of this scan."""
-        if voxels.shape != self.voxels.shape:
-            raise ValueError(f"the grid is {self.voxels.shape}, the voxels are {voxels.shape}")
-        return replace(self, voxels=voxels)
 
+def from_file_axes(
+    voxels: np.ndarray, file_affine: np.ndarray, axes: tuple[str, str, str] = AXES
+) -> Volume:
+    """The Volume of an array in a file's own axes (i, j, k) with its affine to RAS+ mm.
 
-def from_file_axes(voxels: np.ndarray, file_affine: np.ndarray) -> Volume:
-    """The Volume of an array in a file's own axes (i, j, k) with its affine to RAS+ mm."""
-    turn = ornt_transform(io_orientation(file_affine), axcodes2ornt(AXES))
+    D, H, W point to `axes`.
+    """
+    turn = ornt_transform(io_orientation(file_affine), axcodes2ornt(axes))
     affine = file_affine @ inv_ornt_aff(turn, voxels.shape)
     return Volume(
         voxels=np.ascontiguousarray(apply_orientation(voxels, turn)),
@@ -76,8 +76,15 @@ def from_file_axes(voxels: np.ndarray, file_affine: np.ndarray) -> Volume:
 
 def in_file_axes(volume: Volume) -> np.ndarray:
     """The voxels in the axes of the file that the volume was read from."""
-    turn = ornt_transform(axcodes2ornt(AXES), io_orientation(volume.file_affine))
+    turn = ornt_transform(io_orientation(volume.affine), io_orientation(volume.file_affine))
     return apply_orientation(volume.voxels, turn)
+
+
+def turned_to_file_axes(volume: Volume) -> Volume:
+    """The same volume with D, H, W along the file's axes k, j, i, as ITK and nnU-Net read it."""
+    i, j, k = aff2axcodes(volume.file_affine)
+    turned = from_file_axes(in_file_axes(volume), volume.file_affine, (k, j, i))
+    return replace(turned, note=volume.note)
 
 
 def from_spacing(voxels: np.ndarray, spacing_mm: Sequence[float]) -> Volume:

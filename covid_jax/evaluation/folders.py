@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from covid_jax.config import IGNORED
 from covid_jax.data.volume import read_volume, scans_in, whole_file
 from covid_jax.errors import UserError
 from covid_jax.evaluation.metrics import segmentation_metrics, summarise
@@ -31,7 +32,10 @@ def evaluate_folders(
         ):
             raise UserError(f"{path}: lies on another grid than {truths[name]}")
         cases[name] = segmentation_metrics(
-            mask.voxels == label, truth.voxels == label, truth.spacing_mm, tolerance_mm
+            (mask.voxels == label) & (truth.voxels != IGNORED),
+            truth.voxels == label,
+            truth.spacing_mm,
+            tolerance_mm,
         )
     return summarise(cases, tolerance_mm)
 

@@ -181,8 +181,12 @@ def _gradient_to_input(
     The input voxel s i + r (phase r of block i) met the output o = i + t at the kernel position
     r + p - s t. So the blocks are a convolution of dy with kernels [t, r] picked from the given
     one (zero where the position lies outside), and the phases are interleaved. With stride 1
-    there is one phase, and the kernel is the given one flipped.
+    there is one phase, and the kernel is the given one flipped. XLA's own form has no such zeros.
     """
+    if form == "lax":
+        zero = jnp.zeros((dy.shape[0], *size, kernel.shape[3]), dy.dtype)
+        _, pull = jax.vjp(lambda x: _dense(x, kernel, strides, _same(kernel.shape), form), zero)
+        return pull(dy)[0]
     padding = []
     for axis, (k, s) in enumerate(zip(kernel.shape[:3], strides, strict=True)):
         p = (k - 1) // 2

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from covid_jax.config import IGNORED
+
 _SMOOTH = 1e-5
 
 
@@ -25,7 +27,7 @@ def deep_supervision_loss(
 
     Args:
       logits: of each head, (N, D, H, W, K), full resolution first.
-      labels: (N, D, H, W), integers in 0..K-1, at full resolution.
+      labels: (N, D, H, W), integers in 0..K-1 or IGNORED, at full resolution.
       batch_dice: sum over the batch before the ratio, instead of a ratio for each sample.
       labelled: (N, K), whether a sample's dataset labels a class; the classes that it does not
         label merge into its background (the marginal loss). None: all are labelled.
@@ -64,7 +66,8 @@ def dice_cross_entropy(
     """Cross-entropy minus the mean soft Dice of the foreground classes.
 
     Soft Dice of a class is (2 sum(p y) + s) / (sum p + sum y + s) with s = 1e-5, over the voxels
-    of a sample (or of the batch), averaged over samples and foreground classes.
+    of a sample (or of the batch), averaged over samples and foreground classes. IGNORED voxels
+    enter neither (nnU-Net: DC_and_CE_loss with MemoryEfficientSoftDiceLoss and ignore_label).
 
     Args:
       logits: (N, D, H, W, K).
@@ -79,11 +82,13 @@ def dice_cross_entropy(
         counted = labelled[:, 1:].astype(logits.dtype)
     p = jnp.exp(log_p)
     target = jax.nn.one_hot(labels, classes, dtype=logits.dtype)
-    cross_entropy = -(target * jnp.where(target > 0, log_p, 0)).sum(-1).mean()
+    known = labels != IGNORED
+    log_likelihood = (target * jnp.where(target > 0, log_p, 0)).sum()
+    cross_entropy = -log_likelihood / jnp.maximum(known.sum(), 1)
 
     space = (1, 2, 3)
     overlap = (p * target).sum(space)[:, 1:] * counted  # (N, K - 1)
-    volume = (p + target).sum(space)[:, 1:] * counted
+    volume = (jnp.where(known[..., None], p, 0) + target).sum(space)[:, 1:] * counted
     if batch_dice:
         overlap, volume = overlap.sum(0, keepdims=True), volume.sum(0, keepdims=True)
         counted = jnp.max(jnp.broadcast_to(counted, labels.shape[:1] + overlap.shape[1:]), 0)

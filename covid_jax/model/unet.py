@@ -151,6 +151,12 @@ class DecoderStage(nn.Module):
     def __call__(self, below: Sequence[Array], skips: Sequence[Array]) -> Array:
         config, stage = self.config, self.stage
         features = config.features_per_stage[stage]
+        deepest_first = -1 - stage  # nnU-Net counts the stages of its decoder from below
+        kernel_size = (
+            config.kernel_sizes_decoder[deepest_first]
+            if config.kernel_sizes_decoder
+            else config.kernel_sizes[stage]
+        )
         x = below[0] if len(below) == 1 else jnp.concatenate(below, -1)
         up = Upsample(features, config.strides[stage + 1], config.head_bias, self.dtype, name="up")(
             x
@@ -158,11 +164,11 @@ class DecoderStage(nn.Module):
         # Where a size is odd, the stride rounded up on the way down (25 -> 13 -> 26): crop.
         depth, height, width = skips[0].shape[1:4]
         inputs: tuple[Array, ...] = (up[:, :depth, :height, :width], *skips)
-        for block in range(config.n_conv_per_stage_decoder[stage]):
+        for block in range(config.n_conv_per_stage_decoder[deepest_first]):
             inputs = (
                 Block(
                     features,
-                    config.kernel_sizes[stage],
+                    kernel_size,
                     (1, 1, 1),
                     config.conv_bias,
                     self.dtype,

@@ -31,10 +31,16 @@ def optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     schedule share one compiled step.
     """
     return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
+        optax.stateless(lambda gradient, _: _clip(gradient, config.clip_norm)),
         optax.add_decayed_weights(config.weight_decay),
         optax.trace(config.momentum, nesterov=True),
     )
+
+
+def _clip(gradient: Tree, norm: float) -> Tree:
+    """Torch's clip_grad_norm_, of which optax's differs in the last digits."""
+    scale = jnp.minimum(1, norm / (optax.tree.norm(gradient) + 1e-6))
+    return jax.tree.map(lambda leaf: leaf * scale, gradient)
 
 
 def new_params(network: nn.Module, seed: int, image_shape: tuple[int, ...]) -> Tree:

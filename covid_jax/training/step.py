@@ -14,6 +14,7 @@ import numpy as np
 import optax
 from jax import Array
 
+from covid_jax.config import IGNORED
 from covid_jax.model.loss import deep_supervision_loss
 from covid_jax.training.state import TrainState
 from covid_jax.transfer.freezing import join
@@ -87,7 +88,8 @@ def make_eval_step(apply: Apply, *, batch_dice: bool = False, marginal: bool = F
             labelled=batch["labelled"] if marginal else None,
         )
         classes = jnp.arange(1, logits[0].shape[-1])
-        predicted = logits[0].argmax(-1)[..., None] == classes
+        known = batch["label"] != IGNORED
+        predicted = (logits[0].argmax(-1)[..., None] == classes) & known[..., None]
         true = batch["label"][..., None] == classes
         voxels = tuple(range(predicted.ndim - 1))
         return {

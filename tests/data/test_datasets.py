@@ -65,6 +65,14 @@ def test_an_nnunet_dataset_of_either_version_has_its_labels(tmp_path):
         assert read_dataset("nnunet", tmp_path / "raw").labels == ("a", "b")
 
 
+def test_voxels_that_nnunet_ignores_are_no_class(tmp_path):
+    write_raw_dataset("phantom", tmp_path / "raw", 2, seed=0)
+    labels = {"background": 0, "lesion": 1, "ignore": 2}
+    (tmp_path / "raw" / "dataset.json").write_text(json.dumps({"labels": labels}))
+    raw = read_dataset("nnunet", tmp_path / "raw")
+    assert (raw.labels, raw.ignored) == (("lesion",), 2)
+
+
 @pytest.mark.parametrize("name", DATASETS)
 def test_an_empty_or_missing_folder_is_refused_by_name(tmp_path, name):
     with pytest.raises(UserError, match=str(tmp_path)):

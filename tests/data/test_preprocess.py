@@ -2,14 +2,18 @@
 
 from dataclasses import replace
 
+import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.transform import resize
 
+from covid_jax.config import IGNORED
 from covid_jax.data.plan import Fingerprint, Plan, load_plan, make_plan, save_plan
 from covid_jax.data.preprocess import (
+    as_volume,
     nonzero_box,
     prepare_case,
     read_label,
@@ -116,6 +120,33 @@ def test_a_label_that_does_not_fit_is_refused_by_file(tmp_path, label, message):
     write_volume(tmp_path / "label.nii.gz", from_spacing(label.astype(np.float32), (1, 1, 1)))
     with pytest.raises(UserError, match=rf"label\.nii\.gz: .*{message}"):
         read_label(tmp_path / "label.nii.gz", image, 2)
+
+
+def test_the_ignored_value_is_kept_apart(tmp_path):
+    image = from_spacing(np.zeros((1, 1, 4)), (1, 1, 1))
+    written = from_spacing(np.array([[[0.0, 1.0, 5.0, 5.0]]]), (1, 1, 1))
+    write_volume(tmp_path / "label.nii.gz", written)
+    label = read_label(tmp_path / "label.nii.gz", image, 2, ignored=5)
+    assert label.voxels.ravel().tolist() == [0, 1, IGNORED, IGNORED]
+
+
+@pytest.mark.parametrize("axes", ["LPS", "RAS", "PIR"])
+def test_a_plan_with_file_axes_sees_what_itk_reads_and_gives_the_grid_back(tmp_path, axes):
+    """Of files whose axes point anywhere."""
+    rng = np.random.default_rng(0)
+    turn = nib.orientations.axcodes2ornt(tuple(axes))
+    affine = np.eye(4)
+    for i, (axis, flip) in enumerate(turn.astype(int)):
+        affine[:3, i] = np.eye(3)[axis] * flip * (1.0, 2.0, 3.0)[i]
+    nib.save(nib.Nifti1Image(rng.normal(size=(4, 5, 6)) - 500, affine), tmp_path / "scan.nii.gz")
+    plan = replace(PLAN, spacing_mm=(3.0, 2.0, 1.0), file_axes=True)
+    case = prepare_case(read_volume(tmp_path / "scan.nii.gz"), None, plan)
+    theirs = sitk.GetArrayFromImage(sitk.ReadImage(tmp_path / "scan.nii.gz"))
+    np.testing.assert_allclose(case.image * PLAN.std_hu + PLAN.mean_hu, theirs, rtol=1e-5)
+    write_volume(tmp_path / "back.nii.gz", as_volume(theirs, case.geometry))
+    back = nib.load(tmp_path / "back.nii.gz")
+    np.testing.assert_array_equal(back.affine, affine)
+    np.testing.assert_allclose(back.get_fdata(), nib.load(tmp_path / "scan.nii.gz").get_fdata())
 
 
 def test_a_label_somewhere_else_is_refused(tmp_path):

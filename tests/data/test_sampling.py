@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from covid_jax.config import IGNORED
 from covid_jax.data.preprocess import Geometry
 from covid_jax.data.sampling import Sampler, Source, copy_patch, patch_corner
 from covid_jax.data.store import StoredCase
@@ -44,6 +45,14 @@ def test_a_batch_depends_on_its_step_alone():
     assert len(straight) == 6
     assert all(same(a, b) for a, b in zip(straight[4:], resumed, strict=True))
     assert same(straight[3], one.batch(3))
+
+
+def test_ignored_voxels_stay_ignored_whatever_the_classes_are():
+    some = case()
+    some.label[:] = IGNORED
+    batch = sampler((Source((some,), (2,)),), num_classes=3).batch(0)
+    assert set(np.unique(batch.label)) <= {0, IGNORED}
+    assert (batch.label == IGNORED).any()
 
 
 def test_another_step_seed_or_stream_is_another_batch():

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from covid_jax.data.volume import from_spacing, write_volume
+from covid_jax.config import IGNORED
+from covid_jax.data.volume import from_spacing, read_volume, write_volume
 from covid_jax.errors import UserError
 from covid_jax.evaluation.folders import evaluate_folders, save_metrics
 from covid_jax.evaluation.metrics import segmentation_metrics, surface_dice
@@ -97,6 +98,19 @@ def test_a_folder_is_scored_case_by_case_with_mean_and_deviation(folders):
     assert metrics["std"]["dsc"] == pytest.approx(np.std(values))
     save_metrics(folders / "metrics.json", metrics)
     assert json.loads((folders / "metrics.json").read_text()) == metrics
+
+
+def test_ignored_voxels_of_a_reference_have_no_part_in_the_score(folders):
+    before = evaluate_folders(folders / "predictions", folders / "references")["cases"]["a"]
+    reference = read_volume(folders / "references" / "a.nii.gz")
+    prediction = read_volume(folders / "predictions" / "a.nii.gz")
+    nobodys = (reference.voxels == 0) & (prediction.voxels == 1)
+    assert nobodys.any()
+    reference.voxels[nobodys] = IGNORED
+    write_volume(folders / "references" / "a.nii.gz", reference)
+    after = evaluate_folders(folders / "predictions", folders / "references")["cases"]["a"]
+    assert after["dsc"] > before["dsc"]
+    assert after["sensitivity"] == before["sensitivity"]
 
 
 def test_a_prediction_without_reference_is_named(folders):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from covid_jax.config import OptimizerConfig, UNetConfig
+from covid_jax.config import IGNORED, OptimizerConfig, UNetConfig
 from covid_jax.data.augment import augment
 from covid_jax.training.state import initial_state, learning_rate, new_params, optimizer, schedule
 from covid_jax.training.step import make_eval_step, make_train_step, pseudo_dice
@@ -119,6 +119,16 @@ def test_continual_goes_on_where_pretraining_stands_on_their_joint_schedule():
     last, first = learning_rate(before, 29), learning_rate(after, 30)
     assert first == pytest.approx(0.01 * (1 - 30 / 40) ** 0.9)
     assert first < last < learning_rate(before, 28)
+
+
+def test_ignored_voxels_have_no_part_in_the_pseudo_dice():
+    logits = lambda p, x: (jnp.concatenate([x, -x], -1),)  # noqa: E731
+    all_known = batch()
+    half = {**all_known, "label": all_known["label"].at[:, :2].set(IGNORED)}
+    rest = {name: a if a.ndim == 2 else a[:, 2:] for name, a in all_known.items()}
+    found = [make_eval_step(logits)({}, {}, b) for b in (half, rest)]
+    assert pseudo_dice([found[0]]) == pseudo_dice([found[1]])
+    assert found[0]["loss"] == pytest.approx(float(found[1]["loss"]), rel=1e-5)
 
 
 def test_pseudo_dice_is_the_dice_over_all_voxels_of_all_batches():

@@ -1,0 +1,1 @@
+"""Measurements, each a command, and the peers that they run beside."""

@@ -1,0 +1,1 @@
+"""What others wrote, set up as they set it up, to compare with."""

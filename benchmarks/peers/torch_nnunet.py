@@ -1,0 +1,133 @@
+"""PyTorch's nnU-Net: its network, loss, optimiser and schedule, for a UNetConfig of ours.
+
+Everything here comes from dynamic-network-architectures and nnunetv2; only the arguments are ours.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from dynamic_network_architectures.architectures.unet import PlainConvUNet
+from dynamic_network_architectures.initialization.weight_init import InitWeights_He
+from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
+from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
+from torch import nn
+
+from covid_jax.config import OptimizerConfig, UNetConfig
+
+Loss = Callable[[Sequence[torch.Tensor], torch.Tensor], torch.Tensor]
+
+
+def network(config: UNetConfig) -> PlainConvUNet:
+    """The network of `config` with nnU-Net's initialisation (nnUNetTrainer's)."""
+    if not config.head_bias or config.kernel_sizes_decoder:
+        raise ValueError("PlainConvUNet has biases everywhere and no kernels for the decoder alone")
+    made = PlainConvUNet(
+        input_channels=config.in_channels,
+        n_stages=len(config.features_per_stage),
+        features_per_stage=config.features_per_stage,
+        conv_op=nn.Conv3d,
+        kernel_sizes=config.kernel_sizes,
+        strides=config.strides,
+        n_conv_per_stage=config.n_conv_per_stage,
+        num_classes=config.num_classes,
+        n_conv_per_stage_decoder=config.n_conv_per_stage_decoder,
+        conv_bias=config.conv_bias,
+        norm_op=nn.InstanceNorm3d,
+        norm_op_kwargs={"eps": 1e-5, "affine": True},
+        nonlin=nn.LeakyReLU,
+        nonlin_kwargs={"inplace": True},
+        deep_supervision=config.deep_supervision,
+    )
+    made.apply(InitWeights_He(1e-2))
+    return made
+
+
+def forward_cropped(net: PlainConvUNet, x: torch.Tensor) -> list[torch.Tensor]:
+    """`net` on a patch that its strides do not divide: upsampled features cropped to the skips.
+
+    The layers are `net`'s own; PlainConvUNet itself fails on such a patch.
+    """
+    skips = net.encoder(x)
+    below, logits = skips[-1], []
+    decoder = net.decoder
+    for up, blocks, head, skip in zip(
+        decoder.transpconvs, decoder.stages, decoder.seg_layers, skips[-2::-1], strict=True
+    ):
+        depth, height, width = skip.shape[2:]
+        upsampled = up(below)[:, :, :depth, :height, :width]
+        below = blocks(torch.cat((upsampled, skip), 1))
+        logits.append(head(below))
+    return logits[::-1]
+
+
+def loss(
+    heads: int,
+    batch_dice: bool = False,
+    ignore_label: int | None = None,
+) -> Loss:
+    """NnUNetTrainer's loss of the logits of every head, for labels (N, D, H, W)."""
+    dice = {"batch_dice": batch_dice, "smooth": 1e-5, "do_bg": False, "ddp": False}
+    one_head = DC_and_CE_loss(
+        dice,
+        {},
+        weight_ce=1,
+        weight_dice=1,
+        ignore_label=ignore_label,
+        dice_class=MemoryEfficientSoftDiceLoss,
+    )
+    weights = np.array([1 / 2**i for i in range(heads)])
+    if heads > 1:
+        weights[-1] = 0
+    wrapped = DeepSupervisionWrapper(one_head, weights / weights.sum())
+
+    def of(logits: Sequence[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+        targets = [
+            nn.functional.interpolate(
+                labels[:, None].float(), size=head.shape[2:], mode="nearest-exact"
+            )
+            for head in logits
+        ]
+        return wrapped(list(logits), targets)
+
+    return of
+
+
+def optimizer(net: nn.Module, config: OptimizerConfig) -> torch.optim.SGD:
+    """NnUNetTrainer's SGD over the weights that are not frozen."""
+    weights = [weight for weight in net.parameters() if weight.requires_grad]
+    return torch.optim.SGD(
+        weights,
+        config.learning_rate,
+        weight_decay=config.weight_decay,
+        momentum=config.momentum,
+        nesterov=True,
+    )
+
+
+def train_step(
+    net: nn.Module,
+    sgd: torch.optim.SGD,
+    loss_of: Loss,
+    image: torch.Tensor,
+    labels: torch.Tensor,
+    clip_norm: float,
+) -> float:
+    """NnUNetTrainer's train_step on the CPU; returns the loss."""
+    sgd.zero_grad(set_to_none=True)
+    value = loss_of(net(image), labels)
+    value.backward()
+    nn.utils.clip_grad_norm_(net.parameters(), clip_norm)
+    sgd.step()
+    return value.item()
+
+
+def channels_first(image: np.ndarray) -> torch.Tensor:
+    """(N, D, H, W, C) -> a tensor (N, C, D, H, W)."""
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(image, -1, 1)))
+
+
+def channels_last(tensor: torch.Tensor) -> np.ndarray:
+    """A tensor (N, C, D, H, W) -> (N, D, H, W, C)."""
+    return np.moveaxis(tensor.detach().numpy(), 1, -1)

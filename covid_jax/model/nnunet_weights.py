@@ -1,0 +1,169 @@
+"""nnU-Net's state dicts <-> our parameter trees.
+
+nnU-Net counts the stages of its decoder in the order of computation, from below, where ours are
+named after their resolution; torch has a kernel's features first, where ours are last. Nothing
+else differs, so both ways are exact to the bit.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from covid_jax.config import UNetConfig
+from covid_jax.errors import UserError
+from covid_jax.model.unet import UNet
+
+Tree = Any
+StateDict = dict[str, np.ndarray]
+
+_TORCH_LEAF = {"kernel": "weight", "scale": "weight", "bias": "bias"}
+
+
+def to_params(state_dict: Mapping[str, Any], config: UNetConfig) -> Tree:
+    """The parameter tree of UNet(config) with the weights of a `state_dict` of nnU-Net v1 or v2.
+
+    Args:
+      state_dict: of Generic_UNet (v1) or PlainConvUNet (v2); arrays, or tensors on the CPU.
+      config: the topology; v1 has head_bias False and its kernel_sizes_decoder.
+
+    Raises:
+      UserError: names that are missing or too many, all of them listed, or shapes that differ.
+    """
+    given = {_plain(name): np.asarray(value) for name, value in state_dict.items()}
+    names_of = _v1_names if _is_v1(given) else _v2_names
+    shapes = _shapes(config)
+    names = {path: names_of(path, config) for path in shapes}
+    missing = [alternatives[0] for alternatives in names.values() if alternatives[0] not in given]
+    extra = sorted(given.keys() - {name for several in names.values() for name in several})
+    if missing or extra:
+        raise UserError(
+            "these weights are not of this network; "
+            f"missing: {', '.join(missing) or 'none'}; not known: {', '.join(extra) or 'none'}"
+        )
+    params = {}
+    for path, shape in shapes.items():
+        first, *others = names[path]
+        if any(other in given and not _same(given[first], given[other]) for other in others):
+            raise UserError(f"{first} and its other names in the file have different values")
+        leaf = _from_torch(path, given[first])
+        if leaf.shape != shape:
+            raise UserError(f"{path} ({first}) is {shape} in the config and {leaf.shape} there")
+        params[path] = leaf
+    return unflatten_dict(params, sep="/")
+
+
+def to_state_dict(params: Tree, config: UNetConfig) -> StateDict:
+    """The state dict with which nnU-Net v2's PlainConvUNet is the network of `params`.
+
+    It holds every name under which PlainConvUNet reaches a weight. Transposed convolutions and
+    heads without a bias (v1's form) get one of zeros.
+
+    Raises:
+      UserError: no PlainConvUNet is that network.
+    """
+    if not config.conv_bias or not config.deep_supervision:
+        raise UserError("nnU-Net v2 has networks with conv_bias and deep_supervision only")
+    if config.kernel_sizes_decoder not in ((), tuple(reversed(config.kernel_sizes[:-1]))):
+        raise UserError(
+            "nnU-Net v2 has no network whose decoder has other kernels than its encoder: "
+            f"config.model.kernel_sizes_decoder={config.kernel_sizes_decoder!r}"
+        )
+    leaves = flatten_dict(params, sep="/")
+    unknown = sorted(set(leaves) ^ set(_shapes(config)))
+    if unknown:
+        raise UserError(
+            f"nnU-Net v2 has no network with these parameters; they differ in {', '.join(unknown)}"
+        )
+    for path, leaf in list(leaves.items()):
+        bias = path.removesuffix("kernel") + "bias"
+        if path.endswith("kernel") and bias not in leaves:
+            leaves[bias] = np.zeros(leaf.shape[-1], leaf.dtype)
+    return {
+        name: _to_torch(path, np.asarray(leaf))
+        for path, leaf in leaves.items()
+        for name in _v2_names(path, config)
+    }
+
+
+def _shapes(config: UNetConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of every leaf of UNet(config), by path."""
+    # Large enough for any depth of network: the shapes of parameters do not depend on it.
+    image = jax.ShapeDtypeStruct((1, 8, 8, 8, config.in_channels), jnp.float32)
+    tree = jax.eval_shape(UNet(config, form="lax").init, jax.random.key(0), image)["params"]
+    return {path: leaf.shape for path, leaf in flatten_dict(tree, sep="/").items()}
+
+
+def _v2_names(path: str, config: UNetConfig) -> tuple[str, ...]:
+    """The names of a leaf in PlainConvUNet: its own, and those that reach it by another way."""
+    part, stage, *inside, leaf = path.split("/")
+    resolution = int(stage.removeprefix("stage_"))
+    step = len(config.features_per_stage) - 2 - resolution
+    weight = _TORCH_LEAF[leaf]
+    if part == "heads":
+        return (f"decoder.seg_layers.{step}.{weight}",)
+    if inside == ["up"]:
+        return (f"decoder.transpconvs.{step}.{weight}",)
+    block, layer = int(inside[0].removeprefix("block_")), inside[1]
+    index = ("conv", "norm").index(layer)
+    places = [f"decoder.stages.{step}.convs.{block}"]
+    if part == "encoder":
+        place = f"encoder.stages.{resolution}.0.convs.{block}"
+        places = [place, f"decoder.{place}"]  # the decoder holds the encoder
+    return tuple(
+        f"{place}.{name}.{weight}" for place in places for name in (layer, f"all_modules.{index}")
+    )
+
+
+def _v1_names(path: str, config: UNetConfig) -> tuple[str, ...]:
+    """The name of a leaf in Generic_UNet, which keeps the last block of some stages apart."""
+    part, stage, *inside, leaf = path.split("/")
+    resolution = int(stage.removeprefix("stage_"))
+    deepest = len(config.features_per_stage) - 1
+    step = deepest - 1 - resolution
+    weight = _TORCH_LEAF[leaf]
+    if part == "heads":
+        return (f"seg_outputs.{step}.{weight}",)
+    if inside == ["up"]:
+        return (f"tu.{step}.{weight}",)
+    block, layer = int(inside[0].removeprefix("block_")), inside[1]
+    layer = {"conv": "conv", "norm": "instnorm"}[layer]
+    if part == "encoder":
+        place, blocks = f"conv_blocks_context.{resolution}", config.n_conv_per_stage[resolution]
+    else:
+        place = f"conv_blocks_localization.{step}"
+        blocks = config.n_conv_per_stage_decoder[step]
+    if part == "decoder" or resolution == deepest:
+        last = block == blocks - 1
+        place, block = f"{place}.{int(last)}", 0 if last else block
+    return (f"{place}.blocks.{block}.{layer}.{weight}",)
+
+
+def _is_v1(names: Mapping[str, Any]) -> bool:
+    return any(name.startswith("conv_blocks_") for name in names)
+
+
+def _plain(name: str) -> str:
+    """The name without what torch.compile and DistributedDataParallel put before it."""
+    return name.removeprefix("module.").removeprefix("_orig_mod.")
+
+
+def _from_torch(path: str, value: np.ndarray) -> np.ndarray:
+    if not path.endswith("kernel") or value.ndim != 5:
+        return value
+    # Convolution (out, in, D, H, W), transposed convolution (in, out, D, H, W).
+    return value.transpose(2, 3, 4, 0, 1) if "/up/" in path else value.transpose(2, 3, 4, 1, 0)
+
+
+def _to_torch(path: str, value: np.ndarray) -> np.ndarray:
+    if not path.endswith("kernel"):
+        return value
+    order = (3, 4, 0, 1, 2) if "/up/" in path else (4, 3, 0, 1, 2)
+    return np.ascontiguousarray(value.transpose(order))
+
+
+def _same(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.shape == b.shape and a.tobytes() == b.tobytes()

@@ -1,0 +1,66 @@
+"""Networks for tests: topologies, and random weights that numpy alone can make again."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+from covid_jax.config import UNetConfig
+
+BENCHMARK = UNetConfig()
+ISOTROPIC = UNetConfig(
+    features_per_stage=(8, 16, 32, 48, 48),
+    kernel_sizes=((3, 3, 3),) * 5,
+    strides=((1, 1, 1),) + ((2, 2, 2),) * 4,
+    n_conv_per_stage=(2,) * 5,
+    n_conv_per_stage_decoder=(2,) * 4,
+)
+UNEVEN = UNetConfig(
+    in_channels=2,
+    num_classes=4,
+    features_per_stage=(6, 10, 14, 18),
+    kernel_sizes=((1, 3, 3), (3, 3, 1), (3, 3, 3), (1, 1, 3)),
+    strides=((1, 1, 1), (1, 2, 2), (2, 2, 1), (3, 1, 2)),
+    n_conv_per_stage=(1, 3, 2, 1),
+    n_conv_per_stage_decoder=(3, 1, 2),
+)
+VERSION_1 = UNetConfig(
+    features_per_stage=(8, 16, 32, 48, 48, 48),
+    kernel_sizes=BENCHMARK.kernel_sizes,
+    strides=BENCHMARK.strides,
+    head_bias=False,
+    kernel_sizes_decoder=tuple(reversed(BENCHMARK.kernel_sizes[1:])),
+)
+CASES: dict[str, tuple[UNetConfig, tuple[int, int, int]]] = {
+    "benchmark": (BENCHMARK, (16, 64, 64)),
+    "isotropic": (ISOTROPIC, (32, 32, 16)),
+    "uneven": (UNEVEN, (12, 16, 16)),
+    "odd patch": (dataclasses.replace(BENCHMARK, features_per_stage=(8,) * 6), (25, 40, 48)),
+    "version 1": (VERSION_1, (16, 64, 64)),
+}
+"""The networks of the parity tests, and the patch that each one sees."""
+
+
+def random_weights(shapes: Mapping[str, tuple[int, ...]], seed: int = 0) -> dict[str, np.ndarray]:
+    """A random state dict for torch's names and shapes: biases and scales too are not trivial."""
+    rng = np.random.default_rng(seed)
+    weights = {}
+    for name in sorted(shapes):
+        shape = shapes[name]
+        if len(shape) > 1:
+            value = rng.normal(size=shape) * np.sqrt(2 / np.prod(shape[1:]))
+        else:
+            value = 0.1 * rng.normal(size=shape) + name.endswith(("norm.weight", "norm.1.weight"))
+        weights[name] = value.astype(np.float32)
+    return weights
+
+
+def random_image(config: UNetConfig, patch: tuple[int, int, int], seed: int = 1) -> np.ndarray:
+    """(2, D, H, W, C)"""
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(2, *patch, config.in_channels)).astype(np.float32)
+
+
+def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """The largest difference as a share of the largest value."""
+    return float(np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max())

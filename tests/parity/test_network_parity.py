@@ -1,0 +1,115 @@
+"""Our network beside PyTorch's nnU-Net: the same weights give the same logits at every head."""
+
+import dataclasses
+import math
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from covid_jax.config import UNetConfig
+from covid_jax.model.nnunet_weights import to_params, to_state_dict
+from covid_jax.model.unet import UNet
+from tests.networks import CASES, random_image, random_weights, relative_error
+
+torch = pytest.importorskip("torch", reason="PyTorch is missing: EXTRAS=dev,peers launch/test.sh")
+from benchmarks.peers import torch_nnunet as peer  # noqa: E402
+from tests.parity import golden  # noqa: E402
+
+TOLERANCE = 1e-4
+
+
+def randomised(config, seed=0):
+    net = peer.network(config)
+    weights = random_weights(golden.own_shapes(net), seed)
+    net.load_state_dict({k: torch.from_numpy(v) for k, v in weights.items()}, strict=False)
+    return net
+
+
+def errors(config, patch, net, forward=None, form=None):
+    """The relative error of each head's logits."""
+    image = random_image(config, patch)
+    with torch.no_grad():
+        theirs = (forward or type(net).__call__)(net, peer.channels_first(image))
+    params = to_params(net.state_dict(), config)
+    ours = jax.jit(UNet(config, form=form).apply)({"params": params}, image)
+    return [relative_error(a, peer.channels_last(b)) for a, b in zip(ours, theirs, strict=True)]
+
+
+@pytest.mark.parametrize("form", ["lax", "slices"])
+@pytest.mark.parametrize("name", ["benchmark", "isotropic", "uneven"])
+def test_logits_of_every_head_are_those_of_plain_conv_unet(name, form):
+    config, patch = CASES[name]
+    found = errors(config, patch, randomised(config), form=form)
+    assert len(found) == len(config.features_per_stage) - 1
+    assert max(found) < TOLERANCE, found
+
+
+def test_a_patch_that_the_strides_do_not_divide_is_cropped():
+    config, patch = CASES["odd patch"]
+    assert max(errors(config, patch, randomised(config), peer.forward_cropped)) < TOLERANCE
+
+
+@st.composite
+def topologies(draw):
+    stages = draw(st.integers(2, 4))
+    odd = st.tuples(*[st.sampled_from((1, 3))] * 3)
+    step = st.tuples(*[st.sampled_from((1, 2))] * 3)
+
+    def each(values, count):
+        return tuple(draw(st.lists(values, min_size=count, max_size=count)))
+
+    return UNetConfig(
+        in_channels=draw(st.integers(1, 3)),
+        num_classes=draw(st.integers(2, 4)),
+        features_per_stage=each(st.integers(2, 9), stages),
+        kernel_sizes=each(odd, stages),
+        strides=((1, 1, 1), *each(step, stages - 1)),
+        n_conv_per_stage=each(st.integers(1, 3), stages),
+        n_conv_per_stage_decoder=each(st.integers(1, 3), stages - 1),
+    )
+
+
+@settings(max_examples=8, deadline=None)
+@given(topologies(), st.integers(0, 2**31))
+def test_logits_agree_for_any_topology(config, seed):
+    patch = tuple(4 * math.prod(s) for s in zip(*config.strides, strict=True))
+    assert max(errors(config, patch, randomised(config, seed), form="lax")) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["benchmark", "isotropic", "uneven"])
+def test_a_state_dict_goes_there_and_back_bit_for_bit(name):
+    config, _ = CASES[name]
+    given_ = {k: v.numpy() for k, v in randomised(config).state_dict().items()}
+    back = to_state_dict(to_params(given_, config), config)
+    assert back.keys() == given_.keys()
+    assert all(np.array_equal(back[k], given_[k]) for k in given_)
+
+
+def test_new_weights_are_drawn_from_the_same_distribution():
+    """Mean and deviation of every kernel, in a network wide enough to tell."""
+    from covid_jax.training.state import new_params
+
+    config = dataclasses.replace(CASES["uneven"][0], features_per_stage=(32, 48, 64, 64))
+    image = (1, *CASES["uneven"][1], config.in_channels)
+    ours = to_state_dict(new_params(UNet(config, form="lax"), 0, image), config)
+    for name, theirs in peer.network(config).state_dict().items():
+        if theirs.ndim == 5:
+            error = 5 / math.sqrt(2 * theirs.numel())  # five standard errors of a deviation
+            assert ours[name].std() == pytest.approx(float(theirs.std()), rel=2 * error), name
+            assert abs(ours[name].mean()) < 5 * ours[name].std() / math.sqrt(theirs.numel())
+        else:
+            assert np.array_equal(ours[name], theirs), name
+
+
+def test_the_stored_golden_values_are_what_the_peer_gives(tmp_path, monkeypatch):
+    import json
+
+    stored = json.loads(golden.FILE.read_text())
+    for name in CASES.keys() - {"version 1"}:
+        live = golden.values(peer.network(CASES[name][0]), name)
+        assert {k: list(v) for k, v in live["weights"].items()} == stored[name]["weights"]
+        for a, b in zip(live["logits"], stored[name]["logits"], strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)

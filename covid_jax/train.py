@@ -36,18 +36,38 @@ from covid_jax.data.volume import write_volume
 from covid_jax.errors import UserError, run_command
 from covid_jax.evaluation.folders import evaluate_folders, save_metrics
 from covid_jax.inference.scan import make_predictor
-from covid_jax.training.checkpoint import Checkpoints, load_params
+from covid_jax.training.checkpoint import Checkpoints, load_pretrained
+from covid_jax.training.explain import explain
 from covid_jax.training.parallel import keep_compiled_programs, make_mesh, put_batch, replicate
 from covid_jax.training.progress import Progress
-from covid_jax.training.run import claim_workdir, open_data, samplers, title, with_num_classes
-from covid_jax.training.state import initial_state, learning_rate, new_params, optimizer, schedule
+from covid_jax.training.run import (
+    claim_workdir,
+    open_data,
+    samplers,
+    title,
+    with_num_classes,
+)
+from covid_jax.training.state import (
+    initial_state,
+    learning_rate,
+    new_params,
+    optimizer,
+    refreeze,
+    schedule,
+)
 from covid_jax.training.step import make_eval_step, make_train_step, pseudo_dice
 from covid_jax.transfer import freezing
-from covid_jax.transfer.strategies import STRATEGIES, initial_params
+from covid_jax.transfer.strategies import (
+    STRATEGIES,
+    frozen_masks,
+    initial_params,
+    network_of,
+)
 
 _CONFIG = define_config_flag()
 flags.declare_key_flag("config")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+_EXPLAIN = flags.DEFINE_bool("explain", False, "Print what the run would do, and train nothing.")
 
 
 def train(config: Config, workdir: Path) -> None:
@@ -59,15 +79,10 @@ def train(config: Config, workdir: Path) -> None:
     mesh = make_mesh(config.mesh, config.data.batch_size, config.data.patch_size[0])
 
     # The network: new parameters, some of them replaced by pre-trained ones, some of them frozen.
-    strategy = STRATEGIES[config.strategy]
-    network = strategy.network(
-        config.model, jnp.dtype(config.dtype), "lax" if config.mesh.space > 1 else None
-    )
+    network = network_of(config, "lax" if config.mesh.space > 1 else None)
     new = new_params(network, config.seed, (1, *config.data.patch_size, config.model.in_channels))
-    pretrained = load_params(config.pretrained) if config.pretrained else None
-    params = initial_params(strategy, new, pretrained)
-    held = freezing.mask(params, strategy.frozen)
-    trainable, frozen = freezing.split(params, held)
+    params = initial_params(STRATEGIES[config.strategy], new, load_pretrained(config))
+    masks = frozen_masks(config, params)
 
     # The step: one function for every strategy and any number of devices.
     transform = optimizer(config.optimizer)
@@ -81,15 +96,21 @@ def train(config: Config, workdir: Path) -> None:
     claim_workdir(workdir, config, plan)
     first, epochs, _ = schedule(config)
     with Checkpoints(workdir) as checkpoints:
+        start = checkpoints.latest_step()
+        done = start // config.steps_per_epoch
+        held = masks[max(epoch for epoch in masks if epoch <= max(done - 1, 0))]
+        trainable, frozen = freezing.split(params, held)
         state = initial_state(trainable, transform)
-        restored = checkpoints.restore(state, held)
-        state, frozen = replicate(restored or (state, frozen), mesh)
-        start = int(state.step)
-        announce(config, datasets, params, held, start if restored else None)
+        if start:
+            state, frozen = checkpoints.restore(state, held)
+        state, frozen = replicate((state, frozen), mesh)
+        announce(config, datasets, params, held, start)
         progress = Progress(workdir, start, title(config, datasets))
         batches = training.batches(start, epochs * config.steps_per_epoch)
         key = jax.random.key(config.seed)
-        for epoch in range(start // config.steps_per_epoch, epochs):
+        for epoch in range(done, epochs):
+            if epoch in masks:
+                state, frozen = replicate(refreeze(state, frozen, masks[epoch], transform), mesh)
             rate = learning_rate(config, first + epoch)
             clock, losses = time.perf_counter(), []
             with tqdm(total=config.steps_per_epoch, unit="step", mininterval=1) as bar:
@@ -146,7 +167,7 @@ def test(config: Config, plan: Plan, dataset: StoredDataset, params: Any, workdi
 
 
 def announce(
-    config: Config, datasets: list[StoredDataset], params: Any, held: Any, resumed: int | None
+    config: Config, datasets: list[StoredDataset], params: Any, held: Any, start: int
 ) -> None:
     """Prints what is trained on what."""
     sizes = [leaf.size for leaf in jax.tree.leaves(params)]
@@ -157,16 +178,22 @@ def announce(
         f"{sum(sizes):,} parameters, {frozen:,} of them frozen, "
         f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     )
-    if resumed is not None:
-        print(f"going on from the checkpoint of step {resumed}")
+    if start:
+        print(f"going on from the checkpoint of step {start}")
 
 
 def main() -> None:
     """Trains what the flags say."""
+    config = config_from_flag(_CONFIG)
+    if _EXPLAIN.value:
+        if config.data.prepared_dir:
+            config = with_num_classes(config, open_data(config, Path())[1])
+        print(explain(config))
+        return
     if not _WORKDIR.value:
         raise UserError("--workdir is missing (see --help)")
     keep_compiled_programs()
-    train(config_from_flag(_CONFIG), Path(_WORKDIR.value))
+    train(config, Path(_WORKDIR.value))
 
 
 if __name__ == "__main__":

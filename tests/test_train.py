@@ -14,6 +14,7 @@ import pytest
 
 from covid_jax.training.checkpoint import load_params
 from covid_jax.training.progress import read_log
+from covid_jax.transfer.freezing import leaf_paths
 from tests.conftest import ROOT
 
 TINY = f"--config={ROOT}/configs/tiny.py"
@@ -57,29 +58,64 @@ def test_metrics_are_of_the_folds_test_cases_on_their_own_grids(tiny_run):
         np.testing.assert_array_equal(mask.affine, scan.affine)
 
 
-def test_a_run_that_is_killed_and_continued_has_the_same_parameters(tiny_run, tmp_path, command):
-    """Killed after the first checkpoint: the second start goes on and says so."""
-    workdir = tmp_path / "run"
-    arguments = [TINY, f"--workdir={workdir}", f"--config.data.prepared_dir={tiny_run / 'data'}"]
+def kill_at_checkpoint(step, workdir, *arguments):
+    """Starts a training and kills it as soon as the checkpoint of `step` is there."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "covid_jax.train", *arguments],
+        [sys.executable, "-m", "covid_jax.train", f"--workdir={workdir}", *arguments],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 120
-    while not (workdir / "checkpoints" / "10").is_dir():
+    while not (workdir / "checkpoints" / str(step)).is_dir():
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not (workdir / "metrics.json").exists()
-    finished = command("train", *arguments)
+
+
+def test_a_run_that_is_killed_and_continued_has_the_same_parameters(tiny_run, tmp_path, command):
+    """Killed after the first checkpoint: the second start goes on and says so."""
+    arguments = [TINY, f"--config.data.prepared_dir={tiny_run / 'data'}"]
+    workdir = tmp_path / "run"
+    kill_at_checkpoint(10, workdir, *arguments)
+    finished = command("train", f"--workdir={workdir}", *arguments)
     assert finished.returncode == 0, finished.stderr
     assert "going on from the checkpoint of step" in finished.stdout
     assert equal(load_params(workdir), load_params(tiny_run))
     assert [line["step"] for line in read_log(workdir)] == [10, 20]
+
+
+def test_unfreezing_at_an_epoch_goes_on_exactly_after_a_kill(tiny_run, tmp_path, command):
+    """Killed before the deepest stage of the encoder is unfrozen."""
+    arguments = [
+        TINY,
+        f"--config.data.prepared_dir={tiny_run / 'data'}",
+        "--config.frozen=encoder",
+        "--config.frozen_schedule=((1,'!encoder/stage_2'),(2,'!**/norm'))",
+        "--config.epochs=3",
+        "--config.steps_per_epoch=3",
+        "--config.test=False",
+    ]
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    assert command("train", f"--workdir={straight}", *arguments).returncode == 0
+    kill_at_checkpoint(3, killed, *arguments)
+    before = load_params(killed)["encoder"]
+    assert command("train", f"--workdir={killed}", *arguments).returncode == 0
+    after = load_params(straight)
+    assert equal(load_params(killed), after)
+    moved = {
+        path
+        for path, a, b in zip(
+            leaf_paths(before), *map(jax.tree.leaves, (before, after["encoder"])), strict=True
+        )
+        if not np.array_equal(a, b)
+    }
+    assert "stage_2/block_0/conv/kernel" in moved
+    assert "stage_0/block_0/norm/scale" in moved
+    assert "stage_0/block_0/conv/kernel" not in moved
 
 
 def test_a_finished_run_that_is_started_again_changes_nothing(tiny_run, command):
@@ -141,6 +177,8 @@ print("COUNTS", *counts)
         (["--config.strategy=body", "--config.source=msd"], "config.pretrained is empty"),
         (["--config.pretrained=nowhere", "--config.strategy=body"], "nowhere"),
         (["--config.mesh.data=2"], "needs 2 devices"),
+        (["--config.frozen=encoder/stag_0/**"], "near: encoder/stage_0"),
+        (["--config.frozen=**"], "nothing is to train"),
         (["extra"], "unknown argument 'extra'"),
     ],
 )
@@ -160,3 +198,10 @@ def test_a_pretrained_network_of_another_shape_is_refused(tiny_run, tmp_path, re
     )
     assert "(64,) here and (32,) there" in line
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_explain_prints_what_a_run_would_do_and_leaves_nothing(tmp_path, command):
+    finished = command("train", TINY, "--explain", f"--workdir={tmp_path / 'run'}")
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.startswith("scratch: phantom\n  network")
+    assert not (tmp_path / "run").exists()

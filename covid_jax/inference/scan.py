@@ -13,7 +13,7 @@ from covid_jax.config import Config
 from covid_jax.data.plan import Plan
 from covid_jax.data.preprocess import PreparedCase, restore
 from covid_jax.inference.sliding_window import predict_volume
-from covid_jax.transfer.strategies import STRATEGIES
+from covid_jax.transfer.strategies import network_of
 
 Tree = Any
 Predictor = Callable[[PreparedCase], np.ndarray]
@@ -22,7 +22,7 @@ Predictor = Callable[[PreparedCase], np.ndarray]
 
 def make_predictor(config: Config, plan: Plan, params: Tree, mirror: bool) -> Predictor:
     """The predictor of a run; its network is compiled once, for windows of the patch size."""
-    network = STRATEGIES[config.strategy].network(config.model, jnp.dtype(config.dtype))
+    network = network_of(config)
 
     @jax.jit
     def full_resolution(params: Tree, image: Array) -> Array:

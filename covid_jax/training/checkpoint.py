@@ -17,6 +17,7 @@ from covid_jax.data.plan import Plan, load_plan
 from covid_jax.errors import UserError, full_disk_is_a_user_error
 from covid_jax.training.state import TrainState
 from covid_jax.transfer.freezing import join, leaf_paths, split
+from covid_jax.transfer.strategies import STRATEGIES
 
 Tree = Any
 
@@ -52,15 +53,17 @@ class Checkpoints:
                 ),
             )
 
-    def restore(self, state: TrainState, frozen_mask: Tree) -> tuple[TrainState, Tree] | None:
-        """(state, frozen) of the latest checkpoint, laid out as `state`; None where there is none.
+    def latest_step(self) -> int:
+        """The step of the latest checkpoint; 0 where there is none."""
+        return self._manager.latest_step() or 0
+
+    def restore(self, state: TrainState, frozen_mask: Tree) -> tuple[TrainState, Tree]:
+        """(state, frozen) of the latest checkpoint, laid out as `state`.
 
         Raises:
           UserError: the checkpoint has other leaves or shapes than `state`.
         """
         step = self._manager.latest_step()
-        if step is None:
-            return None
         held = self._manager.restore(
             step,
             args=ocp.args.Composite(
@@ -106,6 +109,30 @@ def load_run(workdir: str | Path) -> tuple[Config, Plan, Tree]:
     except ValueError as error:
         raise UserError(f"{path}: damaged; it is no JSON") from error
     return config, load_plan(Path(workdir) / "plan.json"), load_params(workdir)
+
+
+def load_pretrained(config: Config) -> Tree | None:
+    """The parameters of the run that config.pretrained names; None where it names none.
+
+    Raises:
+      UserError: it is no run; or this run goes on with the joint schedule of a pre-training that
+        was planned for other numbers.
+    """
+    if not config.pretrained:
+        return None
+    path = Path(config.pretrained) / "config.json"
+    if STRATEGIES[config.strategy].schedule == "joint" and path.is_file():
+        theirs = from_dict(json.loads(path.read_text()))
+        planned, here = (
+            (c.pretraining_epochs, c.epochs, c.optimizer.learning_rate, c.optimizer.poly_power)
+            for c in (theirs, config)
+        )
+        if theirs.pretraining and planned != here:
+            raise UserError(
+                f"{config.pretrained}: planned for another joint schedule; (pretraining_epochs, "
+                f"epochs, learning_rate, poly_power) are {planned} there and {here} here"
+            )
+    return load_params(config.pretrained)
 
 
 def _check_shapes(folder: Path, ours: Tree, theirs: Tree) -> None:

@@ -10,6 +10,7 @@ import optax
 from jax import Array
 
 from covid_jax.config import Config, OptimizerConfig
+from covid_jax.transfer.freezing import join, split
 from covid_jax.transfer.strategies import STRATEGIES
 
 Tree = Any
@@ -54,6 +55,25 @@ def initial_state(trainable: Tree, transform: optax.GradientTransformation) -> T
     """The state before the first step. Owns its arrays, so that the step may donate them."""
     trainable = jax.tree.map(jnp.array, trainable)
     return TrainState(jnp.zeros((), jnp.int32), trainable, transform.init(trainable))
+
+
+def refreeze(
+    state: TrainState, frozen: Tree, held: Tree, transform: optax.GradientTransformation
+) -> tuple[TrainState, Tree]:
+    """(state, frozen) with the same parameters, of which those that `held` names are frozen.
+
+    A leaf that goes on being trained keeps its momentum; one that begins to be has none.
+    """
+    trainable, frozen = split(join(state.trainable, frozen), held)
+    fresh = initial_state(trainable, transform)
+    momentum = jax.tree.map(
+        lambda new, old: new if new is None or old is None else old,
+        optax.tree.get(fresh.opt_state, "trace"),
+        optax.tree.get(state.opt_state, "trace"),
+        is_leaf=lambda leaf: leaf is None,
+    )
+    opt_state = optax.tree.set(fresh.opt_state, trace=momentum)
+    return TrainState(state.step, fresh.trainable, opt_state), frozen
 
 
 def schedule(config: Config) -> tuple[int, int, int]:

@@ -6,10 +6,13 @@ from typing import Any, Literal
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
+from covid_jax.config import Config
 from covid_jax.errors import UserError
+from covid_jax.model.conv import Form
 from covid_jax.model.unet import MultiEncoderUNet, UNet
-from covid_jax.transfer.freezing import leaf_paths
+from covid_jax.transfer.freezing import leaf_paths, mask
 
 Tree = Any
 
@@ -53,43 +56,76 @@ STRATEGIES: dict[str, Strategy] = {
 }
 
 
-def initial_params(strategy: Strategy, new: Tree, pretrained: Tree | None) -> Tree:
-    """The parameters a run starts with: `new` ones, with subtrees copied from `pretrained`.
+def network_of(config: Config, form: Form | None = None) -> nn.Module:
+    """The network that the run trains; `form` is that of its convolutions (model/conv.py)."""
+    return STRATEGIES[config.strategy].network(config.model, jnp.dtype(config.dtype), form)
 
-    Every leaf is either new or copied; a subtree is copied whole or not at all.
+
+def frozen_patterns(config: Config) -> dict[int, tuple[str, ...]]:
+    """What is frozen, by the epoch from which it holds: patterns for freezing.mask.
+
+    The strategy's patterns come first, then config.frozen, then those of config.frozen_schedule
+    whose epoch has come; later ones win, so that "!encoder/stage_5" unfreezes.
+    """
+    always = (*STRATEGIES[config.strategy].frozen, *config.frozen)
+    epochs = sorted({0, *(epoch for epoch, _ in config.frozen_schedule)})
+    return {
+        epoch: (*always, *(pattern for since, pattern in config.frozen_schedule if since <= epoch))
+        for epoch in epochs
+    }
+
+
+def frozen_masks(config: Config, params: Tree) -> dict[int, Tree]:
+    """`frozen_patterns` as masks of `params`.
 
     Raises:
-      UserError: no pre-trained network where one is needed, or one with other leaves or shapes.
+      UserError: a pattern matches no parameter, or nothing is left to train.
+    """
+    masks = {}
+    for epoch, patterns in frozen_patterns(config).items():
+        masks[epoch] = mask(params, patterns)
+        if all(jax.tree.leaves(masks[epoch])):
+            raise UserError(f"{', '.join(patterns)} freeze every parameter: nothing is to train")
+    return masks
+
+
+def origins(strategy: Strategy, new: Tree) -> dict[str, str | None]:
+    """Of every leaf of `new`, the path of the pre-trained leaf that it copies; None: it is new."""
+    found: dict[str, str | None] = {}
+    for path in leaf_paths(new):
+        top, _, below = path.partition("/")
+        source = strategy.initial.get(top)
+        found[path] = f"{source}/{below}" if source else None
+    return found
+
+
+def initial_params(strategy: Strategy, new: Tree, pretrained: Tree | None) -> Tree:
+    """The parameters a run starts with: `new` ones, some of them copied from `pretrained`.
+
+    Every leaf is accounted for by `origins`. Pre-trained subtrees that the strategy does not name
+    (the heads) are left where they are; of those it names, no leaf may be missing or left over.
+
+    Raises:
+      UserError: no pre-trained network where one is needed, or one with other leaves or shapes;
+        it lists their paths.
     """
     if not strategy.needs_pretraining:
         return new
     if pretrained is None:
         raise UserError("config.pretrained is empty: this strategy starts from a pre-trained run")
-    params = dict(new)
-    for target, source in strategy.initial.items():
-        if source not in pretrained:
-            raise UserError(f"config.pretrained: that network has no {source!r}")
-        _check_same(new[target], pretrained[source], target)
-        params[target] = pretrained[source]
-    return params
-
-
-def _check_same(new: Tree, pretrained: Tree, place: str) -> None:
-    ours = dict(zip(leaf_paths(new), _shapes(new), strict=True))
-    theirs = dict(zip(leaf_paths(pretrained), _shapes(pretrained), strict=True))
+    theirs = dict(zip(leaf_paths(pretrained), jax.tree.leaves(pretrained), strict=True))
+    ours = dict(zip(leaf_paths(new), jax.tree.leaves(new), strict=True))
+    copied = {path: origin for path, origin in origins(strategy, new).items() if origin}
     wrong = [
-        f"{place}/{path} is {_shape(ours, path)} here and {_shape(theirs, path)} there"
-        for path in sorted(ours.keys() | theirs.keys())
-        if ours.get(path) != theirs.get(path)
+        f"{path} is {ours[path].shape} here and "
+        f"{theirs[origin].shape if origin in theirs else 'missing'} there"
+        for path, origin in copied.items()
+        if origin not in theirs or theirs[origin].shape != ours[path].shape
     ]
+    taken = set(strategy.initial.values())
+    left_over = {path for path in theirs if path.split("/")[0] in taken} - set(copied.values())
+    wrong += [f"{path} is missing here and {theirs[path].shape} there" for path in left_over]
     if wrong:
-        more = f" ({len(wrong)} such leaves)" if len(wrong) > 1 else ""
-        raise UserError(f"config.pretrained is of another network: {wrong[0]}{more}")
-
-
-def _shapes(tree: Tree) -> list[tuple[int, ...]]:
-    return [leaf.shape for leaf in jax.tree.leaves(tree)]
-
-
-def _shape(shapes: Mapping[str, tuple[int, ...]], path: str) -> str:
-    return str(shapes[path]) if path in shapes else "missing"
+        raise UserError("config.pretrained is of another network: " + "; ".join(sorted(wrong)))
+    leaves = [theirs[copied[path]] if path in copied else leaf for path, leaf in ours.items()]
+    return jax.tree.unflatten(jax.tree.structure(new), leaves)

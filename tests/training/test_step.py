@@ -1,13 +1,25 @@
 """The step: the optimiser's formula, frozen leaves, and one compilation."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from covid_jax.config import IGNORED, OptimizerConfig, UNetConfig
 from covid_jax.data.augment import augment
-from covid_jax.training.state import initial_state, learning_rate, new_params, optimizer, schedule
+from covid_jax.training.state import (
+    initial_state,
+    learning_rate,
+    new_params,
+    optimizer,
+    refreeze,
+    schedule,
+)
 from covid_jax.training.step import make_eval_step, make_train_step, pseudo_dice
 from covid_jax.transfer.freezing import join, leaf_paths, mask, split
 from covid_jax.transfer.strategies import STRATEGIES
@@ -65,6 +77,22 @@ def test_a_frozen_leaf_is_bit_identical_after_training_and_all_others_move(strat
         assert was_moved == (not h and not stays), path
 
 
+PATTERNS = ["encoder", "encoder/stage_[0-1]/**", "decoder/*/up", "**/norm", "!**/bias", "heads"]
+
+
+@settings(max_examples=6, deadline=None)
+@given(
+    patterns=st.lists(st.sampled_from(PATTERNS), min_size=1, max_size=3, unique=True),
+    dtype=st.sampled_from([jnp.float32, jnp.bfloat16]),
+)
+def test_any_frozen_leaf_is_bit_identical_and_has_no_state(patterns, dtype):
+    """Under weight decay, momentum, clipping and low precision."""
+    before, after, held, _, state = run("scratch", 2, dtype, patterns)
+    for moved, h in zip(*map(jax.tree.leaves, (unequal(before, after), held)), strict=True):
+        assert not (h and moved)
+    assert len(jax.tree.leaves(state.opt_state)) == sum(not h for h in jax.tree.leaves(held))
+
+
 def test_the_optimiser_state_holds_trainable_leaves_only():
     _, _, held, _, state = run("frozen_encoder", 1)
     trainable = sum(not h for h in jax.tree.leaves(held))
@@ -95,13 +123,37 @@ def test_an_update_is_torchs_sgd():
         np.testing.assert_allclose(params["p"], p, atol=1e-5)
 
 
-def test_gradients_of_trainable_leaves_are_those_of_full_training():
-    _, full, _, _, _ = run("scratch", 1, patterns=())
-    _, part, held, _, _ = run("scratch", 1, patterns=("encoder",))
+@functools.cache
+def after_full_training():
+    return run("scratch", 1, patterns=())[1]
+
+
+@pytest.mark.parametrize("patterns", [("encoder",), ("**/norm", "decoder/stage_0"), ("**/conv",)])
+def test_gradients_of_trainable_leaves_are_those_of_full_training(patterns):
+    _, part, held, _, _ = run("scratch", 1, patterns=patterns)
     # Weight decay and momentum are the same; the norm stays below the clip in both.
+    full = after_full_training()
     for f, p, h in zip(*map(jax.tree.leaves, (full, part, held)), strict=True):
         if not h:
             np.testing.assert_allclose(f, p, atol=1e-6)
+
+
+def test_refreezing_moves_no_parameter_and_keeps_the_momentum_of_what_goes_on():
+    before, _, held, step, state = run("scratch", 2, patterns=("encoder",))
+    _, frozen = split(before, held)
+    whole = jax.device_get(join(state.trainable, frozen))
+    momentum = jax.device_get(optax.tree.get(state.opt_state, "trace"))
+    transform = optimizer(CONFIG.optimizer)
+    now_held = mask(held, ("encoder/stage_0", "heads"))
+    after, rest = refreeze(state, frozen, now_held, transform)
+    assert not any(jax.tree.leaves(unequal(join(after.trainable, rest), whole)))
+    assert after.step == state.step
+    trace = optax.tree.get(after.opt_state, "trace")
+    assert not any(jax.tree.leaves(unequal(trace["decoder"], momentum["decoder"])))
+    assert not any(leaf.any() for leaf in jax.tree.leaves(trace["encoder"]))
+    assert len(jax.tree.leaves(trace["encoder"])) == 8  # of two stages
+    assert not jax.tree.leaves(trace["heads"])
+    step(after, rest, batch(2), jnp.float32(0.01), jax.random.key(0))
 
 
 def test_the_schedule_is_poly_over_the_runs_own_epochs():

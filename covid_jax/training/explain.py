@@ -1,0 +1,165 @@
+"""What a run would do: network, initial values, what is frozen, schedule, cost."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from covid_jax.config import Config
+from covid_jax.training.checkpoint import load_pretrained
+from covid_jax.training.state import initial_state, learning_rate, optimizer, schedule
+from covid_jax.training.step import make_train_step
+from covid_jax.transfer.freezing import leaf_paths, mask, split
+from covid_jax.transfer.strategies import (
+    STRATEGIES,
+    frozen_masks,
+    frozen_patterns,
+    initial_params,
+    network_of,
+    origins,
+)
+
+Tree = Any
+
+_FORWARD = ("encoder", "self_encoder", "adapted_encoder", "decoder", "heads")
+
+
+def explain(config: Config) -> str:
+    """The text of `train --explain`.
+
+    Raises:
+      UserError: config.pretrained is no run or of another network, or a pattern matches nothing.
+    """
+    strategy, model = STRATEGIES[config.strategy], config.model
+    params = abstract_params(config)
+    if config.pretrained:
+        initial_params(strategy, params, load_pretrained(config))
+    network = [
+        f"{strategy.network.__name__}, {len(model.features_per_stage)} stages of "
+        f"{', '.join(map(str, model.features_per_stage))} features, {model.num_classes} classes"
+        f"{'' if config.data.prepared_dir else ' (prepared data may have others)'}",
+        f"patch {' x '.join(map(str, config.data.patch_size))}, batch {config.data.batch_size}, "
+        f"{config.dtype}; {_size(jax.tree.leaves(params))}",
+    ]
+    sections = {
+        "network": network,
+        "initial values": _initial_values(config, params),
+        "frozen": _frozen(config, params),
+        "schedule": _schedule(config),
+        "training step": _cost(config),
+    }
+    source = f" from {config.source}" if strategy.needs_pretraining else ""
+    what = f"pre-training on {config.source}" if config.pretraining else config.strategy + source
+    return f"{what}: {', '.join(config.data.datasets)}\n" + "\n".join(
+        f"  {'' if index else title:<16}{line}"
+        for title, lines in sections.items()
+        for index, line in enumerate(lines)
+    )
+
+
+def abstract_params(config: Config) -> Tree:
+    """Shapes and dtypes of the run's parameters."""
+    image = jax.ShapeDtypeStruct(_image_shape(config), jnp.float32)
+    return jax.eval_shape(network_of(config, "lax").init, jax.random.key(0), image)["params"]
+
+
+def lowered_step(config: Config, patterns: Sequence[str]) -> jax.stages.Lowered:
+    """The training step with `patterns` frozen, for the run's patch and batch; computes nothing.
+
+    Its convolutions are XLA's own, so that their operations can be counted.
+    """
+    params = abstract_params(config)
+    trainable, frozen = split(params, mask(params, patterns))
+    network, transform = network_of(config, "lax"), optimizer(config.optimizer)
+    step = make_train_step(lambda p, x: network.apply({"params": p}, x), transform, None)
+    shape = _image_shape(config)
+    batch = {
+        "image": jax.ShapeDtypeStruct(shape, jnp.float32),
+        "label": jax.ShapeDtypeStruct(shape[:-1], jnp.int32),
+        "labelled": jax.ShapeDtypeStruct((shape[0], config.model.num_classes), bool),
+    }
+    return step.lower(  # type: ignore[attr-defined]
+        jax.eval_shape(lambda t: initial_state(t, transform), trainable),
+        frozen,
+        batch,
+        jax.ShapeDtypeStruct((), jnp.float32),
+        jax.random.key(0),
+    )
+
+
+def step_flops(config: Config, patterns: Sequence[str]) -> float:
+    """XLA's count of the operations of a training step; a multiply-add is two of them."""
+    cost = lowered_step(config, patterns).cost_analysis()
+    return float(cost["flops"])  # type: ignore[index]
+
+
+def _image_shape(config: Config) -> tuple[int, ...]:
+    return (config.data.batch_size, *config.data.patch_size, config.model.in_channels)
+
+
+def _initial_values(config: Config, params: Tree) -> list[str]:
+    strategy, where = STRATEGIES[config.strategy], config.pretrained or "config.pretrained"
+    copied = Counter(
+        (path.split("/")[0], origin.split("/")[0] if origin else None)
+        for path, origin in origins(strategy, params).items()
+    )
+    return [
+        f"{top}: {f'copied from {source} of {where}' if source else 'new'}, "
+        f"{leaves} leaves, {_size(jax.tree.leaves(params[top]))}"
+        for (top, source), leaves in sorted(
+            copied.items(), key=lambda item: _FORWARD.index(item[0][0])
+        )
+    ]
+
+
+def _frozen(config: Config, params: Tree) -> list[str]:
+    leaves = dict(zip(leaf_paths(params), jax.tree.leaves(params), strict=True))
+    lines = []
+    for (epoch, patterns), held in zip(
+        frozen_patterns(config).items(), frozen_masks(config, params).values(), strict=True
+    ):
+        frozen = [path for path, h in zip(leaves, jax.tree.leaves(held), strict=True) if h]
+        by_top = Counter(path.split("/")[0] for path in frozen)
+        what = (
+            f"{len(frozen)} of {len(leaves)} leaves, {_size([leaves[path] for path in frozen])}: "
+            f"{', '.join(f'{count} in {top}' for top, count in by_top.items())}; "
+            f"by {' '.join(patterns)}"
+        )
+        lines.append(_since(config, epoch) + (what if frozen else "nothing"))
+    return lines
+
+
+def _schedule(config: Config) -> list[str]:
+    first, epochs, total = schedule(config)
+    rates = [learning_rate(config, first), learning_rate(config, first + epochs - 1)]
+    what = f"epochs {first} to {first + epochs - 1} of a poly schedule over {total}"
+    if total != epochs:
+        what += f" ({config.pretraining_epochs} of pre-training, {config.epochs} of this task)"
+    return [
+        what,
+        f"learning rate {rates[0]:.3g} at the first, {rates[1]:.3g} at the last",
+        f"{config.steps_per_epoch} steps an epoch",
+    ]
+
+
+def _cost(config: Config) -> list[str]:
+    full = step_flops(dataclasses.replace(config, strategy="scratch"), ())
+    lines = []
+    for epoch, patterns in frozen_patterns(config).items():
+        flops = step_flops(config, patterns)
+        share = f"{flops / full:.3f} of scratch, by XLA's count"
+        lines.append(f"{_since(config, epoch)}{flops / 1e12:.3g} TFLOP, {share}")
+    return lines
+
+
+def _since(config: Config, epoch: int) -> str:
+    return f"from epoch {epoch}: " if config.frozen_schedule else ""
+
+
+def _size(leaves: Sequence[Any]) -> str:
+    count = sum(leaf.size for leaf in leaves)
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+    return f"{count:,} parameters, {size / 1e6:.1f} MB"

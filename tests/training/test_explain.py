@@ -1,0 +1,89 @@
+"""What --explain says of a run, and that XLA counts the work that freezing saves."""
+
+import dataclasses
+
+import pytest
+
+from covid_jax.config import Config
+from covid_jax.errors import UserError
+from covid_jax.training.explain import explain, lowered_step, step_flops
+from covid_jax.transfer.strategies import STRATEGIES
+from tests.conftest import tiny
+
+PAPER = Config(data=dataclasses.replace(Config().data, patch_size=(56, 160, 192)))
+
+
+@pytest.fixture(scope="module")
+def full():
+    return step_flops(PAPER, ())
+
+
+@pytest.mark.parametrize(
+    ("strategy", "ratio"), [("frozen_encoder", 0.715), ("multi_encoder", 1.25)]
+)
+def test_the_step_holds_no_work_for_what_is_frozen(full, strategy, ratio):
+    """By arithmetic (encoder forward only; decoder without gradients into frozen features)."""
+    config = dataclasses.replace(PAPER, strategy=strategy)
+    flops = step_flops(config, STRATEGIES[strategy].frozen)
+    assert flops / full == pytest.approx(ratio, rel=0.03)
+
+
+def test_a_longer_frozen_prefix_of_the_encoder_costs_less(full):
+    costs = [full]
+    for last in range(6):
+        costs.append(step_flops(PAPER, [f"encoder/stage_[0-{last}]"]))
+    assert costs == sorted(costs, reverse=True)
+    assert len(set(costs)) == len(costs)
+
+
+def test_a_frozen_kernel_has_no_gradient_in_the_program():
+    """Freezing all but the heads leaves no convolution that looks back."""
+    text = lowered_step(PAPER, ["encoder", "decoder"]).as_text()
+    forward = text.count("stablehlo.convolution")
+    assert forward == 22  # two a stage, in six stages down and five up
+
+
+def test_all_sections_are_there_for_every_strategy():
+    for name in STRATEGIES:
+        text = explain(tiny(name))
+        for section in ("network", "initial values", "frozen", "schedule", "training step"):
+            assert f"\n  {section}" in text
+
+
+def test_it_says_what_is_copied_new_and_frozen():
+    lines = [line.split() for line in explain(tiny("multi_encoder-msd")).splitlines()]
+    text = "\n".join(" ".join(line) for line in lines)
+    assert "multi_encoder from msd: phantom" in text
+    assert "self_encoder: copied from encoder of config.pretrained, 24 leaves" in text
+    assert "adapted_encoder: copied from encoder of config.pretrained, 24 leaves" in text
+    assert "decoder: new" in text
+    assert "heads: new" in text
+    assert "frozen 24 of" in text
+
+
+def test_it_says_how_the_joint_schedule_goes_on():
+    text = explain(tiny("continual-msd", pretraining_epochs=30, epochs=10))
+    assert "epochs 30 to 39 of a poly schedule over 40 (30 of pre-training, 10 of this" in text
+    assert f"learning rate {0.01 * 0.25**0.9:.3g} at the first" in text
+
+
+def test_it_says_what_is_unfrozen_when():
+    config = tiny("frozen_encoder", frozen_schedule=((1, "!encoder/stage_2"),))
+    text = explain(config)
+    assert "from epoch 0: 24 of" in text
+    assert "from epoch 1: 16 of" in text
+    assert text.count("TFLOP") == 2
+
+
+def test_a_pattern_that_matches_nothing_is_refused_before_anything_is_trained():
+    for config in (
+        tiny(frozen=("encoder/stage_9",)),
+        tiny(frozen_schedule=((1, "encoder/stage_9"),)),
+    ):
+        with pytest.raises(UserError, match=r"stage_9' matches no parameter; near: encoder/stage_"):
+            explain(config)
+
+
+def test_freezing_everything_is_refused():
+    with pytest.raises(UserError, match="nothing is to train"):
+        explain(tiny(frozen=("**",)))

@@ -31,6 +31,18 @@ VERSION_1 = UNetConfig(
     head_bias=False,
     kernel_sizes_decoder=tuple(reversed(BENCHMARK.kernel_sizes[1:])),
 )
+TINY_VERSION_1 = UNetConfig(
+    features_per_stage=(2, 4, 8),
+    kernel_sizes=((1, 3, 3), (3, 3, 3), (3, 3, 3)),
+    strides=((1, 1, 1), (1, 2, 2), (2, 2, 2)),
+    n_conv_per_stage=(2, 2, 2),
+    n_conv_per_stage_decoder=(2, 2),
+    head_bias=False,
+    kernel_sizes_decoder=((3, 3, 3), (3, 3, 3)),
+)
+TINY_PATCH = (8, 16, 16)
+"""Of the model of version 1 in tests/files."""
+
 CASES: dict[str, tuple[UNetConfig, tuple[int, int, int]]] = {
     "benchmark": (BENCHMARK, (16, 64, 64)),
     "isotropic": (ISOTROPIC, (32, 32, 16)),

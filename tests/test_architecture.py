@@ -13,6 +13,7 @@ FLOORS = {
     "model": 2,
     "transfer": 3,
     "training": 4,
+    "nnunet": 5,
     "inference": 5,
     "evaluation": 5,
     "reporting": 6,

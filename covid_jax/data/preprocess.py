@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from scipy import ndimage
+from scipy import ndimage, special
 
 from covid_jax.config import IGNORED
 from covid_jax.data.plan import ANISOTROPY, Plan
@@ -145,17 +145,29 @@ def prepare_case(volume: Volume, label: Volume | None, plan: Plan) -> PreparedCa
     return PreparedCase(image.astype(np.float32), prepared_label, geometry)
 
 
-def restore(probabilities: np.ndarray, geometry: Geometry, plan: Plan) -> np.ndarray:
-    """Probabilities (D, H, W, K) on the plan's grid -> (K, D, H, W) on the scan's own grid.
+def restore(
+    scores: np.ndarray, geometry: Geometry, plan: Plan, *, of_logits: bool = False
+) -> np.ndarray:
+    """Scores (D, H, W, K) on the plan's grid -> probabilities (K, D, H, W) on the scan's own grid.
 
     Outside the crop everything is background.
+
+    Args:
+      scores: probabilities; or logits, which are resampled as such (nnU-Net v2:
+        convert_predicted_logits_to_segmentation_with_correct_shape).
+      of_logits: which of the two they are.
     """
     inside = tuple(slice(*side) for side in geometry.box)
     size = tuple(stop - start for start, stop in geometry.box)
-    full = np.zeros((probabilities.shape[-1], *geometry.shape), np.float32)
+    cropped = np.stack(
+        [
+            resample(channel, size, plan.spacing_mm, geometry.spacing_mm, order=1)
+            for channel in np.moveaxis(scores, -1, 0)
+        ]
+    )
+    full = np.zeros((len(cropped), *geometry.shape), np.float32)
     full[0] = 1
-    for channel, target in zip(np.moveaxis(probabilities, -1, 0), full, strict=True):
-        target[inside] = resample(channel, size, plan.spacing_mm, geometry.spacing_mm, order=1)
+    full[:, *inside] = special.softmax(cropped, axis=0) if of_logits else cropped
     return full
 
 

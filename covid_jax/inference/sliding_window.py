@@ -10,12 +10,12 @@ import numpy as np
 from jax import Array
 from scipy import ndimage
 
-Logits = Callable[[Array], Array]
-"""image (N, D, H, W, C) -> logits (N, D, H, W, K) at full resolution"""
+Network = Callable[[Array], Array]
+"""image (N, D, H, W, C) -> scores (N, D, H, W, K) at full resolution"""
 
 
 def predict_volume(
-    apply: Logits,
+    apply: Network,
     volume: np.ndarray,
     patch_size: Sequence[int],
     *,
@@ -23,11 +23,36 @@ def predict_volume(
     mirror: bool = False,
     batch_size: int = 2,
 ) -> np.ndarray:
-    """Class probabilities of every voxel, averaged over windows with Gaussian weights.
+    """Class probabilities of every voxel, for a network whose scores are logits.
+
+    Arguments as of average_windows.
+
+    Returns:
+      (D, H, W, K) float32, which sums to 1 over K
+    """
+    return average_windows(
+        lambda image: jax.nn.softmax(apply(image)),
+        volume,
+        patch_size,
+        step_size=step_size,
+        mirror=mirror,
+        batch_size=batch_size,
+    )
+
+
+def average_windows(
+    apply: Network,
+    volume: np.ndarray,
+    patch_size: Sequence[int],
+    *,
+    step_size: float = 0.5,
+    mirror: bool = False,
+    batch_size: int = 2,
+) -> np.ndarray:
+    """The network's scores of every voxel, averaged over windows with Gaussian weights.
 
     Windows of the patch size are spread evenly, at most `step_size` of a window apart; a volume
-    smaller than a window is padded with 0 on both sides. nnU-Net: nnUNetPredictor, which averages
-    logits where this averages probabilities, as version 1 does.
+    smaller than a window is padded with 0 on both sides (nnU-Net: nnUNetPredictor).
 
     Args:
       apply: the network, jitted; it sees one shape, (batch_size, *patch_size, 1).
@@ -37,7 +62,7 @@ def predict_volume(
       batch_size: windows that enter the network at once.
 
     Returns:
-      (D, H, W, K) float32, which sums to 1 over K
+      (D, H, W, K) float32
     """
     padded, inside = _pad_to(volume, patch_size)
     corners = list(
@@ -51,10 +76,10 @@ def predict_volume(
     weight = gaussian_weight(tuple(patch_size))
     total: np.ndarray | None = None
     weights = np.zeros(padded.shape, np.float32)
-    for some, probabilities in _predicted(apply, padded, corners, patch_size, mirror, batch_size):
+    for some, scores in _predicted(apply, padded, corners, patch_size, mirror, batch_size):
         if total is None:
-            total = np.zeros((*padded.shape, probabilities.shape[-1]), np.float32)
-        for corner, window in zip(some, probabilities, strict=True):
+            total = np.zeros((*padded.shape, scores.shape[-1]), np.float32)
+        for corner, window in zip(some, scores, strict=False):
             place = tuple(slice(c, c + size) for c, size in zip(corner, patch_size, strict=True))
             total[place] += window * weight[..., None]
             weights[place] += weight
@@ -69,7 +94,8 @@ def window_starts(length: int, window: int, step_size: float) -> list[int]:
     """
     last = length - window
     count = math.ceil(last / (window * step_size)) + 1
-    return [round(last * i / max(count - 1, 1)) for i in range(count)]
+    step = last / max(count - 1, 1)
+    return [round(step * i) for i in range(count)]
 
 
 @functools.cache
@@ -83,14 +109,14 @@ def gaussian_weight(patch_size: tuple[int, ...]) -> np.ndarray:
 
 
 def _predicted(
-    apply: Logits,
+    apply: Network,
     volume: np.ndarray,
     corners: Sequence[tuple[int, ...]],
     patch_size: Sequence[int],
     mirror: bool,
     batch_size: int,
 ) -> Iterator[tuple[Sequence[tuple[int, ...]], np.ndarray]]:
-    """Corners and probabilities, batch by batch; the device computes one batch ahead."""
+    """Corners and scores, batch by batch; the device computes one batch ahead."""
     pending: tuple[Sequence[tuple[int, ...]], Array] | None = None
     for start in range(0, len(corners), batch_size):
         some = corners[start : start + batch_size]
@@ -100,15 +126,15 @@ def _predicted(
             window[..., 0] = volume[
                 tuple(slice(c, c + size) for c, size in zip(corner, patch_size, strict=True))
             ]
-        probabilities = _views(apply, windows, mirror)
+        scores = _views(apply, windows, mirror)
         if pending is not None:
-            yield pending[0], np.asarray(pending[1])[: len(pending[0])]
-        pending = (some, probabilities)
+            yield pending[0], np.asarray(pending[1])
+        pending = (some, scores)
     assert pending is not None
-    yield pending[0], np.asarray(pending[1])[: len(pending[0])]
+    yield pending[0], np.asarray(pending[1])
 
 
-def _views(apply: Logits, windows: np.ndarray, mirror: bool) -> Array:
+def _views(apply: Network, windows: np.ndarray, mirror: bool) -> Array:
     axes = (1, 2, 3)
     views = (
         [flip for count in range(4) for flip in itertools.combinations(axes, count)]
@@ -117,8 +143,7 @@ def _views(apply: Logits, windows: np.ndarray, mirror: bool) -> Array:
     )
     total: Array | float = 0.0
     for flip in views:
-        logits = apply(jax.numpy.asarray(np.flip(windows, flip)))
-        total = total + jax.numpy.flip(jax.nn.softmax(logits), flip)
+        total = total + jax.numpy.flip(apply(jax.numpy.asarray(np.flip(windows, flip))), flip)
     return total / len(views)  # type: ignore[return-value]
 
 

@@ -59,7 +59,8 @@ def to_params(state_dict: Mapping[str, Any], config: UNetConfig) -> Tree:
 def to_state_dict(params: Tree, config: UNetConfig) -> StateDict:
     """The state dict with which nnU-Net v2's PlainConvUNet is the network of `params`.
 
-    It holds every name under which PlainConvUNet reaches a weight. Transposed convolutions and
+    It holds every name under which PlainConvUNet reaches a weight, with one array for each weight.
+    Transposed convolutions and
     heads without a bias (v1's form) get one of zeros.
 
     Raises:
@@ -82,11 +83,10 @@ def to_state_dict(params: Tree, config: UNetConfig) -> StateDict:
         bias = path.removesuffix("kernel") + "bias"
         if path.endswith("kernel") and bias not in leaves:
             leaves[bias] = np.zeros(leaf.shape[-1], leaf.dtype)
-    return {
-        name: _to_torch(path, np.asarray(leaf))
-        for path, leaf in leaves.items()
-        for name in _v2_names(path, config)
-    }
+    state_dict: StateDict = {}
+    for path, leaf in leaves.items():
+        state_dict.update(dict.fromkeys(_v2_names(path, config), _to_torch(path, leaf)))
+    return state_dict
 
 
 def _shapes(config: UNetConfig) -> dict[str, tuple[int, ...]]:
@@ -158,7 +158,8 @@ def _from_torch(path: str, value: np.ndarray) -> np.ndarray:
     return value.transpose(2, 3, 4, 0, 1) if "/up/" in path else value.transpose(2, 3, 4, 1, 0)
 
 
-def _to_torch(path: str, value: np.ndarray) -> np.ndarray:
+def _to_torch(path: str, leaf: Any) -> np.ndarray:
+    value = np.array(leaf)
     if not path.endswith("kernel"):
         return value
     order = (3, 4, 0, 1, 2) if "/up/" in path else (4, 3, 0, 1, 2)

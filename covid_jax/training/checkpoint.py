@@ -82,6 +82,13 @@ class Checkpoints:
         return restored, frozen
 
 
+def save_params(workdir: Path, params: Tree) -> None:
+    """Makes a checkpoint at step 0 that holds parameters and no optimiser state."""
+    folder = workdir / "checkpoints"
+    with full_disk_is_a_user_error(folder), ocp.CheckpointManager(folder.resolve()) as manager:
+        manager.save(0, args=ocp.args.Composite(params=ocp.args.StandardSave(params)))
+
+
 def load_params(workdir: str | Path, step: int | None = None) -> Tree:
     """The parameter tree of a run, of its latest checkpoint or of the one at `step`.
 

@@ -1,11 +1,13 @@
-"""Stores what nnU-Net's own networks give, for the tests that run without PyTorch.
+"""Stores what nnU-Net's own networks give, and files it wrote, for tests without PyTorch.
 
     python -m tests.parity.golden [FOLDER]
 
 FOLDER is the unpacked source of nnunet 1.7.1 (PyPI); without it, the values of version 1 are kept.
 """
 
+import collections
 import json
+import pickle
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,16 @@ import torch
 from torch import nn
 
 from benchmarks.peers import torch_nnunet as peer
-from tests.networks import CASES, random_image, random_weights
+from tests.networks import (
+    CASES,
+    TINY_PATCH,
+    TINY_VERSION_1,
+    random_image,
+    random_weights,
+)
 
 FILE = Path(__file__).resolve().parent.parent / "files" / "golden_networks.json"
+VERSION_1_MODEL = FILE.parent / "nnunet_version_1"
 SAMPLES = 40  # voxels of each head
 
 
@@ -30,6 +39,7 @@ def main(version_1_source: str | None) -> None:
         elif version_1_source:
             sys.path.insert(0, version_1_source)
             golden[name] = values(version_1_network(config), name)
+            write_version_1_model(golden)
     FILE.write_text(json.dumps(golden) + "\n")
 
 
@@ -54,6 +64,88 @@ def own_shapes(net: nn.Module) -> dict[str, tuple[int, ...]]:
 def sampled(logits: np.ndarray) -> np.ndarray:
     """Some of the logits, spread evenly."""
     return logits[np.linspace(0, logits.size - 1, SAMPLES).astype(int)]
+
+
+def write_version_1_model(golden: dict[str, Any]) -> None:
+    """A tiny model folder as nnU-Net v1 leaves it, and logits of its network.
+
+    The checkpoint is in the format of PyTorch before 1.6, in which the first of them were written.
+    """
+    net = version_1_network(TINY_VERSION_1)
+    weights = random_weights(own_shapes(net))
+    net.load_state_dict({key: torch.from_numpy(value) for key, value in weights.items()})
+    image = random_image(TINY_VERSION_1, TINY_PATCH)
+    with torch.no_grad():
+        logits = net(peer.channels_first(image))
+    golden["version 1 file"] = [
+        sampled(peer.channels_last(head).ravel()).tolist() for head in logits
+    ]
+    sgd = torch.optim.SGD(net.parameters(), 0.01, momentum=0.99)
+    fold = VERSION_1_MODEL / "fold_0"
+    fold.mkdir(parents=True, exist_ok=True)
+    torch.save(
+        {
+            "epoch": 1000,
+            "state_dict": net.state_dict(),
+            "optimizer_state_dict": sgd.state_dict(),
+            "lr_scheduler_state_dict": None,
+            "plot_stuff": ([np.float64(0.1)], [np.float32(0.2)], [], [0.5]),
+            "best_stuff": (np.float64(0.5), None, None),
+        },
+        fold / "model_final_checkpoint.model",
+        _use_new_zipfile_serialization=False,
+    )
+    plans = version_1_plans()
+    arguments = ("plans.pkl", 0, "results", "data", True, 0, True, False, True)
+    for path, content in {
+        VERSION_1_MODEL / "plans.pkl": plans,
+        fold / "model_final_checkpoint.model.pkl": collections.OrderedDict(
+            init=arguments, name="nnUNetTrainerV2", plans=plans
+        ),
+    }.items():
+        path.write_bytes(pickle.dumps(content, protocol=4))
+
+
+def version_1_plans() -> dict[str, Any]:
+    """Plans with the keys and types that ExperimentPlanner of version 1 writes."""
+    network = TINY_VERSION_1
+    stage = {
+        "batch_size": 2,
+        "num_pool_per_axis": [1, 2, 2],
+        "patch_size": np.array(TINY_PATCH),
+        "median_patient_size_in_voxels": np.array([20, 40, 40]),
+        "current_spacing": np.array([5.0, 1.5, 1.5]),
+        "original_spacing": np.array([5.0, 0.75, 0.75]),
+        "do_dummy_2D_data_aug": True,
+        "pool_op_kernel_sizes": [list(stride) for stride in network.strides[1:]],
+        "conv_kernel_sizes": [list(kernel) for kernel in network.kernel_sizes],
+    }
+    intensities = {
+        "median": np.float64(-300.0),
+        "mean": np.float64(-400.0),
+        "sd": np.float64(250.0),
+        "mn": -1024.0,
+        "mx": 900.0,
+        "percentile_99_5": np.float64(200.0),
+        "percentile_00_5": np.float64(-950.0),
+    }
+    return {
+        "num_stages": 1,
+        "num_modalities": 1,
+        "modalities": {0: "CT"},
+        "normalization_schemes": collections.OrderedDict({0: "CT"}),
+        "dataset_properties": {"intensityproperties": collections.OrderedDict({0: intensities})},
+        "original_spacings": [np.array([5.0, 0.75, 0.75])],
+        "original_sizes": [(20, 80, 80)],
+        "num_classes": network.num_classes - 1,
+        "all_classes": [1],
+        "base_num_features": network.features_per_stage[0],
+        "use_mask_for_norm": collections.OrderedDict({0: False}),
+        "transpose_forward": [0, 1, 2],
+        "transpose_backward": [0, 1, 2],
+        "conv_per_stage": 2,
+        "plans_per_stage": {0: stage},
+    }
 
 
 def version_1_network(config: Any) -> nn.Module:

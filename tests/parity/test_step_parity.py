@@ -1,5 +1,7 @@
 """Loss, gradients and whole optimiser steps beside PyTorch's nnU-Net, on the same data."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,8 @@ from covid_jax.transfer.freezing import leaf_paths
 from tests.networks import random_image, random_weights, relative_error
 
 torch = pytest.importorskip("torch", reason="PyTorch is missing: EXTRAS=dev,peers launch/test.sh")
+from nnunetv2.training.loss import dice  # noqa: E402
+
 from benchmarks.peers import torch_nnunet as peer  # noqa: E402
 from tests.parity import golden  # noqa: E402
 
@@ -53,7 +57,8 @@ def to_torch(labels):
 @pytest.fixture(params=["float32", "float64"])
 def precision(request, monkeypatch):
     """Also makes nnU-Net's Dice, which sums in float32 whatever its input is, sum in float64."""
-    monkeypatch.setattr(torch, "float32", getattr(torch, request.param))
+    names = {**vars(torch), "float32": getattr(torch, request.param)}
+    monkeypatch.setattr(dice, "torch", types.SimpleNamespace(**names))
     with jax.enable_x64(request.param == "float64"):
         yield request.param
 

@@ -1,0 +1,141 @@
+"""nnU-Net's model folders as runs: what is read from plans, and what is refused."""
+
+import json
+import pickle
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from covid_jax.errors import UserError
+from covid_jax.model.unet import UNet
+from covid_jax.nnunet.model_folder import plain_dataset, read_model, write_model
+from covid_jax.nnunet.pickles import load_pickle
+from tests.conftest import ROOT
+from tests.networks import TINY_PATCH, TINY_VERSION_1, random_image, relative_error
+
+VERSION_1 = ROOT / "tests" / "files" / "nnunet_version_1"
+GOLDEN = json.loads((ROOT / "tests" / "files" / "golden_networks.json").read_text())
+
+
+@pytest.fixture
+def folder(tmp_path):
+    shutil.copytree(VERSION_1, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def change_plans(folder, change):
+    """Changes the plans in both of the files that hold them."""
+    for path in (folder / "plans.pkl", folder / "fold_0" / "model_final_checkpoint.model.pkl"):
+        content = pickle.loads(path.read_bytes())
+        change(content.get("plans", content))
+        path.write_bytes(pickle.dumps(content))
+
+
+def test_a_model_of_version_1_gives_the_logits_that_it_gave_there():
+    model = read_model(VERSION_1 / "fold_0")
+    assert model.config.model == TINY_VERSION_1
+    image = random_image(TINY_VERSION_1, TINY_PATCH)
+    ours = jax.jit(UNet(model.config.model).apply)({"params": model.params}, image)
+    for head, theirs in zip(ours, GOLDEN["version 1 file"], strict=True):
+        values = np.asarray(head).ravel()
+        sampled = values[np.linspace(0, values.size - 1, len(theirs)).astype(int)]
+        assert relative_error(sampled, np.array(theirs)) < 1e-4
+
+
+def test_the_plan_of_version_1_becomes_ours():
+    model = read_model(VERSION_1 / "fold_0" / "model_final_checkpoint.model")
+    assert model.plan.spacing_mm == (5.0, 1.5, 1.5)
+    assert (model.plan.lower_hu, model.plan.upper_hu) == (-950, 200)
+    assert (model.plan.mean_hu, model.plan.std_hu) == (-400, 250)
+    assert model.plan.file_axes
+    assert model.config.data.patch_size == TINY_PATCH
+    assert model.config.loss.batch_dice
+    assert (model.config.inference.average, model.config.inference.mirror) == (
+        "probabilities",
+        True,
+    )
+
+
+def test_the_plans_above_the_fold_serve_where_those_beside_the_checkpoint_are_missing(folder):
+    expected = read_model(folder)
+    (folder / "fold_0" / "model_final_checkpoint.model.pkl").unlink()
+    assert read_model(folder).plan == expected.plan
+    shutil.move(folder / "plans.pkl", folder.parent / "elsewhere.pkl")
+    with pytest.raises(UserError, match="--plans"):
+        read_model(folder)
+    assert read_model(folder, folder.parent / "elsewhere.pkl").plan == expected.plan
+
+
+def test_a_folder_of_several_folds_asks_for_one(folder):
+    shutil.copytree(folder / "fold_0", folder / "fold_1")
+    with pytest.raises(UserError, match=r"fold_0/.*fold_1/"):
+        read_model(folder)
+    with pytest.raises(UserError, match="there are: none"):
+        read_model(folder.parent / "model" / "..")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda plans: plans.update(transpose_forward=[2, 0, 1]), "transpose axes"),
+        (lambda plans: plans.update(normalization_schemes={0: "nonCT"}), "only models of CT"),
+        (lambda plans: plans.pop("base_num_features"), "base_num_features"),
+        (lambda plans: plans.update(base_num_features=3), r"is \(3,\) in the config and \(2,\)"),
+        (lambda plans: plans.update(conv_per_stage=3), r"missing: conv_blocks_localization"),
+    ],
+)
+def test_plans_that_do_not_fit_are_refused_with_the_reason(folder, change, message):
+    change_plans(folder, change)
+    with pytest.raises(UserError, match=message):
+        read_model(folder)
+
+
+def test_a_file_without_weights_is_refused(tmp_path):
+    plans = load_pickle(VERSION_1 / "plans.pkl")
+    assert plans["num_classes"] == 1
+    with pytest.raises(UserError, match="damaged, or not what torch"):
+        read_model(VERSION_1 / "plans.pkl")
+
+
+def test_import_writes_a_run_that_predict_accepts(tmp_path, thorax, command):
+    run = tmp_path / "run"
+    finished = command("import_nnunet", f"--checkpoint={VERSION_1}", f"--out_dir={run}")
+    assert finished.returncode == 0, finished.stderr
+    assert "3 stages, 2 classes" in finished.stdout
+    finished = command(
+        "predict", f"--checkpoint={run}", f"--input={thorax}", f"--output_dir={tmp_path}/masks"
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert (tmp_path / "masks" / thorax.name).is_file()
+
+
+def test_a_hostile_checkpoint_leaves_no_run_and_is_not_executed(tmp_path, refuses):
+    marker = tmp_path / "executed"
+    (tmp_path / "model.model").write_bytes(b"cos\nsystem\n(Vtouch %b\ntR." % str(marker).encode())
+    line = refuses(
+        "import_nnunet", f"--checkpoint={tmp_path}/model.model", f"--out_dir={tmp_path}/run"
+    )
+    assert "refused" in line
+    assert not marker.exists()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_is_not_empty_is_left_alone(tmp_path, refuses):
+    (tmp_path / "mine.txt").write_text("mine")
+    assert "is there already" in refuses(
+        "import_nnunet", f"--checkpoint={VERSION_1}", f"--out_dir={tmp_path}"
+    )
+
+
+def test_a_version_1_network_is_not_exported_as_another_one(tmp_path):
+    model = read_model(VERSION_1)
+    with pytest.raises(UserError, match=r"kernel_sizes_decoder|needs PyTorch"):
+        write_model(tmp_path / "model", model)
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_dataset_without_names_has_a_label_for_each_class():
+    assert plain_dataset(2)["labels"] == {"background": 0, "lesion": 1}
+    assert plain_dataset(3)["labels"] == {"background": 0, "lesion_1": 1, "lesion_2": 2}

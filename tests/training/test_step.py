@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from covid_jax.config import IGNORED, OptimizerConfig, UNetConfig
 from covid_jax.data.augment import augment
+from covid_jax.model.unet import UNet
 from covid_jax.training.state import (
     initial_state,
     learning_rate,
@@ -192,3 +193,36 @@ def test_pseudo_dice_is_the_dice_over_all_voxels_of_all_batches():
     true = np.concatenate([np.asarray(b["label"] == 1) for b in batches])
     expected = 2 * (predicted & true).sum() / (predicted.sum() + true.sum())
     assert pseudo_dice(found) == pytest.approx(expected)
+
+
+@functools.cache
+def curve(dtype, steps=20):
+    """Losses of some steps on a task that can be learned: the bright voxels."""
+    network = UNet(MODEL, jnp.dtype(dtype), "lax")
+    params = new_params(network, 0, (*SHAPE, 1))
+    transform = optimizer(CONFIG.optimizer)
+    state = initial_state(params, transform)
+    step = make_train_step(lambda p, x: network.apply({"params": p}, x), transform, None)
+    nothing = jax.tree.map(lambda _: None, params)
+    losses = []
+    for index in range(steps):
+        some = batch(index)
+        some["label"] = (some["image"][..., 0] > 0.5).astype(int)
+        state, metrics = step(state, nothing, some, jnp.float32(0.01), jax.random.key(0))
+        losses.append(float(metrics["loss"]))
+    logits = network.apply({"params": params}, batch()["image"])
+    return losses, logits, state.trainable
+
+
+def test_bfloat16_stays_near_float32_in_logits_and_in_twenty_steps():
+    """bfloat16 keeps 8 bits: one part in 256 a rounding. Parameters and loss stay float32."""
+    exact, logits, _ = curve("float32")
+    rough, rough_logits, params = curve("bfloat16")
+    for head, rough_head in zip(logits, rough_logits, strict=True):
+        assert rough_head.dtype == jnp.float32
+        difference = jnp.abs(head - rough_head)
+        assert 0 < difference.max() < 0.05 * jnp.abs(head).max()
+        assert difference.mean() < 0.01 * jnp.abs(head).max()
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    np.testing.assert_allclose(rough, exact, atol=0.02)
+    assert exact[-1] < exact[0] - 0.2  # it learns

@@ -1,0 +1,50 @@
+"""What a result was measured with: it stands in every file under benchmarks/results."""
+
+import os
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+_PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "numpy",
+    "torch",
+    "nnunetv2",
+    "dynamic-network-architectures",
+    "batchgeneratorsv2",
+)
+
+
+def describe() -> dict[str, Any]:
+    """The command, the versions of what is installed, and the machine without its name."""
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    name = f"-m {module.name}" if module else Path(sys.argv[0]).name
+    return {
+        "command": " ".join(["python", name, *sys.argv[1:]]),
+        "versions": versions,
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "cores": os.cpu_count(),
+        "processor": _processor(),
+    }
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()

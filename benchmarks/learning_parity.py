@@ -1,0 +1,162 @@
+"""Does ours learn as PyTorch's nnU-Net does? The same patches, three initialisations of each.
+
+    python -m benchmarks.learning_parity --output=benchmarks/results
+
+Both train on the same prepared phantoms with the same stream of patches, without augmentation;
+each draws its own initial weights. Writes learning_parity.json and learning_parity.png: Dice over
+the same validation patches after every epoch.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from absl import flags
+from matplotlib.ticker import MaxNLocator
+from tqdm import tqdm
+
+from benchmarks import environment
+from benchmarks.peers import torch_nnunet as peer
+from covid_jax.config import Config, DataConfig, OptimizerConfig, UNetConfig
+from covid_jax.data.sampling import Batch, Sampler
+from covid_jax.errors import UserError, run_command
+from covid_jax.training.run import open_data, samplers
+from covid_jax.training.state import initial_state, learning_rate, new_params, optimizer
+from covid_jax.training.step import make_eval_step, make_train_step, pseudo_dice
+from covid_jax.transfer.strategies import network_of
+
+matplotlib.use("agg")
+
+_OUTPUT = flags.DEFINE_string("output", None, "Folder of the results.")
+_DATA = flags.DEFINE_string("data", "runs/learning_parity", "Folder for the synthetic cases.")
+_EPOCHS = flags.DEFINE_integer("epochs", 15, "Epochs of each run.")
+_SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each.")
+
+CONFIG = Config(
+    steps_per_epoch=40,
+    validation_steps=8,
+    model=UNetConfig(
+        features_per_stage=(8, 16, 32),
+        kernel_sizes=((1, 3, 3), (3, 3, 3), (3, 3, 3)),
+        strides=((1, 1, 1), (1, 2, 2), (2, 2, 2)),
+        n_conv_per_stage=(2, 2, 2),
+        n_conv_per_stage_decoder=(2, 2),
+    ),
+    optimizer=OptimizerConfig(learning_rate=0.05, momentum=0.9),
+    data=DataConfig(datasets=("phantom",), patch_size=(16, 48, 48), foreground_fraction=0.5),
+)
+
+Curve = list[float]
+Train = Callable[[Config, int, Sampler, Sampler], Curve]
+
+
+def train_ours(config: Config, seed: int, training: Sampler, validation: Sampler) -> Curve:
+    """The validation Dice after every epoch."""
+    network, transform = network_of(config), optimizer(config.optimizer)
+    apply = lambda params, image: network.apply({"params": params}, image)  # noqa: E731
+    train_step, eval_step = make_train_step(apply, transform, None), make_eval_step(apply)
+    params = new_params(network, seed, (1, *config.data.patch_size, 1))
+    state = initial_state(params, transform)
+    nothing = jax.tree.map(lambda _: None, params)
+    curve = []
+    for epoch in range(config.epochs):
+        rate = jnp.float32(learning_rate(config, epoch))
+        for batch in training.batches(*_steps(config, epoch)):
+            state, _ = train_step(state, nothing, vars(batch), rate, jax.random.key(0))
+        found = [
+            eval_step(state.trainable, nothing, vars(validation.batch(step)))
+            for step in range(config.validation_steps)
+        ]
+        curve.append(pseudo_dice(jax.device_get(found)))
+    return curve
+
+
+def train_torch(config: Config, seed: int, training: Sampler, validation: Sampler) -> Curve:
+    """The same of PlainConvUNet with nnU-Net's loss and optimiser."""
+    torch.manual_seed(seed)
+    net = peer.network(config.model)
+    loss = peer.loss(len(config.model.features_per_stage) - 1)
+    sgd = peer.optimizer(net, config.optimizer)
+    curve = []
+    for epoch in range(config.epochs):
+        for group in sgd.param_groups:
+            group["lr"] = learning_rate(config, epoch)
+        for batch in training.batches(*_steps(config, epoch)):
+            image, label = peer.channels_first(batch.image), torch.from_numpy(batch.label)
+            peer.train_step(net, sgd, loss, image, label, config.optimizer.clip_norm)
+        with torch.no_grad():
+            found = [_overlap(net, validation.batch(s)) for s in range(config.validation_steps)]
+        curve.append(pseudo_dice(found))
+    return curve
+
+
+def _steps(config: Config, epoch: int) -> tuple[int, int]:
+    return epoch * config.steps_per_epoch, (epoch + 1) * config.steps_per_epoch
+
+
+def _overlap(net: torch.nn.Module, batch: Batch) -> dict[str, np.ndarray]:
+    predicted = net(peer.channels_first(batch.image))[0].argmax(1).numpy() == 1
+    true = batch.label == 1
+    return {
+        "overlap": np.array([2 * (predicted & true).sum()]),
+        "volume": np.array([predicted.sum() + true.sum()]),
+    }
+
+
+def draw(curves: dict[str, list[Curve]], path: Path) -> None:
+    """The mean curve of each, over the band of its seeds."""
+    figure, axes = plt.subplots(figsize=(6, 3.8))
+    for (name, runs), colour in zip(curves.items(), ("#31688e", "#ff5a36"), strict=True):
+        values = np.array(runs)
+        epochs = np.arange(1, values.shape[1] + 1)
+        axes.fill_between(epochs, values.min(0), values.max(0), color=colour, alpha=0.2)
+        axes.plot(epochs, values.mean(0), color=colour, label=f"{name}, mean of {len(runs)} seeds")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel="epoch", ylabel="Dice over validation patches", ylim=(0, 1))
+    axes.set_title("SYNTHETIC phantoms, the same patches for both; band: all seeds", fontsize=9)
+    axes.legend(fontsize=8, loc="lower right")
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    """Trains, compares and writes what the flags say."""
+    if not _OUTPUT.value:
+        raise UserError("--output is missing (see --help)")
+    output, data = Path(_OUTPUT.value), Path(_DATA.value)
+    config = CONFIG
+    config.epochs = _EPOCHS.value
+    _, datasets = open_data(config, data)
+    training, validation = samplers(config, datasets)
+    trainers: dict[str, Train] = {"covid_jax": train_ours, "PyTorch's nnU-Net": train_torch}
+    curves: dict[str, list[Curve]] = {name: [] for name in trainers}
+    for seed in tqdm(range(_SEEDS.value), "seeds"):
+        for name, train in trainers.items():
+            curves[name].append(train(config, seed, training, validation))
+    final = {name: np.array(runs)[:, -1] for name, runs in curves.items()}
+    ours, theirs = final.values()
+    spread = max(float(np.ptp(values)) for values in final.values())
+    result = {
+        **environment.describe(),
+        "data": "SYNTHETIC phantoms",
+        "curves": curves,
+        "final_dice": {name: values.tolist() for name, values in final.items()},
+        "difference_of_means": float(ours.mean() - theirs.mean()),
+        "spread_of_seeds": spread,
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "learning_parity.json").write_text(json.dumps(result, indent=1) + "\n")
+    draw(curves, output / "learning_parity.png")
+    for name, values in final.items():
+        print(f"{name:<18} {values.mean():.3f} ({', '.join(f'{v:.3f}' for v in values)})")
+    print(f"difference of means {ours.mean() - theirs.mean():+.3f}, spread of seeds {spread:.3f}")
+
+
+if __name__ == "__main__":
+    run_command(main, __doc__)

@@ -12,7 +12,7 @@ from jax import Array
 from covid_jax.config import Config
 from covid_jax.data.plan import Plan
 from covid_jax.data.preprocess import PreparedCase, restore
-from covid_jax.inference.sliding_window import average_windows, predict_volume
+from covid_jax.inference.sliding_window import predict_volume
 from covid_jax.transfer.strategies import network_of
 
 Tree = Any
@@ -24,9 +24,6 @@ def make_predictor(config: Config, plan: Plan, params: Tree, mirror: bool) -> Pr
     """The predictor of a run; its network is compiled once, for windows of the patch size."""
     network = network_of(config)
 
-    of_logits = config.inference.average == "logits"
-    average = average_windows if of_logits else predict_volume
-
     @jax.jit
     def full_resolution(params: Tree, image: Array) -> Array:
         return network.apply({"params": params}, image)[0]
@@ -34,14 +31,15 @@ def make_predictor(config: Config, plan: Plan, params: Tree, mirror: bool) -> Pr
     apply = functools.partial(full_resolution, jax.tree.map(jnp.asarray, params))
 
     def predict(case: PreparedCase) -> np.ndarray:
-        averaged = average(
+        scores = predict_volume(
             apply,
             case.image,
             config.data.patch_size,
             step_size=config.inference.step_size,
             mirror=mirror,
             batch_size=config.inference.batch_size,
+            average=config.inference.average,
         )
-        return restore(averaged, case.geometry, plan, of_logits=of_logits)
+        return restore(scores, case.geometry, plan, of_logits=config.inference.average == "logits")
 
     return predict

@@ -11,7 +11,7 @@ from jax import Array
 from scipy import ndimage
 
 Network = Callable[[Array], Array]
-"""image (N, D, H, W, C) -> scores (N, D, H, W, K) at full resolution"""
+"""image (N, D, H, W, C) -> logits (N, D, H, W, K) at full resolution"""
 
 
 def predict_volume(
@@ -22,34 +22,9 @@ def predict_volume(
     step_size: float = 0.5,
     mirror: bool = False,
     batch_size: int = 2,
+    average: str = "probabilities",
 ) -> np.ndarray:
-    """Class probabilities of every voxel, for a network whose scores are logits.
-
-    Arguments as of average_windows.
-
-    Returns:
-      (D, H, W, K) float32, which sums to 1 over K
-    """
-    return average_windows(
-        lambda image: jax.nn.softmax(apply(image)),
-        volume,
-        patch_size,
-        step_size=step_size,
-        mirror=mirror,
-        batch_size=batch_size,
-    )
-
-
-def average_windows(
-    apply: Network,
-    volume: np.ndarray,
-    patch_size: Sequence[int],
-    *,
-    step_size: float = 0.5,
-    mirror: bool = False,
-    batch_size: int = 2,
-) -> np.ndarray:
-    """The network's scores of every voxel, averaged over windows with Gaussian weights.
+    """Class probabilities of every voxel, averaged over windows with Gaussian weights.
 
     Windows of the patch size are spread evenly, at most `step_size` of a window apart; a volume
     smaller than a window is padded with 0 on both sides (nnU-Net: nnUNetPredictor).
@@ -60,10 +35,12 @@ def average_windows(
       patch_size: (D, H, W) of a window.
       mirror: average over the 8 mirrored views of each window.
       batch_size: windows that enter the network at once.
+      average: "probabilities", as nnU-Net v1, or "logits", as v2; these are then returned.
 
     Returns:
-      (D, H, W, K) float32
+      (D, H, W, K) float32; probabilities sum to 1 over K
     """
+    scores = apply if average == "logits" else lambda image: jax.nn.softmax(apply(image))
     padded, inside = _pad_to(volume, patch_size)
     corners = list(
         itertools.product(
@@ -76,10 +53,10 @@ def average_windows(
     weight = gaussian_weight(tuple(patch_size))
     total: np.ndarray | None = None
     weights = np.zeros(padded.shape, np.float32)
-    for some, scores in _predicted(apply, padded, corners, patch_size, mirror, batch_size):
+    for some, averaged in _predicted(scores, padded, corners, patch_size, mirror, batch_size):
         if total is None:
-            total = np.zeros((*padded.shape, scores.shape[-1]), np.float32)
-        for corner, window in zip(some, scores, strict=False):
+            total = np.zeros((*padded.shape, averaged.shape[-1]), np.float32)
+        for corner, window in zip(some, averaged, strict=False):
             place = tuple(slice(c, c + size) for c, size in zip(corner, patch_size, strict=True))
             total[place] += window * weight[..., None]
             weights[place] += weight

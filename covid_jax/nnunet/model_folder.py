@@ -116,27 +116,14 @@ def _read_v2(path: Path, content: Mapping[str, Any], plans_path: Path | None) ->
     model = _network_v2(path, settings, 1, sum(label != "ignore" for label in labels))
     intensities = plans["foreground_intensity_properties_per_channel"]["0"]
     mirrored = _tuple(content.get("inference_allowed_mirroring_axes") or ()) == _ALL_AXES
+    inference = InferenceConfig(average="logits", mirror=mirrored)
     return Model(
-        Config(
-            test=False,
-            model=model,
-            data=DataConfig(
-                datasets=("nnunet",),
-                patch_size=_tuple(settings["patch_size"]),
-                batch_size=int(settings["batch_size"]),
-            ),
-            loss=LossConfig(batch_dice=bool(settings["batch_dice"])),
-            inference=InferenceConfig(average="logits", mirror=mirrored),
-        ),
-        Plan(
-            spacing_mm=_floats(settings["spacing"]),
-            lower_hu=float(intensities["percentile_00_5"]),
-            upper_hu=float(intensities["percentile_99_5"]),
-            mean_hu=float(intensities["mean"]),
-            std_hu=float(intensities["std"]),
-            median_shape=_tuple(settings["median_image_size_in_voxels"]),
-            training_cases=(),
-            file_axes=True,
+        _config(model, settings, bool(settings["batch_dice"]), inference),
+        _plan(
+            settings["spacing"],
+            settings["median_image_size_in_voxels"],
+            intensities,
+            intensities["std"],
         ),
         _weights(path, content["network_weights"], model),
         dict(dataset),
@@ -217,30 +204,46 @@ def _read_v1(path: Path, content: Mapping[str, Any], plans_path: Path | None) ->
         kernel_sizes_decoder=kernels[:0:-1],  # a stage of the decoder has those of the one below
     )
     intensities = plans["dataset_properties"]["intensityproperties"][0]
+    batch_dice = bool(arguments[4]) if arguments else False
+    inference = InferenceConfig(average="probabilities", mirror=True)
     return Model(
-        Config(
-            test=False,
-            model=model,
-            data=DataConfig(
-                datasets=("nnunet",),
-                patch_size=_tuple(settings["patch_size"]),
-                batch_size=int(settings["batch_size"]),
-            ),
-            loss=LossConfig(batch_dice=bool(arguments[4]) if arguments else False),
-            inference=InferenceConfig(average="probabilities", mirror=True),
-        ),
-        Plan(
-            spacing_mm=_floats(settings["current_spacing"]),
-            lower_hu=float(intensities["percentile_00_5"]),
-            upper_hu=float(intensities["percentile_99_5"]),
-            mean_hu=float(intensities["mean"]),
-            std_hu=float(intensities["sd"]),
-            median_shape=_tuple(settings["median_patient_size_in_voxels"]),
-            training_cases=(),
-            file_axes=True,
+        _config(model, settings, batch_dice, inference),
+        _plan(
+            settings["current_spacing"],
+            settings["median_patient_size_in_voxels"],
+            intensities,
+            intensities["sd"],
         ),
         _weights(path, content["state_dict"], model),
         plain_dataset(model.num_classes),
+    )
+
+
+def _config(
+    model: UNetConfig, settings: Mapping[str, Any], batch_dice: bool, inference: InferenceConfig
+) -> Config:
+    data = DataConfig(
+        datasets=("nnunet",),
+        patch_size=_tuple(settings["patch_size"]),
+        batch_size=int(settings["batch_size"]),
+    )
+    loss = LossConfig(batch_dice=batch_dice)
+    return Config(test=False, model=model, data=data, loss=loss, inference=inference)
+
+
+def _plan(
+    spacing_mm: Sequence[float], size: Sequence[float], intensities: Mapping[str, float], std: float
+) -> Plan:
+    depth, height, width = map(float, spacing_mm)
+    return Plan(
+        spacing_mm=(depth, height, width),
+        lower_hu=float(intensities["percentile_00_5"]),
+        upper_hu=float(intensities["percentile_99_5"]),
+        mean_hu=float(intensities["mean"]),
+        std_hu=float(std),
+        median_shape=_tuple(size),
+        training_cases=(),
+        file_axes=True,
     )
 
 
@@ -358,8 +361,3 @@ def _each(value: int | Sequence[int], count: int) -> tuple[int, ...]:
 
 def _tuple(values: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(int(value) for value in values)
-
-
-def _floats(values: Sequence[Any]) -> tuple[float, float, float]:
-    depth, height, width = map(float, values)
-    return depth, height, width

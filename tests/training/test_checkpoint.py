@@ -1,16 +1,18 @@
 """Checkpoints: what was saved comes back, and nothing else is taken for it."""
 
+import dataclasses
 import json
 
 import jax
 import numpy as np
 import pytest
 
+from covid_jax.config import to_dict
 from covid_jax.errors import UserError
-from covid_jax.training.checkpoint import Checkpoints, load_params, load_run
+from covid_jax.training.checkpoint import Checkpoints, load_params, load_pretrained, load_run
 from covid_jax.training.state import initial_state, optimizer
 from covid_jax.training.step import TrainState
-from covid_jax.transfer.freezing import mask, split
+from covid_jax.transfer.freezing import join, mask, split
 from tests.conftest import tiny
 
 
@@ -93,3 +95,16 @@ def test_a_damaged_config_is_refused_by_file(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"zap": 1}))
     with pytest.raises(UserError, match="no field zap"):
         load_run(tmp_path)
+
+
+def test_continual_refuses_a_pretraining_that_was_planned_for_another_schedule(tmp_path):
+    state, frozen, _ = state_of(params())
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state, frozen)
+    planned = tiny("pretraining-msd", pretraining_epochs=30, epochs=10)
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(planned)))
+    fits = tiny("continual-msd", pretraining_epochs=30, epochs=10, pretrained=str(tmp_path))
+    assert equal(load_pretrained(fits), join(state.trainable, frozen))
+    with pytest.raises(UserError, match=r"\(30, 10, 0.01, 0.9\) there and \(30, 20,"):
+        load_pretrained(dataclasses.replace(fits, epochs=20))
+    load_pretrained(dataclasses.replace(fits, strategy="body", epochs=20))

@@ -6,13 +6,14 @@ import functools
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from covid_jax.config import STRATEGY_NAMES
 from covid_jax.errors import UserError
 from covid_jax.model.unet import UNet
 from covid_jax.training.state import new_params as new_params_of
 from covid_jax.transfer.freezing import mask
-from covid_jax.transfer.strategies import STRATEGIES, initial_params
+from covid_jax.transfer.strategies import STRATEGIES, initial_params, origins
 from tests.conftest import tiny
 
 MODEL = tiny().model
@@ -85,3 +86,30 @@ def test_a_missing_pretrained_run_is_one_line():
 def test_another_network_is_refused_with_path_and_both_shapes():
     with pytest.raises(UserError, match=r"encoder/stage_2/\S+ is \(32,\) here and \(64,\) there"):
         initial_params(STRATEGIES["body"], new_params("body"), new_params("scratch", (8, 16, 64)))
+
+
+def without(tree, path):
+    """The tree less the leaf at `path`."""
+    leaves = flatten_dict(tree, sep="/")
+    del leaves[path]
+    return unflatten_dict(leaves, sep="/")
+
+
+def test_no_leaf_may_be_missing_or_left_over(pretrained):
+    """Nothing is taken over in part, and nothing falls back to new values in silence."""
+    path = "encoder/stage_1/block_0/norm/scale"
+    new = new_params("body")
+    with pytest.raises(UserError, match=rf"{path} is \(16,\) here and missing there"):
+        initial_params(STRATEGIES["body"], new, without(pretrained, path))
+    with pytest.raises(UserError, match=rf"{path} is missing here and \(16,\) there"):
+        initial_params(STRATEGIES["body"], without(new, path), pretrained)
+
+
+def test_every_leaf_has_an_origin_or_is_new():
+    found = origins(STRATEGIES["multi_encoder"], new_params("multi_encoder"))
+    assert found["adapted_encoder/stage_0/block_0/conv/kernel"] == (
+        "encoder/stage_0/block_0/conv/kernel"
+    )
+    assert found["self_encoder/stage_2/block_1/norm/bias"] == "encoder/stage_2/block_1/norm/bias"
+    new = {path.split("/")[0] for path, origin in found.items() if origin is None}
+    assert new == {"decoder", "heads"}

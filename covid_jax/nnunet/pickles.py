@@ -7,11 +7,14 @@ ends the reading before it is looked up.
 
 import collections
 import contextlib
+import io
+import math
 import pickle
+import pickletools
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -33,6 +36,20 @@ _STORAGES = {
     "BoolStorage": np.dtype("?"),
 }
 
+# fmt: off
+_OPCODES = frozenset((
+    "PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK", "DUP",
+    "NONE", "NEWTRUE", "NEWFALSE",
+    "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "FLOAT", "BINFLOAT",
+    "STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE",
+    "SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8",
+    "EMPTY_LIST", "APPEND", "APPENDS", "LIST", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3",
+    "EMPTY_DICT", "DICT", "SETITEM", "SETITEMS",
+    "PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE", "GET", "BINGET", "LONG_BINGET",
+    "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD", "BINPERSID",
+))
+# fmt: on
+
 Storages = Callable[[np.dtype, str, int], np.ndarray]
 """(dtype, key, number of elements) -> the flat array of a tensor's storage"""
 
@@ -43,8 +60,8 @@ def load_pickle(path: Path) -> Any:
     Raises:
       UserError: missing, damaged, or in need of anything else; names what.
     """
-    with _reading(path), path.open("rb") as stream:
-        return _Reader(stream, path).load()
+    with _reading(path):
+        return _Reader(io.BytesIO(path.read_bytes()), path).load()
 
 
 def load_checkpoint(path: Path) -> Any:
@@ -62,6 +79,8 @@ def _load_zip(path: Path) -> Any:
     with zipfile.ZipFile(path) as archive:
         (program,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
         folder = program.removesuffix("/data.pkl")
+        if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+            raise ValueError("a compressed archive")  # of which a little may become very much
 
         def storage(dtype: np.dtype, key: str, size: int) -> np.ndarray:
             content = archive.read(f"{folder}/data/{key}")
@@ -69,39 +88,39 @@ def _load_zip(path: Path) -> Any:
                 raise ValueError(f"storage {key} has {len(content)} bytes")
             return np.frombuffer(content, dtype)
 
-        with archive.open(program) as stream:
-            return _Reader(stream, path, storage).load()
+        return _Reader(io.BytesIO(archive.read(program)), path, storage).load()
 
 
 def _load_legacy(path: Path) -> Any:
     """Five pickles one after the other, of which the fourth is the content; then the storages."""
     storages: dict[str, np.ndarray] = {}
-    room = path.stat().st_size
+    content = path.read_bytes()
 
     def storage(dtype: np.dtype, key: str, size: int) -> np.ndarray:
-        if size * dtype.itemsize > room:
+        if size * dtype.itemsize > len(content):
             raise ValueError(f"storage {key} is larger than the file")
         return storages.setdefault(key, np.zeros(size, dtype))  # filled below
 
-    with path.open("rb") as stream:
-        if _Reader(stream, path).load() != _LEGACY_MAGIC:
-            raise ValueError("neither a zip nor the file of an older PyTorch")
-        _Reader(stream, path).load()  # the protocol's version
-        _Reader(stream, path).load()  # sizes of integers
-        content = _Reader(stream, path, storage).load()
-        for key in _Reader(stream, path).load():
-            size = int.from_bytes(stream.read(8), "little")
-            flat = storages[key]
-            if size != flat.size:
-                raise ValueError(f"storage {key} has {size} elements")
-            flat[:] = np.frombuffer(stream.read(flat.nbytes), flat.dtype)
-    return content
+    stream = io.BytesIO(content)
+    if _Reader(stream, path).load() != _LEGACY_MAGIC:
+        raise ValueError("neither a zip nor the file of an older PyTorch")
+    _Reader(stream, path).load()  # the protocol's version
+    _Reader(stream, path).load()  # sizes of integers
+    loaded = _Reader(stream, path, storage).load()
+    for key in _Reader(stream, path).load():
+        size = int.from_bytes(stream.read(8), "little")
+        flat = storages[key]
+        if size != flat.size:
+            raise ValueError(f"storage {key} has {size} elements")
+        flat[:] = np.frombuffer(stream.read(flat.nbytes), flat.dtype)
+    return loaded
 
 
 class _Reader(pickle.Unpickler):
     """An unpickler that finds the names below and no others."""
 
-    def __init__(self, stream: IO[bytes], path: Path, storages: Storages | None = None) -> None:
+    def __init__(self, stream: io.BytesIO, path: Path, storages: Storages | None = None) -> None:
+        _check_program(stream)
         super().__init__(stream)
         self._path = path
         self._storages = storages
@@ -124,12 +143,27 @@ class _Reader(pickle.Unpickler):
         return self._storages(dtype, key, size)
 
 
+def _check_program(stream: io.BytesIO) -> None:
+    """Raises a ValueError for opcodes that weights and plans do not need, before any runs.
+
+    Some of them make objects in other ways than by the names that find_class sees, some take
+    memory by a number in the file, as does the place of a memo.
+    """
+    start = stream.tell()
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+        # genops itself takes no more than the stream has.
+        if opcode.name not in _OPCODES or ("PUT" in opcode.name and int(argument or 0) > count):
+            raise ValueError(f"opcode {opcode.name} {argument}")
+    stream.seek(start)
+
+
 def _tensor(
     storage: np.ndarray, offset: int, size: Sequence[int], stride: Sequence[int], *_: Any
 ) -> np.ndarray:
     """A view of a storage, which must lie inside it."""
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    if min((offset, *size, *stride)) < 0 or (0 not in size and last >= storage.size):
+    inside = 0 in size or last < storage.size >= math.prod(size)
+    if min((offset, *size, *stride)) < 0 or not inside:
         raise ValueError(f"a tensor of {size} lies outside of its storage")
     steps = [step * storage.itemsize for step in stride]
     return np.lib.stride_tricks.as_strided(storage[offset:], size, steps)

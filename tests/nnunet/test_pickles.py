@@ -3,6 +3,7 @@
 import collections
 import os
 import pickle
+import resource
 import zipfile
 
 import numpy as np
@@ -159,6 +160,31 @@ def test_a_damaged_file_is_refused_in_one_line_or_read(tmp_path_factory, data):
         load_checkpoint(path)
     except UserError as error:
         assert str(path) in str(error)  # noqa: PT017
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        b"\x80\x02K\x01r\xff\xff\xff\x7f.",  # the memo's place 2 ** 31 - 1
+        b"\x80\x05\x96\x00\x00\x00\x00\x04\x00\x00\x00.",  # a bytearray of 16 GiB
+        b"\x80\x02X\xff\xff\xff\x7fa.",  # a text of 2 GiB that is not there
+    ],
+    ids=["memo", "bytearray", "text"],
+)
+def test_a_number_in_a_file_takes_no_memory(tmp_path, program):
+    (tmp_path / "plans.pkl").write_bytes(program)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match="damaged"):
+        load_pickle(tmp_path / "plans.pkl")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
+
+
+def test_a_compressed_archive_is_refused_before_it_grows(tmp_path):
+    with zipfile.ZipFile(tmp_path / "file", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02" + b"N0" * 5_000_000 + b"N.")
+    assert (tmp_path / "file").stat().st_size < 100_000
+    with pytest.raises(UserError, match="compressed"):
+        load_checkpoint(tmp_path / "file")
 
 
 def test_a_missing_file_is_one_line(tmp_path):

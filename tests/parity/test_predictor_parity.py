@@ -87,7 +87,7 @@ def scan(request, thorax, tmp_path):
     turn = nib.orientations.ornt_transform(
         nib.io_orientation(image.affine), nib.orientations.axcodes2ornt(tuple(request.param))
     )
-    turned = image.slicer[10:80, 5:85, 20:70].as_reoriented(turn)
+    turned = image.slicer[10:60, 5:75, 20:60].as_reoriented(turn)
     nib.save(turned, tmp_path / "scan.nii.gz")
     return tmp_path / "scan.nii.gz"
 
@@ -123,6 +123,7 @@ def test_an_exported_network_predicts_there_what_it_predicts_here(
 
 
 @CASES
+@pytest.mark.parametrize("scan", ["LPS"], indirect=True)
 def test_half_precision_there_moves_few_voxels(tmp_path, scan, spacing, mirror):
     """Its weights vanish at the corners of windows, where ours are still Gaussian."""
     model = random_model(PLANS[spacing], mirror)

@@ -33,11 +33,11 @@ def covid19_raw() -> Path:
 
 @pytest.fixture(scope="session")
 def command():
-    """Runs `python -m covid_jax.NAME ARGUMENTS` and returns the finished process."""
+    """Runs `python -m covid_jax.NAME ARGUMENTS`, or benchmarks.NAME; returns the process."""
 
     def run(name: str, *arguments: str) -> subprocess.CompletedProcess:
         return subprocess.run(
-            [sys.executable, "-m", f"covid_jax.{name}", *arguments],
+            [sys.executable, "-m", name if "." in name else f"covid_jax.{name}", *arguments],
             capture_output=True,
             text=True,
             cwd=ROOT,

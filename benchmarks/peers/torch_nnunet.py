@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
+from dynamic_network_architectures.building_blocks.simple_conv_blocks import StackedConvBlocks
 from dynamic_network_architectures.initialization.weight_init import InitWeights_He
 from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
@@ -42,6 +43,64 @@ def network(config: UNetConfig) -> PlainConvUNet:
     )
     made.apply(InitWeights_He(1e-2))
     return made
+
+
+class MultiEncoder(nn.Module):
+    """The paper's multi-encoder U-Net from the layers of dynamic-network-architectures."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.self_encoder = network(config).encoder
+        self.adapted_encoder = network(config).encoder
+        self.adapted_encoder.requires_grad_(False)
+        features, strides = config.features_per_stage, config.strides
+        self.transpconvs, self.stages, self.seg_layers = (nn.ModuleList() for _ in range(3))
+        below = 2 * features[-1]
+        for step, stage in enumerate(reversed(range(len(features) - 1))):
+            stride = strides[stage + 1]
+            self.transpconvs.append(nn.ConvTranspose3d(below, features[stage], stride, stride))
+            self.stages.append(
+                StackedConvBlocks(
+                    config.n_conv_per_stage_decoder[step],
+                    nn.Conv3d,
+                    3 * features[stage],
+                    features[stage],
+                    config.kernel_sizes[stage],
+                    1,
+                    conv_bias=True,
+                    norm_op=nn.InstanceNorm3d,
+                    norm_op_kwargs={"eps": 1e-5, "affine": True},
+                    nonlin=nn.LeakyReLU,
+                    nonlin_kwargs={"inplace": True},
+                )
+            )
+            self.seg_layers.append(nn.Conv3d(features[stage], config.num_classes, 1))
+            below = features[stage]
+        self.apply(InitWeights_He(1e-2))
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """The logits of every head, full resolution first."""
+        own = self.self_encoder(x)
+        with torch.no_grad():
+            adapted = self.adapted_encoder(x)
+        skips = [torch.cat(pair, 1) for pair in zip(own, adapted, strict=True)]
+        below, logits = skips[-1], []
+        for up, blocks, head, skip in zip(
+            self.transpconvs, self.stages, self.seg_layers, skips[-2::-1], strict=True
+        ):
+            below = blocks(torch.cat((up(below), skip), 1))
+            logits.append(head(below))
+        return logits[::-1]
+
+
+def strategy_network(strategy: str, config: UNetConfig) -> nn.Module:
+    """The network that a strategy trains, with what it freezes set to need no gradient."""
+    if strategy == "multi_encoder":
+        return MultiEncoder(config)
+    net = network(config)
+    if strategy == "frozen_encoder":
+        net.encoder.requires_grad_(False)
+    return net
 
 
 def forward_cropped(net: PlainConvUNet, x: torch.Tensor) -> list[torch.Tensor]:

@@ -6,12 +6,14 @@ import math
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from covid_jax.config import UNetConfig
+from covid_jax.model import nnunet_weights
 from covid_jax.model.nnunet_weights import to_params, to_state_dict
-from covid_jax.model.unet import UNet
+from covid_jax.model.unet import MultiEncoderUNet, UNet
 from tests.networks import CASES, random_image, random_weights, relative_error
 
 torch = pytest.importorskip("torch", reason="PyTorch is missing: EXTRAS=dev,peers launch/test.sh")
@@ -45,6 +47,33 @@ def test_logits_of_every_head_are_those_of_plain_conv_unet(name, form):
     found = errors(config, patch, randomised(config), form=form)
     assert len(found) == len(config.features_per_stage) - 1
     assert max(found) < TOLERANCE, found
+
+
+def multi_encoder_params(net, config, image):
+    """Our tree with the weights of the peer's two-encoder network."""
+    shapes = jax.eval_shape(MultiEncoderUNet(config, form="lax").init, jax.random.key(0), image)
+    weights = {name: value.numpy() for name, value in net.state_dict().items()}
+    params = {}
+    for path in flatten_dict(shapes["params"], sep="/"):
+        top, _, below = path.partition("/")
+        part = "encoder" if top.endswith("encoder") else top
+        name = nnunet_weights._v2_names(f"{part}/{below}", config)[0]
+        # Its encoders and its decoder's layers lie at the top.
+        name = name.replace("encoder.", f"{top}.", 1).removeprefix("decoder.")
+        params[path] = nnunet_weights._from_torch(path, weights[name])
+    return unflatten_dict(params, sep="/")
+
+
+def test_two_encoders_are_those_of_the_peers_twin():
+    config, patch = CASES["uneven"]
+    net = peer.MultiEncoder(config)
+    image = random_image(config, patch)
+    with torch.no_grad():
+        theirs = net(peer.channels_first(image))
+    params = multi_encoder_params(net, config, image)
+    ours = jax.jit(MultiEncoderUNet(config).apply)({"params": params}, image)
+    for a, b in zip(ours, theirs, strict=True):
+        assert relative_error(a, peer.channels_last(b)) < TOLERANCE
 
 
 def test_a_patch_that_the_strides_do_not_divide_is_cropped():

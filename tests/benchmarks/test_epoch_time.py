@@ -1,0 +1,43 @@
+"""The benchmark of the step leaves the file that others read, and refuses what it does not know."""
+
+import json
+
+import pytest
+
+from tests.conftest import ROOT
+
+TINY = f"--config={ROOT}/configs/tiny.py"
+
+
+def test_every_figure_is_there_for_every_strategy(tmp_path, command):
+    finished = command(
+        "benchmarks.epoch_time",
+        TINY,
+        "--strategies=scratch,frozen_encoder",
+        f"--output={tmp_path}",
+        "--seconds=0.05",
+        "--rounds=2",
+        "--config.steps_per_epoch=10",
+        "--config.validation_steps=4",
+    )
+    assert finished.returncode == 0, finished.stderr
+    content = json.loads((tmp_path / "epoch_time.json").read_text())
+    assert {"device", "versions", "command", "results", "paper"} <= content.keys()
+    assert str(ROOT) not in json.dumps(content["versions"])
+    full, frozen = content["results"]
+    assert (full["framework"], full["strategy"]) == ("jax", "scratch")
+    assert full["patch_size"] == [8, 48, 48]
+    assert full["seconds_per_epoch"] == pytest.approx(
+        10 * full["seconds_per_step"] + 4 * full["seconds_per_validation_step"]
+    )
+    assert 0 < frozen["tflop_per_step"] < full["tflop_per_step"]
+    assert full["peak_bytes"] > frozen["peak_bytes"] > 0
+    assert full["compile_seconds"] > 0
+    assert content["paper"]["scratch"] == 206
+    assert "scratch" in finished.stdout
+    assert "206" in finished.stdout
+
+
+def test_a_strategy_that_is_not_there_is_one_line(tmp_path, refuses):
+    line = refuses("benchmarks.epoch_time", TINY, "--strategies=zap", f"--output={tmp_path}")
+    assert "no strategy zap" in line

@@ -43,6 +43,8 @@ TINY_VERSION_1 = UNetConfig(
 TINY_PATCH = (8, 16, 16)
 """Of the model of version 1 in tests/files."""
 
+SAMPLES = 40  # voxels of each head that are stored
+
 CASES: dict[str, tuple[UNetConfig, tuple[int, int, int]]] = {
     "benchmark": (BENCHMARK, (16, 64, 64)),
     "isotropic": (ISOTROPIC, (32, 32, 16)),
@@ -71,6 +73,12 @@ def random_image(config: UNetConfig, patch: tuple[int, int, int], seed: int = 1)
     """(2, D, H, W, C)"""
     rng = np.random.default_rng(seed)
     return rng.normal(size=(2, *patch, config.in_channels)).astype(np.float32)
+
+
+def sampled(logits: np.ndarray) -> np.ndarray:
+    """Some of the logits, spread evenly: what is stored of a network."""
+    values = np.asarray(logits).ravel()
+    return values[np.linspace(0, values.size - 1, SAMPLES).astype(int)]
 
 
 def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:

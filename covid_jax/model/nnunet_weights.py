@@ -60,8 +60,7 @@ def to_state_dict(params: Tree, config: UNetConfig) -> StateDict:
     """The state dict with which nnU-Net v2's PlainConvUNet is the network of `params`.
 
     It holds every name under which PlainConvUNet reaches a weight, with one array for each weight.
-    Transposed convolutions and
-    heads without a bias (v1's form) get one of zeros.
+    Transposed convolutions and heads without a bias (v1's form) get one of zeros.
 
     Raises:
       UserError: no PlainConvUNet is that network.

@@ -45,6 +45,8 @@ def read_model(checkpoint: Path, plans: Path | None = None) -> Model:
       UserError: a file that is missing, damaged or not plain data; a network, a normalisation or
         an order of axes that is not supported; weights that do not fit.
     """
+    if plans and not plans.is_file():
+        raise UserError(f"{plans}: no such file")
     path = _checkpoint_file(checkpoint)
     content = load_checkpoint(path)
     if not isinstance(content, dict) or not {"network_weights", "state_dict"} & content.keys():
@@ -52,7 +54,7 @@ def read_model(checkpoint: Path, plans: Path | None = None) -> Model:
     read = _read_v2 if "network_weights" in content else _read_v1
     try:
         return read(path, content, plans)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{plans or path}: plans that nnU-Net did not write ({type(error).__name__}: {error})"
         ) from error
@@ -113,7 +115,7 @@ def _read_v2(path: Path, content: Mapping[str, Any], plans_path: Path | None) ->
     labels = dataset["labels"]
     if any(isinstance(value, list | tuple) for value in labels.values()):
         raise UserError(f"{path}: trained on regions; only plain labels are supported")
-    model = _network_v2(path, settings, 1, sum(label != "ignore" for label in labels))
+    model = _network_v2(path, settings, sum(label != "ignore" for label in labels))
     intensities = plans["foreground_intensity_properties_per_channel"]["0"]
     mirrored = _tuple(content.get("inference_allowed_mirroring_axes") or ()) == _ALL_AXES
     inference = InferenceConfig(average="logits", mirror=mirrored)
@@ -130,9 +132,7 @@ def _read_v2(path: Path, content: Mapping[str, Any], plans_path: Path | None) ->
     )
 
 
-def _network_v2(
-    path: Path, settings: Mapping[str, Any], in_channels: int, num_classes: int
-) -> UNetConfig:
+def _network_v2(path: Path, settings: Mapping[str, Any], num_classes: int) -> UNetConfig:
     if "architecture" in settings:
         name = settings["architecture"]["network_class_name"]
         arguments = settings["architecture"]["arch_kwargs"]
@@ -163,7 +163,6 @@ def _network_v2(
         )
     kernels, strides = arguments["kernel_sizes"], arguments["strides"]
     return UNetConfig(
-        in_channels=in_channels,
         num_classes=num_classes,
         features_per_stage=_tuple(arguments["features_per_stage"]),
         kernel_sizes=tuple(map(_tuple, kernels)),
@@ -339,8 +338,6 @@ def _json_near(path: Path, given: Path | None, name: str) -> dict[str, Any] | No
                 return json.loads(candidate.read_text())
             except ValueError as error:
                 raise UserError(f"{candidate}: damaged; it is no JSON") from error
-    if given and name == given.name == "plans.json":
-        raise UserError(f"{given}: no such file")
     return None
 
 

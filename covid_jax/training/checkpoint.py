@@ -16,7 +16,7 @@ from covid_jax.config import Config, from_dict
 from covid_jax.data.plan import Plan, load_plan
 from covid_jax.errors import UserError, full_disk_is_a_user_error
 from covid_jax.training.state import TrainState
-from covid_jax.transfer.freezing import join, leaf_paths, split
+from covid_jax.transfer.freezing import join, leaves_by_path, split
 from covid_jax.transfer.strategies import STRATEGIES
 
 Tree = Any
@@ -143,8 +143,7 @@ def load_pretrained(config: Config) -> Tree | None:
 
 
 def _check_shapes(folder: Path, ours: Tree, theirs: Tree) -> None:
-    here = dict(zip(leaf_paths(ours), jax.tree.leaves(ours), strict=True))
-    there = dict(zip(leaf_paths(theirs), jax.tree.leaves(theirs), strict=True))
+    here, there = leaves_by_path(ours), leaves_by_path(theirs)
     for path in sorted(here.keys() | there.keys()):
         ours_is, theirs_is = (str(t[path].shape) if path in t else "missing" for t in (here, there))
         if ours_is != theirs_is:

@@ -12,7 +12,7 @@ from covid_jax.config import Config
 from covid_jax.training.checkpoint import load_pretrained
 from covid_jax.training.state import initial_state, learning_rate, optimizer, schedule
 from covid_jax.training.step import make_train_step
-from covid_jax.transfer.freezing import leaf_paths, mask, split
+from covid_jax.transfer.freezing import leaves_by_path, mask, split
 from covid_jax.transfer.strategies import (
     STRATEGIES,
     frozen_masks,
@@ -116,7 +116,7 @@ def _initial_values(config: Config, params: Tree) -> list[str]:
 
 
 def _frozen(config: Config, params: Tree) -> list[str]:
-    leaves = dict(zip(leaf_paths(params), jax.tree.leaves(params), strict=True))
+    leaves = leaves_by_path(params)
     lines = []
     for (epoch, patterns), held in zip(
         frozen_patterns(config).items(), frozen_masks(config, params).values(), strict=True

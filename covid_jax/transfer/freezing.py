@@ -69,6 +69,11 @@ def leaf_paths(params: Tree) -> list[str]:
     ]
 
 
+def leaves_by_path(params: Tree) -> dict[str, Any]:
+    """Every leaf by its path, in the order in which jax flattens the tree."""
+    return dict(zip(leaf_paths(params), jax.tree.leaves(params), strict=True))
+
+
 def _translate(pattern: str) -> str:
     """The regular expression of a pattern; what lies below a match matches too."""
     parts = re.findall(r"\*\*/|/\*\*$|\*\*|\*|\[[^\]]*\]|.", pattern)

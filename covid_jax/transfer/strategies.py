@@ -12,7 +12,7 @@ from covid_jax.config import Config
 from covid_jax.errors import UserError
 from covid_jax.model.conv import Form
 from covid_jax.model.unet import MultiEncoderUNet, UNet
-from covid_jax.transfer.freezing import leaf_paths, mask
+from covid_jax.transfer.freezing import leaf_paths, leaves_by_path, mask
 
 Tree = Any
 
@@ -113,8 +113,7 @@ def initial_params(strategy: Strategy, new: Tree, pretrained: Tree | None) -> Tr
         return new
     if pretrained is None:
         raise UserError("config.pretrained is empty: this strategy starts from a pre-trained run")
-    theirs = dict(zip(leaf_paths(pretrained), jax.tree.leaves(pretrained), strict=True))
-    ours = dict(zip(leaf_paths(new), jax.tree.leaves(new), strict=True))
+    theirs, ours = leaves_by_path(pretrained), leaves_by_path(new)
     copied = {path: origin for path, origin in origins(strategy, new).items() if origin}
     wrong = [
         f"{path} is {ours[path].shape} here and "

@@ -13,7 +13,7 @@ from covid_jax.model.unet import UNet
 from covid_jax.nnunet.model_folder import plain_dataset, read_model, write_model
 from covid_jax.nnunet.pickles import load_pickle
 from tests.conftest import ROOT
-from tests.networks import TINY_PATCH, TINY_VERSION_1, random_image, relative_error
+from tests.networks import TINY_PATCH, TINY_VERSION_1, random_image, relative_error, sampled
 
 VERSION_1 = ROOT / "tests" / "files" / "nnunet_version_1"
 GOLDEN = json.loads((ROOT / "tests" / "files" / "golden_networks.json").read_text())
@@ -39,9 +39,7 @@ def test_a_model_of_version_1_gives_the_logits_that_it_gave_there():
     image = random_image(TINY_VERSION_1, TINY_PATCH)
     ours = jax.jit(UNet(model.config.model).apply)({"params": model.params}, image)
     for head, theirs in zip(ours, GOLDEN["version 1 file"], strict=True):
-        values = np.asarray(head).ravel()
-        sampled = values[np.linspace(0, values.size - 1, len(theirs)).astype(int)]
-        assert relative_error(sampled, np.array(theirs)) < 1e-4
+        assert relative_error(sampled(head), np.array(theirs)) < 1e-4
 
 
 def test_the_plan_of_version_1_becomes_ours():
@@ -66,6 +64,17 @@ def test_the_plans_above_the_fold_serve_where_those_beside_the_checkpoint_are_mi
     with pytest.raises(UserError, match="--plans"):
         read_model(folder)
     assert read_model(folder, folder.parent / "elsewhere.pkl").plan == expected.plan
+
+
+def test_plans_that_are_named_and_not_there_are_not_replaced_by_others(folder):
+    with pytest.raises(UserError, match=r"nowhere\.pkl: no such file"):
+        read_model(folder, folder / "nowhere.pkl")
+
+
+def test_plans_of_another_kind_are_one_line(folder):
+    (folder / "list.pkl").write_bytes(pickle.dumps([1, 2]))
+    with pytest.raises(UserError, match=r"list\.pkl: plans that nnU-Net did not write"):
+        read_model(folder, folder / "list.pkl")
 
 
 def test_a_folder_of_several_folds_asks_for_one(folder):

@@ -23,11 +23,11 @@ from tests.networks import (
     TINY_VERSION_1,
     random_image,
     random_weights,
+    sampled,
 )
 
 FILE = Path(__file__).resolve().parent.parent / "files" / "golden_networks.json"
 VERSION_1_MODEL = FILE.parent / "nnunet_version_1"
-SAMPLES = 40  # voxels of each head
 
 
 def main(version_1_source: str | None) -> None:
@@ -46,24 +46,24 @@ def main(version_1_source: str | None) -> None:
 def values(net: nn.Module, name: str) -> dict[str, Any]:
     """Names and shapes of the network's weights, and some of its logits for random ones."""
     config, patch = CASES[name]
-    shapes = own_shapes(net)
-    weights = {key: torch.from_numpy(value) for key, value in random_weights(shapes).items()}
-    net.load_state_dict(weights, strict=False)  # the names that are left out are aliases
+    load_random_weights(net)
     image = peer.channels_first(random_image(config, patch))
     with torch.no_grad():
         logits = peer.forward_cropped(net, image) if name == "odd patch" else net(image)
-    heads = [peer.channels_last(head).ravel() for head in logits]
-    return {"weights": shapes, "logits": [sampled(head).tolist() for head in heads]}
+    heads = [sampled(peer.channels_last(head)).tolist() for head in logits]
+    return {"weights": own_shapes(net), "logits": heads}
+
+
+def load_random_weights(net: nn.Module, seed: int = 0) -> None:
+    """Gives the network the weights of tests/networks.py."""
+    weights = random_weights(own_shapes(net), seed)
+    tensors = {name: torch.from_numpy(value) for name, value in weights.items()}
+    net.load_state_dict(tensors, strict=False)  # the names that are left out are aliases
 
 
 def own_shapes(net: nn.Module) -> dict[str, tuple[int, ...]]:
     """The shape of every weight, under one name for each."""
     return {name: tuple(weight.shape) for name, weight in net.named_parameters()}
-
-
-def sampled(logits: np.ndarray) -> np.ndarray:
-    """Some of the logits, spread evenly."""
-    return logits[np.linspace(0, logits.size - 1, SAMPLES).astype(int)]
 
 
 def write_version_1_model(golden: dict[str, Any]) -> None:
@@ -72,14 +72,11 @@ def write_version_1_model(golden: dict[str, Any]) -> None:
     The checkpoint is in the format of PyTorch before 1.6, in which the first of them were written.
     """
     net = version_1_network(TINY_VERSION_1)
-    weights = random_weights(own_shapes(net))
-    net.load_state_dict({key: torch.from_numpy(value) for key, value in weights.items()})
+    load_random_weights(net)
     image = random_image(TINY_VERSION_1, TINY_PATCH)
     with torch.no_grad():
         logits = net(peer.channels_first(image))
-    golden["version 1 file"] = [
-        sampled(peer.channels_last(head).ravel()).tolist() for head in logits
-    ]
+    golden["version 1 file"] = [sampled(peer.channels_last(head)).tolist() for head in logits]
     sgd = torch.optim.SGD(net.parameters(), 0.01, momentum=0.99)
     fold = VERSION_1_MODEL / "fold_0"
     fold.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """Our network beside PyTorch's nnU-Net: the same weights give the same logits at every head."""
 
 import dataclasses
+import json
 import math
 
 import jax
@@ -14,7 +15,8 @@ from covid_jax.config import UNetConfig
 from covid_jax.model import nnunet_weights
 from covid_jax.model.nnunet_weights import to_params, to_state_dict
 from covid_jax.model.unet import MultiEncoderUNet, UNet
-from tests.networks import CASES, random_image, random_weights, relative_error
+from covid_jax.training.state import new_params
+from tests.networks import CASES, random_image, relative_error
 
 torch = pytest.importorskip("torch", reason="PyTorch is missing: EXTRAS=dev,peers launch/test.sh")
 from benchmarks.peers import torch_nnunet as peer  # noqa: E402
@@ -25,8 +27,7 @@ TOLERANCE = 1e-4
 
 def randomised(config, seed=0):
     net = peer.network(config)
-    weights = random_weights(golden.own_shapes(net), seed)
-    net.load_state_dict({k: torch.from_numpy(v) for k, v in weights.items()}, strict=False)
+    golden.load_random_weights(net, seed)
     return net
 
 
@@ -119,8 +120,6 @@ def test_a_state_dict_goes_there_and_back_bit_for_bit(name):
 
 def test_new_weights_are_drawn_from_the_same_distribution():
     """Mean and deviation of every kernel, in a network wide enough to tell."""
-    from covid_jax.training.state import new_params
-
     config = dataclasses.replace(CASES["uneven"][0], features_per_stage=(32, 48, 64, 64))
     image = (1, *CASES["uneven"][1], config.in_channels)
     ours = to_state_dict(new_params(UNet(config, form="lax"), 0, image), config)
@@ -133,9 +132,7 @@ def test_new_weights_are_drawn_from_the_same_distribution():
             assert np.array_equal(ours[name], theirs), name
 
 
-def test_the_stored_golden_values_are_what_the_peer_gives(tmp_path, monkeypatch):
-    import json
-
+def test_the_stored_golden_values_are_what_the_peer_gives():
     stored = json.loads(golden.FILE.read_text())
     for name in CASES.keys() - {"version 1"}:
         live = golden.values(peer.network(CASES[name][0]), name)

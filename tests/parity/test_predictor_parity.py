@@ -21,7 +21,6 @@ from covid_jax.model.nnunet_weights import to_params, to_state_dict
 from covid_jax.nnunet.model_folder import Model, plain_dataset, read_model, write_model
 from covid_jax.training.checkpoint import load_params
 from tests.conftest import ROOT
-from tests.networks import random_weights
 
 torch = pytest.importorskip("torch", reason="PyTorch is missing: EXTRAS=dev,peers launch/test.sh")
 for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
@@ -49,8 +48,7 @@ PLANS = {
 
 def random_model(spacing_mm, mirror):
     net = peer.network(NETWORK)
-    weights = random_weights(golden.own_shapes(net), seed=3)
-    net.load_state_dict({k: torch.from_numpy(v) for k, v in weights.items()}, strict=False)
+    golden.load_random_weights(net, seed=3)
     config = Config(
         model=NETWORK,
         data=DataConfig(datasets=("nnunet",), patch_size=(16, 40, 48)),

@@ -14,7 +14,7 @@ from covid_jax.model.unet import UNet
 from covid_jax.training.state import initial_state, learning_rate, optimizer
 from covid_jax.training.step import make_train_step
 from covid_jax.transfer.freezing import leaf_paths
-from tests.networks import random_image, random_weights, relative_error
+from tests.networks import random_image, relative_error
 
 torch = pytest.importorskip("torch", reason="PyTorch is missing: EXTRAS=dev,peers launch/test.sh")
 from nnunetv2.training.loss import dice  # noqa: E402
@@ -95,8 +95,7 @@ def setting(precision, clip_norm, batch_dice):
         optimizer=OptimizerConfig(clip_norm=clip_norm),
     )
     net = peer.network(MODEL)
-    weights = random_weights(golden.own_shapes(net))
-    net.load_state_dict({k: torch.from_numpy(v) for k, v in weights.items()}, strict=False)
+    golden.load_random_weights(net)
     net = net.to(getattr(torch, precision))
     loss = peer.loss(2, batch_dice)
     images = [random_image(MODEL, PATCH, seed).astype(precision) for seed in range(STEPS)]

@@ -108,14 +108,18 @@ def load_params(workdir: str | Path, step: int | None = None) -> Tree:
 
 def load_run(workdir: str | Path) -> tuple[Config, Plan, Tree]:
     """The config, the plan and the latest parameters of a run."""
+    return load_config(workdir), load_plan(Path(workdir) / "plan.json"), load_params(workdir)
+
+
+def load_config(workdir: str | Path) -> Config:
+    """The config of a run. Raises a UserError where the folder is no run, or it is damaged."""
     path = Path(workdir) / "config.json"
     if not path.is_file():
         raise UserError(f"{workdir}: not the work directory of a run, it has no config.json")
     try:
-        config = from_dict(json.loads(path.read_text()))
+        return from_dict(json.loads(path.read_text()))
     except ValueError as error:
         raise UserError(f"{path}: damaged; it is no JSON") from error
-    return config, load_plan(Path(workdir) / "plan.json"), load_params(workdir)
 
 
 def load_pretrained(config: Config) -> Tree | None:
@@ -127,9 +131,8 @@ def load_pretrained(config: Config) -> Tree | None:
     """
     if not config.pretrained:
         return None
-    path = Path(config.pretrained) / "config.json"
-    if STRATEGIES[config.strategy].schedule == "joint" and path.is_file():
-        theirs = from_dict(json.loads(path.read_text()))
+    if STRATEGIES[config.strategy].schedule == "joint":
+        theirs = load_config(config.pretrained)
         planned, here = (
             (c.pretraining_epochs, c.epochs, c.optimizer.learning_rate, c.optimizer.poly_power)
             for c in (theirs, config)

@@ -36,6 +36,7 @@ from covid_jax.data.volume import write_volume
 from covid_jax.errors import UserError, run_command
 from covid_jax.evaluation.folders import evaluate_folders, save_metrics
 from covid_jax.inference.scan import make_predictor
+from covid_jax.model.conv import Form, fast_form
 from covid_jax.training.checkpoint import Checkpoints, load_pretrained
 from covid_jax.training.explain import explain
 from covid_jax.training.parallel import keep_compiled_programs, make_mesh, put_batch, replicate
@@ -79,7 +80,8 @@ def train(config: Config, workdir: Path) -> None:
     mesh = make_mesh(config.mesh, config.data.batch_size, config.data.patch_size[0])
 
     # The network: new parameters, some of them replaced by pre-trained ones, some of them frozen.
-    network = network_of(config, "lax" if config.mesh.space > 1 else None)
+    form = fast_form(config.mesh.data, config.mesh.space)
+    network = network_of(config, form)
     new = new_params(network, config.seed, (1, *config.data.patch_size, config.model.in_channels))
     params = initial_params(STRATEGIES[config.strategy], new, load_pretrained(config))
     masks = frozen_masks(config, params)
@@ -104,7 +106,7 @@ def train(config: Config, workdir: Path) -> None:
         if start:
             state, frozen = checkpoints.restore(state, held)
         state, frozen = replicate((state, frozen), mesh)
-        announce(config, datasets, params, held, start)
+        announce(config, datasets, params, held, start, form)
         progress = Progress(workdir, start, title(config, datasets))
         batches = training.batches(start, epochs * config.steps_per_epoch)
         key = jax.random.key(config.seed)
@@ -167,7 +169,7 @@ def test(config: Config, plan: Plan, dataset: StoredDataset, params: Any, workdi
 
 
 def announce(
-    config: Config, datasets: list[StoredDataset], params: Any, held: Any, start: int
+    config: Config, datasets: list[StoredDataset], params: Any, held: Any, start: int, form: Form
 ) -> None:
     """Prints what is trained on what."""
     sizes = [leaf.size for leaf in jax.tree.leaves(params)]
@@ -176,7 +178,7 @@ def announce(
     print(
         f"{title(config, datasets)}: {epochs} epochs of {config.steps_per_epoch} steps, "
         f"{sum(sizes):,} parameters, {frozen:,} of them frozen, "
-        f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+        f"{jax.device_count()} x {jax.devices()[0].device_kind}, convolutions: {form}"
     )
     if start:
         print(f"going on from the checkpoint of step {start}")

@@ -19,7 +19,8 @@ find_python() {
   return 1
 }
 
-stamp=".venv/.installed-${EXTRAS:-base}"
+EXTRAS=${EXTRAS:-onednn}
+stamp=".venv/.installed-$EXTRAS"
 if ! { [ -x .venv/bin/python ] && .venv/bin/python -c '' 2>/dev/null; }; then
   rm -rf .venv
   python=$(find_python)
@@ -28,8 +29,8 @@ if ! { [ -x .venv/bin/python ] && .venv/bin/python -c '' 2>/dev/null; }; then
 fi
 wanted=$(cat pyproject.toml constraints.txt | cksum)
 if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
-  echo "installing covid_jax${EXTRAS:+ with $EXTRAS}, about half a minute"
+  echo "installing covid_jax with $EXTRAS, about half a minute"
   .venv/bin/python -m pip install --quiet --disable-pip-version-check \
-    --constraint constraints.txt --editable ".${EXTRAS:+[$EXTRAS]}"
+    --constraint constraints.txt --editable ".[$EXTRAS]"
   echo "$wanted" > "$stamp"
 fi

@@ -4,8 +4,15 @@ import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
+import pytest
 
 from covid_jax.config import UNetConfig
+from covid_jax.model import onednn
+
+needs_onednn = pytest.mark.skipif(
+    not onednn.available(), reason="oneDNN: no extra onednn for this machine, or no C++ compiler"
+)
+FORMS = ("lax", "slices", pytest.param("onednn", marks=needs_onednn))
 
 BENCHMARK = UNetConfig()
 ISOTROPIC = UNetConfig(

@@ -8,6 +8,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "covid_jax"
 FLOORS = {
     "errors": 0,
+    "cache": 0,
     "config": 1,
     "data": 2,
     "model": 2,

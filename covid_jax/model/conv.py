@@ -1,7 +1,8 @@
 """3D convolution in the form that is fast on each backend, with gradients of its own.
 
-XLA's 3D convolutions are fast on GPU and TPU and about four times too slow on CPU, where its 2D
-convolutions and matrix products are good. So on CPU each pass is written as one of those:
+XLA's 3D convolutions are fast on GPU and TPU ("lax") and about four times too slow on CPU. There
+the passes are oneDNN's ("onednn", onednn.py) where it is installed. Else ("slices") each is written
+as what XLA does well on CPU, a 2D convolution or a matrix product:
 
 - forward, and the gradient to the input: the slices of all cases are one batch of a 2D
   convolution to (depth taps x features) channels, and the taps are added with a shift;
@@ -24,7 +25,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-Form = Literal["lax", "slices"]
+from covid_jax.model import onednn
+
+Form = Literal["lax", "slices", "onednn"]
 Triple = tuple[int, int, int]
 Padding = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
@@ -41,18 +44,26 @@ def convolution(
       inputs: one array, or several that stand for their concatenation along C.
       kernel: odd in each axis.
       strides: along D, H, W.
-      form: "lax" for XLA's own convolution (GPU, TPU, sharded depth), "slices" for CPU.
+      form: as fast_form; "onednn" is for float32, other dtypes take "slices" in its place.
 
     Returns:
       (N, ceil(D / sd), ceil(H / sh), ceil(W / sw), features)
     """
     parts = (inputs,) if isinstance(inputs, jax.Array) else tuple(inputs)
+    if form == "onednn" and kernel.dtype != jnp.float32:
+        form = "slices"
     return _convolution(strides, form, parts, kernel)
 
 
-def fast_form() -> Form:
-    """The form that is fast on the default backend."""
-    return "slices" if jax.default_backend() == "cpu" else "lax"
+def fast_form(data: int = 1, space: int = 1) -> Form:
+    """The form that is fast on the default backend, on a mesh of data x space devices.
+
+    XLA cuts its own convolutions along the depth, planar ones along the batch, and oneDNN's
+    calls not at all.
+    """
+    if jax.default_backend() != "cpu" or space > 1:
+        return "lax"
+    return "onednn" if data == 1 and onednn.available() else "slices"
 
 
 def transposed_convolution(x: Array, kernel: Array) -> Array:
@@ -112,6 +123,8 @@ def _same(kernel_shape: Sequence[int]) -> Padding:
 
 
 def _dense(x: Array, kernel: Array, strides: Triple, padding: Padding, form: Form) -> Array:
+    if form == "onednn":
+        return onednn.forward(x, kernel, strides)
     if form == "lax":
         return lax.conv_general_dilated(
             x, kernel, strides, padding, dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
@@ -183,6 +196,8 @@ def _gradient_to_input(
     one (zero where the position lies outside), and the phases are interleaved. With stride 1
     there is one phase, and the kernel is the given one flipped. XLA's own form has no such zeros.
     """
+    if form == "onednn":
+        return onednn.gradient_to_input(dy, kernel, strides, size)
     if form == "lax":
         zero = jnp.zeros((dy.shape[0], *size, kernel.shape[3]), dy.dtype)
         _, pull = jax.vjp(lambda x: _dense(x, kernel, strides, _same(kernel.shape), form), zero)
@@ -215,6 +230,8 @@ def _gradient_to_kernel(
     """The gradient to a kernel of `shape` (kd, kh, kw, -, features), for the input x alone."""
     kd, kh, kw, _, features = shape
     channels = x.shape[-1]
+    if form == "onednn":
+        return onednn.gradient_to_kernel(x, dy, shape[:3], strides)
     if form == "lax":
         zero = jnp.zeros((kd, kh, kw, channels, features), x.dtype)
         _, pull = jax.vjp(lambda k: _dense(x, k, strides, _same(shape), form), zero)

@@ -1,13 +1,13 @@
 """How arrays lie on devices: batch over `data`, depth of the patch over `space`."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from covid_jax.cache import cache_folder
 from covid_jax.config import MeshConfig
 from covid_jax.errors import UserError
 
@@ -54,5 +54,4 @@ def keep_compiled_programs() -> None:
     JAX_COMPILATION_CACHE_DIR names another folder than the default, or none where it is empty.
     """
     if CACHE_VARIABLE not in os.environ:
-        home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-        jax.config.update("jax_compilation_cache_dir", str(home / "covid_jax" / "xla"))
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder("xla")))

@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from covid_jax.model.conv import convolution, transposed_convolution
+from covid_jax.model import onednn
+from covid_jax.model.conv import convolution, fast_form, transposed_convolution
+from tests.networks import needs_onednn
 
 ODD = st.sampled_from([1, 3, 5])
 STRIDE = st.sampled_from([1, 2, 3])
@@ -46,6 +48,55 @@ def test_value_and_gradients_are_those_of_lax(kernel, strides, size, channels, f
             strict=True,
         ):
             np.testing.assert_allclose(a, b, atol=1e-9)
+
+
+@needs_onednn
+@given(
+    kernel=st.tuples(ODD, ODD, ODD),
+    strides=st.tuples(STRIDE, STRIDE, STRIDE),
+    size=st.tuples(*[st.integers(1, 9)] * 3),
+    channels=st.lists(st.integers(1, 17), min_size=1, max_size=2),
+    features=st.integers(1, 17),
+)
+@settings(max_examples=40, deadline=None)
+def test_onednn_gives_the_value_and_gradients_of_lax_in_float32(
+    kernel, strides, size, channels, features
+):
+    rng = np.random.default_rng(0)
+    parts = tuple(jnp.asarray(rng.normal(size=(2, *size, c)), jnp.float32) for c in channels)
+    shape = (*kernel, sum(channels), features)
+    weights = jnp.asarray(rng.normal(size=shape), jnp.float32)
+    ours, pull = jax.vjp(lambda p, w: convolution(p, w, strides, "onednn"), parts, weights)
+    theirs, pull_theirs = jax.vjp(lambda p, w: reference(p, w, strides), parts, weights)
+    dy = jnp.asarray(rng.normal(size=theirs.shape), jnp.float32)
+    for a, b in zip(
+        jax.tree.leaves((ours, pull(dy))), jax.tree.leaves((theirs, pull_theirs(dy))), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * float(jnp.abs(b).max()))
+
+
+@needs_onednn
+def test_onednn_is_the_form_of_one_cpu_and_of_float32_alone():
+    assert (fast_form(), fast_form(data=2), fast_form(space=2)) == ("onednn", "slices", "lax")
+    x, kernel = jnp.ones((1, 2, 3, 3, 1), jnp.bfloat16), jnp.ones((1, 3, 3, 1, 1), jnp.bfloat16)
+    traced = str(jax.make_jaxpr(lambda: convolution(x, kernel, (1, 1, 1), "onednn"))())
+    assert "ffi_call" not in traced
+    wide = jax.make_jaxpr(
+        lambda: convolution(x.astype("float32"), kernel.astype("float32"), (1, 1, 1), "onednn")
+    )()
+    assert "ffi_call" in str(wide)
+
+
+@needs_onednn
+def test_a_compiler_that_fails_is_told_and_the_slower_form_taken(tmp_path, monkeypatch):
+    compiler = tmp_path / "broken-c++"
+    compiler.write_text("#!/bin/sh\necho 'no room for a compiler' >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.warns(UserWarning, match="no room for a compiler"):
+        assert not onednn.available.__wrapped__()
+    assert not list(tmp_path.rglob("*.so"))
 
 
 def test_slices_large_enough_for_the_scan_give_the_same_gradient():

@@ -11,6 +11,7 @@ from covid_jax.config import UNetConfig
 from covid_jax.model.unet import MultiEncoderUNet, UNet
 from covid_jax.training.state import new_params
 from covid_jax.transfer.freezing import leaf_paths
+from tests.networks import FORMS
 
 SMALL = UNetConfig(
     in_channels=2,
@@ -83,10 +84,11 @@ def test_version_1_has_no_bias_in_heads_and_upsampling():
     assert set(params["encoder"]["stage_0"]["block_0"]["conv"]) == {"kernel", "bias"}
 
 
-def test_the_form_of_the_convolutions_does_not_change_the_numbers():
+@pytest.mark.parametrize("form", FORMS[1:])
+def test_the_form_of_the_convolutions_does_not_change_the_numbers(form):
     image = jax.random.normal(jax.random.key(1), (1, 6, 12, 12, 2))
     variables = {"params": new_params(UNet(SMALL), 0, image.shape)}
-    ours = jax.jit(UNet(SMALL, form="slices").apply)(variables, image)
+    ours = jax.jit(UNet(SMALL, form=form).apply)(variables, image)
     theirs = jax.jit(UNet(SMALL, form="lax").apply)(variables, image)
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)

@@ -16,7 +16,7 @@ from covid_jax.model import nnunet_weights
 from covid_jax.model.nnunet_weights import to_params, to_state_dict
 from covid_jax.model.unet import MultiEncoderUNet, UNet
 from covid_jax.training.state import new_params
-from tests.networks import CASES, random_image, relative_error
+from tests.networks import CASES, FORMS, random_image, relative_error
 
 torch = pytest.importorskip("torch", reason="PyTorch is missing: EXTRAS=dev,peers launch/test.sh")
 from benchmarks.peers import torch_nnunet as peer  # noqa: E402
@@ -41,7 +41,7 @@ def errors(config, patch, net, forward=None, form=None):
     return [relative_error(a, peer.channels_last(b)) for a, b in zip(ours, theirs, strict=True)]
 
 
-@pytest.mark.parametrize("form", ["lax", "slices"])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", ["benchmark", "isotropic", "uneven"])
 def test_logits_of_every_head_are_those_of_plain_conv_unet(name, form):
     config, patch = CASES[name]

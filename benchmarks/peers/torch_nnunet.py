@@ -5,6 +5,7 @@ Everything here comes from dynamic-network-architectures and nnunetv2; only the 
 
 from collections.abc import Callable, Sequence
 
+import jax
 import numpy as np
 import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
@@ -15,7 +16,11 @@ from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from torch import nn
 
-from covid_jax.config import OptimizerConfig, UNetConfig
+from covid_jax.config import Config, OptimizerConfig, UNetConfig
+from covid_jax.model.nnunet_weights import to_state_dict
+from covid_jax.training.explain import abstract_params
+from covid_jax.transfer.freezing import mask
+from covid_jax.transfer.strategies import STRATEGIES
 
 Loss = Callable[[Sequence[torch.Tensor], torch.Tensor], torch.Tensor]
 
@@ -93,13 +98,24 @@ class MultiEncoder(nn.Module):
         return logits[::-1]
 
 
-def strategy_network(strategy: str, config: UNetConfig) -> nn.Module:
-    """The network that a strategy trains, with what it freezes set to need no gradient."""
-    if strategy == "multi_encoder":
-        return MultiEncoder(config)
-    net = network(config)
-    if strategy == "frozen_encoder":
-        net.encoder.requires_grad_(False)
+def strategy_network(config: Config) -> nn.Module:
+    """The network that a run trains, with what it freezes set to need no gradient.
+
+    Raises:
+      ValueError: config.frozen with the two encoders, which have no names in nnU-Net.
+    """
+    if config.strategy == "multi_encoder":
+        if config.frozen:
+            raise ValueError("config.frozen is not known here for multi_encoder")
+        return MultiEncoder(config.model)
+    net = network(config.model)
+    params = abstract_params(config)
+    held = mask(params, (*STRATEGIES[config.strategy].frozen, *config.frozen))
+    # nnU-Net's name of each leaf, by way of arrays that hold whether it is frozen.
+    marks = jax.tree.map(lambda leaf, frozen: np.full(leaf.shape, frozen), params, held)
+    frozen = to_state_dict(marks, config.model)
+    for name, weight in net.named_parameters():
+        weight.requires_grad_(not frozen[name].any())
     return net
 
 
@@ -172,13 +188,26 @@ def train_step(
     image: torch.Tensor,
     labels: torch.Tensor,
     clip_norm: float,
+    autocast: bool = False,
 ) -> float:
-    """NnUNetTrainer's train_step on the CPU; returns the loss."""
+    """NnUNetTrainer's train_step, with autocast to bfloat16 where asked; returns the loss."""
     sgd.zero_grad(set_to_none=True)
-    value = loss_of(net(image), labels)
+    with torch.autocast(image.device.type, torch.bfloat16, enabled=autocast):
+        value = loss_of(net(image), labels)
     value.backward()
     nn.utils.clip_grad_norm_(net.parameters(), clip_norm)
     sgd.step()
+    return value.item()
+
+
+def validation_step(
+    net: nn.Module, loss_of: Loss, image: torch.Tensor, labels: torch.Tensor, autocast: bool = False
+) -> float:
+    """NnUNetTrainer's validation_step without its bookkeeping; returns the loss."""
+    with torch.no_grad(), torch.autocast(image.device.type, torch.bfloat16, enabled=autocast):
+        logits = net(image)
+        value = loss_of(logits, labels)
+        logits[0].argmax(1)
     return value.item()
 
 

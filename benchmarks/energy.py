@@ -1,0 +1,38 @@
+"""The energy that the device has used so far, where it tells."""
+
+import ctypes
+import functools
+from pathlib import Path
+
+import jax
+
+_RAPL = Path("/sys/class/powercap/intel-rapl:0/energy_uj")
+
+
+def joules_used() -> float | None:
+    """Joules since some moment in the past: of the first GPU, or of the CPU package; or None."""
+    if jax.default_backend() == "gpu":
+        return _of_gpu()
+    try:
+        return int(_RAPL.read_text()) / 1e6
+    except OSError:  # not there, or for root alone
+        return None
+
+
+def _of_gpu() -> float | None:
+    nvml = _nvml()
+    if nvml is None:
+        return None
+    handle, millijoules = ctypes.c_void_p(), ctypes.c_ulonglong()
+    failed = nvml.nvmlDeviceGetHandleByIndex_v2(0, ctypes.byref(handle))
+    failed = failed or nvml.nvmlDeviceGetTotalEnergyConsumption(handle, ctypes.byref(millijoules))
+    return None if failed else millijoules.value / 1e3
+
+
+@functools.cache
+def _nvml() -> ctypes.CDLL | None:
+    try:
+        library = ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        return None
+    return None if library.nvmlInit_v2() else library

@@ -1,0 +1,193 @@
+"""The training and validation steps that benchmarks time: ours, the masking recipe, PyTorch's."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from covid_jax.config import Config
+from covid_jax.model.conv import fast_form
+from covid_jax.training.parallel import make_mesh, put_batch, replicate
+from covid_jax.training.state import initial_state, new_params, optimizer
+from covid_jax.training.step import Augment, make_eval_step, make_train_step
+from covid_jax.transfer.freezing import mask, split
+from covid_jax.transfer.strategies import STRATEGIES, network_of
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """Something that trains: `train` and `validate` do one step and wait for its end.
+
+    Attributes:
+      variant: what tells it from others of the framework and strategy.
+      data: "dummy" for one batch that lies on the device, "real" for new batches each step.
+      peak_bytes: of device memory that the training step takes; None where nobody tells.
+      bytes_accessed: that the training step reads and writes, by XLA's count.
+    """
+
+    framework: str
+    strategy: str
+    variant: str
+    train: Callable[[], Any]
+    validate: Callable[[], Any]
+    data: str = "dummy"
+    compile_seconds: float | None = None
+    peak_bytes: int | None = None
+    bytes_accessed: float | None = None
+
+
+def patterns_of(config: Config) -> tuple[str, ...]:
+    """What a run freezes at its beginning."""
+    return (*STRATEGIES[config.strategy].frozen, *config.frozen)
+
+
+def ours(
+    config: Config,
+    *,
+    variant: str = "",
+    batches: Iterator[Batch] | None = None,
+    augment: Augment | None = None,
+    recipe: bool = False,
+) -> Steps:
+    """The step of a run, compiled ahead; on one dummy batch where no `batches` are given.
+
+    With `recipe`, what is frozen is frozen as optax's documentation has it: the whole tree is
+    trained, and the updates of the frozen leaves are set to zero (optax.partition).
+    """
+    mesh = make_mesh(config.mesh, config.data.batch_size, config.data.patch_size[0])
+    form = fast_form(config.mesh.data, config.mesh.space)
+    network = network_of(config, form)
+    apply = lambda params, image: network.apply({"params": params}, image)  # noqa: E731
+    batch = put_batch(dummy_batch(config), mesh)
+    params = new_params(network, config.seed, batch["image"].shape)
+    held, transform = mask(params, patterns_of(config)), optimizer(config.optimizer)
+    if recipe:
+        labels = jax.tree.map(lambda h: "frozen" if h else "trained", held)
+        transform = optax.partition({"trained": transform, "frozen": optax.set_to_zero()}, labels)
+        held = jax.tree.map(lambda _: False, held)
+    trainable, frozen = split(params, held)
+    state, frozen = replicate((initial_state(trainable, transform), frozen), mesh)
+    step = make_train_step(apply, transform, augment)
+    rate, key = jnp.float32(config.optimizer.learning_rate), jax.random.key(0)
+    begin = time.perf_counter()
+    compiled = step.lower(state, frozen, batch, rate, key).compile()  # type: ignore[attr-defined]
+    compile_seconds = time.perf_counter() - begin
+    evaluate = make_eval_step(apply)
+
+    def next_batch() -> dict[str, jax.Array]:
+        return batch if batches is None else put_batch(next(batches), mesh)
+
+    def train() -> None:
+        nonlocal state
+        state, metrics = compiled(state, frozen, next_batch(), rate, key)
+        jax.block_until_ready(metrics)
+
+    return Steps(
+        framework="jax",
+        strategy=config.strategy,
+        variant=", ".join(filter(None, (form, variant))),
+        train=train,
+        validate=lambda: jax.block_until_ready(evaluate(state.trainable, frozen, next_batch())),
+        data="dummy" if batches is None else "real",
+        compile_seconds=compile_seconds,
+        peak_bytes=_peak_bytes(compiled),
+        bytes_accessed=compiled.cost_analysis()["bytes accessed"],
+    )
+
+
+def real_batches(config: Config, workdir: Path) -> Iterator[Batch]:
+    """The training batches of the run, as train.py has them."""
+    # Here, not above: machines that only time the step have none of the image libraries.
+    from covid_jax.training.run import open_data, samplers
+
+    _, datasets = open_data(config, workdir)
+    training, _ = samplers(config, datasets)
+    return (vars(batch) for batch in training.batches(0, 10**6))
+
+
+def theirs(config: Config, *, compiled: bool = False) -> Iterator[Steps]:
+    """PyTorch's nnU-Net: contiguous and channels-last, with autocast where we train in bfloat16.
+
+    With `compiled` both also through torch.compile.
+    """
+    import torch
+
+    from benchmarks.peers import torch_nnunet as peer
+
+    device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
+    torch.backends.cudnn.benchmark = True
+    batch = dummy_batch(config)
+    loss_of = peer.loss(len(config.model.features_per_stage) - 1)
+    layouts = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last_3d}
+    for layout, memory_format in layouts.items():
+        for compiles in (False, True) if compiled else (False,):
+            net = peer.strategy_network(config).to(device, memory_format=memory_format)
+            sgd = peer.optimizer(net, config.optimizer)
+            x = peer.channels_first(batch["image"]).to(device, memory_format=memory_format)
+            y = torch.from_numpy(batch["label"]).to(device)
+            fast = torch.compile(net) if compiles else net
+            autocast = config.dtype == "bfloat16"
+
+            def train(net: Any = fast, sgd: Any = sgd, x: Any = x, autocast: Any = autocast) -> Any:
+                clip = config.optimizer.clip_norm
+                return peer.train_step(net, sgd, loss_of, x, y, clip, autocast)  # noqa: B023
+
+            def validate(net: Any = fast, x: Any = x, autocast: Any = autocast) -> Any:
+                return peer.validation_step(net, loss_of, x, y, autocast)  # noqa: B023
+
+            begin = time.perf_counter()
+            train()
+            yield Steps(
+                framework="torch",
+                strategy=config.strategy,
+                variant=", ".join(
+                    [layout, *["compiled"] * compiles, *["autocast to bfloat16"] * autocast]
+                ),
+                train=train,
+                validate=validate,
+                compile_seconds=time.perf_counter() - begin if compiles else None,
+                peak_bytes=_torch_peak_bytes(device, train),
+            )
+
+
+def dummy_batch(config: Config) -> Batch:
+    """A batch of noise, half of it lesion: image (N, D, H, W, C), label (N, D, H, W), labelled."""
+    shape = (config.data.batch_size, *config.data.patch_size)
+    rng = np.random.default_rng(0)
+    image = rng.normal(size=(*shape, config.model.in_channels)).astype(np.float32)
+    label = np.zeros(shape, np.int32)
+    label[:, :, : shape[2] // 2] = rng.integers(1, config.model.num_classes, (shape[0], 1, 1, 1))
+    return {
+        "image": image,
+        "label": label,
+        "labelled": np.ones((shape[0], config.model.num_classes), bool),
+    }
+
+
+def _peak_bytes(compiled: jax.stages.Compiled) -> int:
+    """What XLA plans to have at once: arguments, results and temporaries, donated ones once."""
+    memory: Any = compiled.memory_analysis()
+    return (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+    )
+
+
+def _torch_peak_bytes(device: str, train: Callable[[], Any]) -> int | None:
+    if device == "cpu":
+        return None
+    import torch
+
+    torch.cuda.reset_peak_memory_stats()
+    train()
+    return torch.cuda.max_memory_allocated()

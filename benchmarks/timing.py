@@ -1,0 +1,82 @@
+"""Timing of several things beside each other: in turns, so that what drifts hits all alike."""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks.energy import joules_used
+
+NOISY = 0.10
+"""Turns whose quartiles lie further apart than this share of their median are marked as noisy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Seconds of one call, of each turn; and joules, where the device tells."""
+
+    turns: tuple[float, ...]
+    joules: tuple[float, ...] = ()
+
+    @property
+    def median(self) -> float:
+        """Of the turns, in seconds."""
+        return statistics.median(self.turns)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of the median, from 2000 resamplings of the turns."""
+        rng = np.random.default_rng(0)
+        medians = np.median(rng.choice(self.turns, (2000, len(self.turns))), axis=1)
+        low, high = np.quantile(medians, (0.025, 0.975))
+        return float(low), float(high)
+
+    @property
+    def spread(self) -> float:
+        """The distance of the quartiles over the median."""
+        low, high = np.quantile(self.turns, (0.25, 0.75))
+        return float(high - low) / self.median
+
+    def described(self) -> dict[str, Any]:
+        """What a result file says of it besides the median."""
+        return {
+            "turns": list(self.turns),
+            "interval": list(self.interval),
+            "spread": self.spread,
+            "noisy": self.spread > NOISY,
+            "joules": statistics.median(self.joules) if self.joules else None,
+        }
+
+
+def in_turns(
+    runs: Sequence[Callable[[], Any]], rounds: int, seconds: float
+) -> Iterator[list[Timing]]:
+    """Times `runs` in the order A-B-B-A; after every round, the timings so far.
+
+    Each run does its work and waits for its end. A turn is as many calls as fill `seconds`, one
+    at least. Every run is called twice before the first round, to warm up and to be counted.
+    """
+    counts = []
+    for run in runs:
+        run()
+        begin = time.perf_counter()
+        run()
+        counts.append(max(1, round(seconds / (time.perf_counter() - begin))))
+    timings = [Timing(()) for _ in runs]
+    for turn in range(rounds):
+        order = range(len(runs)) if turn % 2 == 0 else reversed(range(len(runs)))
+        for index in order:
+            used, begin = joules_used(), time.perf_counter()
+            for _ in range(counts[index]):
+                runs[index]()
+            elapsed, after = time.perf_counter() - begin, joules_used()
+            timings[index] = Timing(
+                (*timings[index].turns, elapsed / counts[index]),
+                ()
+                if used is None or after is None
+                else (*timings[index].joules, (after - used) / counts[index]),
+            )
+        yield list(timings)

@@ -31,8 +31,10 @@ Form = Literal["lax", "slices", "onednn"]
 Triple = tuple[int, int, int]
 Padding = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
+# Bounds of the gradient to the kernel, in voxels of an output slice, as benchmarks/convolution.py
+# measured them: below, one matrix product over all slices beats one a slice; and oneDNN's.
 _SMALL_SLICE = 256
-"""Voxels a slice under which one product over all slices beats one a slice (4 x 8 x 8: 1.5x)."""
+_SMALL_SLICE_ONEDNN = 64
 
 
 def convolution(
@@ -230,7 +232,7 @@ def _gradient_to_kernel(
     """The gradient to a kernel of `shape` (kd, kh, kw, -, features), for the input x alone."""
     kd, kh, kw, _, features = shape
     channels = x.shape[-1]
-    if form == "onednn":
+    if form == "onednn" and dy.shape[2] * dy.shape[3] >= _SMALL_SLICE_ONEDNN:
         return onednn.gradient_to_kernel(x, dy, shape[:3], strides)
     if form == "lax":
         zero = jnp.zeros((kd, kh, kw, channels, features), x.dtype)

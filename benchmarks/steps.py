@@ -1,8 +1,9 @@
 """The training and validation steps that benchmarks time: ours, the masking recipe, PyTorch's."""
 
 import dataclasses
+import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import optax
 
 from covid_jax.config import Config
 from covid_jax.model.conv import fast_form
+from covid_jax.model.loss import deep_supervision_loss
 from covid_jax.training.parallel import make_mesh, put_batch, replicate
 from covid_jax.training.state import initial_state, new_params, optimizer
 from covid_jax.training.step import Augment, make_eval_step, make_train_step
@@ -55,13 +57,8 @@ def ours(
     variant: str = "",
     batches: Iterator[Batch] | None = None,
     augment: Augment | None = None,
-    recipe: bool = False,
 ) -> Steps:
-    """The step of a run, compiled ahead; on one dummy batch where no `batches` are given.
-
-    With `recipe`, what is frozen is frozen as optax's documentation has it: the whole tree is
-    trained, and the updates of the frozen leaves are set to zero (optax.partition).
-    """
+    """The step of a run, compiled ahead; on one dummy batch where no `batches` are given."""
     mesh = make_mesh(config.mesh, config.data.batch_size, config.data.patch_size[0])
     form = fast_form(config.mesh.data, config.mesh.space)
     network = network_of(config, form)
@@ -69,10 +66,6 @@ def ours(
     batch = put_batch(dummy_batch(config), mesh)
     params = new_params(network, config.seed, batch["image"].shape)
     held, transform = mask(params, patterns_of(config)), optimizer(config.optimizer)
-    if recipe:
-        labels = jax.tree.map(lambda h: "frozen" if h else "trained", held)
-        transform = optax.partition({"trained": transform, "frozen": optax.set_to_zero()}, labels)
-        held = jax.tree.map(lambda _: False, held)
     trainable, frozen = split(params, held)
     state, frozen = replicate((initial_state(trainable, transform), frozen), mesh)
     step = make_train_step(apply, transform, augment)
@@ -103,6 +96,60 @@ def ours(
     )
 
 
+def optax_recipe(config: Config, *, clip_in_front: bool) -> Steps:
+    """The same step with optax's recipe for freezing: optax.partition with set_to_zero.
+
+    The whole tree is differentiated, and the updates of frozen leaves are zero. Where nothing else
+    looks at their gradients, XLA finds that they are not needed. Where something does, they are
+    computed: with `clip_in_front` the clipping stands before the partition, as in most chains, and
+    its norm is that of all gradients (which is not nnU-Net's where something is frozen).
+    """
+    network = network_of(config, fast_form())
+    apply = lambda params, image: network.apply({"params": params}, image)  # noqa: E731
+    batch = jax.tree.map(jnp.asarray, dummy_batch(config))
+    params = new_params(network, config.seed, batch["image"].shape)
+    settings = config.optimizer
+    clip = optax.clip_by_global_norm(settings.clip_norm)
+    sgd = optax.chain(
+        optax.add_decayed_weights(settings.weight_decay),
+        optax.sgd(settings.learning_rate, settings.momentum, nesterov=True),
+    )
+    labels = jax.tree.map(lambda h: "frozen" if h else "trained", mask(params, patterns_of(config)))
+    trained = sgd if clip_in_front else optax.chain(clip, sgd)
+    transform = optax.partition({"trained": trained, "frozen": optax.set_to_zero()}, labels)
+    if clip_in_front:
+        transform = optax.chain(clip, transform)
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(
+        params: Any, opt_state: Any, batch: dict[str, jax.Array]
+    ) -> tuple[Any, Any, jax.Array]:
+        def loss_of(params: Any) -> jax.Array:
+            return deep_supervision_loss(apply(params, batch["image"]), batch["label"])
+
+        loss, gradient = jax.value_and_grad(loss_of)(params)
+        updates, opt_state = transform.update(gradient, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, loss
+
+    opt_state = transform.init(params)
+    evaluate, nothing = make_eval_step(apply), jax.tree.map(lambda _: None, params)
+    compiled = step.lower(params, opt_state, batch).compile()
+
+    def train() -> None:
+        nonlocal params, opt_state
+        params, opt_state, loss = compiled(params, opt_state, batch)
+        loss.block_until_ready()
+
+    return Steps(
+        framework="jax",
+        strategy=config.strategy,
+        variant=f"optax recipe, clipped {'in front' if clip_in_front else 'inside'}",
+        train=train,
+        validate=lambda: jax.block_until_ready(evaluate(params, nothing, batch)),
+        peak_bytes=_peak_bytes(compiled),
+    )
+
+
 def real_batches(config: Config, workdir: Path) -> Iterator[Batch]:
     """The training batches of the run, as train.py has them."""
     # Here, not above: machines that only time the step have none of the image libraries.
@@ -113,10 +160,15 @@ def real_batches(config: Config, workdir: Path) -> Iterator[Batch]:
     return (vars(batch) for batch in training.batches(0, 10**6))
 
 
-def theirs(config: Config, *, compiled: bool = False) -> Iterator[Steps]:
-    """PyTorch's nnU-Net: contiguous and channels-last, with autocast where we train in bfloat16.
+LAYOUTS = ("contiguous", "channels-last")
 
-    With `compiled` both also through torch.compile.
+
+def theirs(
+    config: Config, *, layouts: Sequence[str] = LAYOUTS, compiled: bool = False
+) -> Iterator[Steps]:
+    """PyTorch's nnU-Net in each of its `layouts`, with autocast where we train in bfloat16.
+
+    With `compiled` each also through torch.compile.
     """
     import torch
 
@@ -126,8 +178,9 @@ def theirs(config: Config, *, compiled: bool = False) -> Iterator[Steps]:
     torch.backends.cudnn.benchmark = True
     batch = dummy_batch(config)
     loss_of = peer.loss(len(config.model.features_per_stage) - 1)
-    layouts = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last_3d}
-    for layout, memory_format in layouts.items():
+    formats = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last_3d}
+    for layout in layouts:
+        memory_format = formats[layout]
         for compiles in (False, True) if compiled else (False,):
             net = peer.strategy_network(config).to(device, memory_format=memory_format)
             sgd = peer.optimizer(net, config.optimizer)

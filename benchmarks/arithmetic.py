@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from covid_jax.config import Config
-from covid_jax.training.explain import abstract_params
+from covid_jax.training.cost import abstract_params
 from covid_jax.transfer.freezing import leaves_by_path, mask
 
 Triple = tuple[int, ...]

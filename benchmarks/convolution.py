@@ -11,9 +11,8 @@ to a kernel is one matrix product), and prints GFLOP/s.
 """
 
 import functools
-import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from absl import flags
 
 from benchmarks import environment
 from benchmarks.arithmetic import Convolution, convolutions
+from benchmarks.tables import Line, convolution_table
 from benchmarks.timing import in_turns
 from covid_jax.config import (
     Config,
@@ -111,7 +111,7 @@ def theirs(shape: Shape, batch_size: int, dtype: str) -> dict[str, list[Callable
     return found
 
 
-def measure(config: Config, shape: Shape, count: int, peer: bool) -> list[dict[str, Any]]:
+def measure(config: Config, shape: Shape, count: int, peer: bool) -> list[Line]:
     """The lines of convolution.json of one shape: one for each form and pass."""
     size, kernel_size, strides, channels, features = shape
     batch_size = config.data.batch_size
@@ -153,48 +153,17 @@ def measure(config: Config, shape: Shape, count: int, peer: bool) -> list[dict[s
     return lines
 
 
-def table(lines: Sequence[dict[str, Any]]) -> str:
-    """GFLOP/s of the three passes of each shape in each form; and the seconds of all together."""
-    forms = list(dict.fromkeys(line["form"] for line in lines))
-    rows = [f"{'GFLOP/s: forward / to input / to kernel':<48}" + "".join(f"{f:>22}" for f in forms)]
-    cells: dict[str, dict[str, list[str]]] = {}
-    for line in lines:
-        what = (
-            f"{line['count']} x {line['channels']}->{line['features']} "
-            f"{'x'.join(map(str, line['kernel_size']))} / {'x'.join(map(str, line['strides']))} "
-            f"on {'x'.join(map(str, line['size']))}"
-        )
-        of_form = cells.setdefault(what, {}).setdefault(line["form"], [])
-        of_form.append(f"{line['gflop_per_second']:.0f}")
-    for what, by_form in cells.items():
-        rows.append(
-            f"{what:<48}" + "".join(f"{' / '.join(by_form.get(form, ['-'])):>22}" for form in forms)
-        )
-    for name in (*PASSES, "all"):
-        seconds = [
-            sum(
-                line["count"] * line["seconds"]
-                for line in lines
-                if line["form"] == form and name in (line["pass"], "all")
-            )
-            for form in forms
-        ]
-        rows.append(f"{'seconds, ' + name:<48}" + "".join(f"{s:>22.3f}" for s in seconds))
-    return "\n".join(rows)
-
-
 def main() -> None:
     """Measures what the flags say."""
     if not _OUTPUT.value:
         raise UserError("--output is missing (see --help)")
     config = config_from_flag(_CONFIG)
     path = Path(_OUTPUT.value) / "convolution.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines: list[dict[str, Any]] = []
+    lines: list[Line] = []
     for shape, count in shapes(config).items():
         lines += measure(config, shape, count, _PEER.value == "torch")
-        path.write_text(json.dumps({**environment.describe(), "results": lines}, indent=1) + "\n")
-    print(table(lines))
+        environment.save(path, lines)
+    print(convolution_table(lines))
     print(f"{path}")
 
 

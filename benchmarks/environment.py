@@ -1,8 +1,10 @@
 """What a result was measured with: it stands in every file under benchmarks/results."""
 
+import json
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,12 @@ def describe() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "processor": _processor(),
     }
+
+
+def save(path: Path, lines: Sequence[dict[str, Any]], **more: Any) -> None:
+    """Writes a result file: what it was measured with, `more`, and its lines."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**describe(), **more, "results": lines}, indent=1) + "\n")
 
 
 def _processor() -> str:

@@ -33,6 +33,7 @@ class Steps:
       data: "dummy" for one batch that lies on the device, "real" for new batches each step.
       peak_bytes: of device memory that the training step takes; None where nobody tells.
       bytes_accessed: that the training step reads and writes, by XLA's count.
+      program: the optimised HLO of the training step.
     """
 
     framework: str
@@ -44,6 +45,7 @@ class Steps:
     compile_seconds: float | None = None
     peak_bytes: int | None = None
     bytes_accessed: float | None = None
+    program: str = ""
 
 
 def patterns_of(config: Config) -> tuple[str, ...]:
@@ -93,6 +95,7 @@ def ours(
         compile_seconds=compile_seconds,
         peak_bytes=_peak_bytes(compiled),
         bytes_accessed=compiled.cost_analysis()["bytes accessed"],
+        program=compiled.as_text(),
     )
 
 

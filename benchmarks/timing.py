@@ -57,13 +57,14 @@ def in_turns(
     """Times `runs` in the order A-B-B-A; after every round, the timings so far.
 
     Each run does its work and waits for its end. A turn is as many calls as fill `seconds`, one
-    at least. Every run is called twice before the first round, to warm up and to be counted.
+    at least. Every run is called before the first round, to warm up, and again to be counted.
     """
     counts = []
     for run in runs:
         run()
         begin = time.perf_counter()
-        run()
+        if seconds:
+            run()
         counts.append(max(1, round(seconds / (time.perf_counter() - begin))))
     timings = [Timing(()) for _ in runs]
     for turn in range(rounds):

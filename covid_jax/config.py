@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
 
 from covid_jax.errors import UserError
 
@@ -160,6 +159,9 @@ class Config:
     validation_steps: int = 50
     checkpoint_every: int = 50  # epochs
     dtype: str = "float32"  # of activations; parameters, norms and loss are float32
+    # Compute each stage again in the backward pass: less memory, more time. On GPU and TPU; XLA for
+    # CPU undoes it.
+    remat: bool = False
     test: bool = True  # at the end, predict and score the fold's test cases
     # Patterns over parameter paths (transfer/freezing.py): what is frozen besides the strategy's,
     # and from which epoch on one more pattern holds, such as (10, "!encoder/stage_5") to unfreeze.
@@ -300,6 +302,9 @@ def validate(config: Config) -> None:
 
 def define_config_flag() -> flags.FlagHolder[Config]:
     """Defines --config=FILE.py[:ARGUMENT] and --config.FIELD=VALUE for every field of Config."""
+    # Here, not above: what needs no flags runs without it, such as the benchmark on a bare machine.
+    from ml_collections import config_flags
+
     return config_flags.DEFINE_config_file(
         "config",
         None,

@@ -9,8 +9,14 @@ from pathlib import Path
 import pytest
 
 from covid_jax.config import Config, load_config_file
+from covid_jax.model import onednn
 
 ROOT = Path(__file__).resolve().parent.parent
+
+needs_onednn = pytest.mark.skipif(
+    not onednn.available(), reason="oneDNN: no extra onednn for this machine, or no C++ compiler"
+)
+FORMS = ("lax", "slices", pytest.param("onednn", marks=needs_onednn))
 
 
 @pytest.fixture(scope="session")

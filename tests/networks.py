@@ -1,19 +1,15 @@
 """Networks for tests: topologies, and random weights that numpy alone can make again."""
 
 import dataclasses
+import json
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
-import pytest
 
 from covid_jax.config import UNetConfig
-from covid_jax.model import onednn
 
-needs_onednn = pytest.mark.skipif(
-    not onednn.available(), reason="oneDNN: no extra onednn for this machine, or no C++ compiler"
-)
-FORMS = ("lax", "slices", pytest.param("onednn", marks=needs_onednn))
-
+FILES = Path(__file__).resolve().parent / "files"
 BENCHMARK = UNetConfig()
 ISOTROPIC = UNetConfig(
     features_per_stage=(8, 16, 32, 48, 48),
@@ -80,6 +76,24 @@ def random_image(config: UNetConfig, patch: tuple[int, int, int], seed: int = 1)
     """(2, D, H, W, C)"""
     rng = np.random.default_rng(seed)
     return rng.normal(size=(2, *patch, config.in_channels)).astype(np.float32)
+
+
+def stored_weights(name: str, seed: int = 0) -> dict[str, np.ndarray]:
+    """Random weights for nnU-Net's network of a case, whose names and shapes are stored."""
+    shapes = json.loads((FILES / "golden_networks.json").read_text())[name]["weights"]
+    return random_weights({key: tuple(shape) for key, shape in shapes.items()}, seed)
+
+
+def random_batch(name: str) -> dict[str, np.ndarray]:
+    """A batch of two for the network of a case, as the training step takes it."""
+    config, patch = CASES[name]
+    label = np.random.default_rng(2).integers(0, config.num_classes, (2, *patch))
+    label[0] *= np.arange(patch[0])[:, None, None] < patch[0] // 2
+    return {
+        "image": random_image(config, patch),
+        "label": label.astype(np.int32),
+        "labelled": np.ones((2, config.num_classes), bool),
+    }
 
 
 def sampled(logits: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ from torch import nn
 
 from covid_jax.config import Config, OptimizerConfig, UNetConfig
 from covid_jax.model.nnunet_weights import to_state_dict
-from covid_jax.training.explain import abstract_params
+from covid_jax.training.cost import abstract_params
 from covid_jax.transfer.freezing import mask
 from covid_jax.transfer.strategies import STRATEGIES
 

@@ -129,12 +129,14 @@ class Encoder(nn.Module):
     config: UNetConfig
     dtype: jnp.dtype
     form: conv.Form
+    remat: bool
 
     @nn.compact
     def __call__(self, x: Array) -> tuple[Array, ...]:
+        kind = nn.remat(EncoderStage) if self.remat else EncoderStage
         features = []
         for stage in range(len(self.config.features_per_stage)):
-            x = EncoderStage(self.config, stage, self.dtype, self.form, name=f"stage_{stage}")(x)
+            x = kind(self.config, stage, self.dtype, self.form, name=f"stage_{stage}")(x)
             features.append(x)
         return tuple(features)
 
@@ -185,14 +187,16 @@ class Decoder(nn.Module):
     config: UNetConfig
     dtype: jnp.dtype
     form: conv.Form
+    remat: bool
 
     @nn.compact
     def __call__(self, features: Sequence[Sequence[Array]]) -> tuple[Array, ...]:
         """`features` holds, for each stage, the arrays of the encoders. Full resolution first."""
+        kind = nn.remat(DecoderStage) if self.remat else DecoderStage
         below: Sequence[Array] = features[-1]
         outputs = []
         for stage in reversed(range(len(features) - 1)):
-            x = DecoderStage(self.config, stage, self.dtype, self.form, name=f"stage_{stage}")(
+            x = kind(self.config, stage, self.dtype, self.form, name=f"stage_{stage}")(
                 below, features[stage]
             )
             outputs.append(x)
@@ -243,13 +247,15 @@ class UNet(nn.Module):
     config: UNetConfig
     dtype: jnp.dtype = jnp.float32
     form: conv.Form | None = None  # of the convolutions; None for the backend's fast one
+    remat: bool = False  # keep each stage's input alone, and compute it again in the backward pass
 
     @nn.compact
     def __call__(self, x: Array) -> tuple[Array, ...]:
         form = self.form or conv.fast_form()
-        features = Encoder(self.config, self.dtype, form, name="encoder")(x.astype(self.dtype))
+        settings = (self.config, self.dtype, form, self.remat)
+        features = Encoder(*settings, name="encoder")(x.astype(self.dtype))
         stages = [(stage,) for stage in features]
-        decoded = Decoder(self.config, self.dtype, form, name="decoder")(stages)
+        decoded = Decoder(*settings, name="decoder")(stages)
         return Heads(self.config, self.dtype, name="heads")(decoded)
 
 
@@ -263,15 +269,17 @@ class MultiEncoderUNet(nn.Module):
     config: UNetConfig
     dtype: jnp.dtype = jnp.float32
     form: conv.Form | None = None
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> tuple[Array, ...]:
         form = self.form or conv.fast_form()
+        settings = (self.config, self.dtype, form, self.remat)
         x = x.astype(self.dtype)
-        own = Encoder(self.config, self.dtype, form, name="self_encoder")(x)
-        adapted = Encoder(self.config, self.dtype, form, name="adapted_encoder")(x)
+        own = Encoder(*settings, name="self_encoder")(x)
+        adapted = Encoder(*settings, name="adapted_encoder")(x)
         stages = list(zip(own, adapted, strict=True))
-        decoded = Decoder(self.config, self.dtype, form, name="decoder")(stages)
+        decoded = Decoder(*settings, name="decoder")(stages)
         return Heads(self.config, self.dtype, name="heads")(decoded)
 
 

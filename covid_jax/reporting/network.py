@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from covid_jax.config import Config
-from covid_jax.training.explain import abstract_params
+from covid_jax.training.cost import abstract_params
 from covid_jax.training.state import schedule
 from covid_jax.transfer.freezing import leaf_paths
 from covid_jax.transfer.strategies import STRATEGIES, frozen_masks, origins

@@ -58,7 +58,8 @@ STRATEGIES: dict[str, Strategy] = {
 
 def network_of(config: Config, form: Form | None = None) -> nn.Module:
     """The network that the run trains; `form` is that of its convolutions (model/conv.py)."""
-    return STRATEGIES[config.strategy].network(config.model, jnp.dtype(config.dtype), form)
+    network = STRATEGIES[config.strategy].network
+    return network(config.model, jnp.dtype(config.dtype), form, config.remat)
 
 
 def frozen_patterns(config: Config) -> dict[int, tuple[str, ...]]:

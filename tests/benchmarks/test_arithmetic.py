@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.arithmetic import convolutions, counted_flops
 from covid_jax.config import Config, DataConfig
-from covid_jax.training.explain import abstract_params, step_flops
+from covid_jax.training.cost import abstract_params, step_flops
 from covid_jax.transfer.freezing import leaves_by_path
 from covid_jax.transfer.strategies import STRATEGIES
 from tests.networks import UNEVEN

@@ -10,7 +10,7 @@ from jax import lax
 
 from covid_jax.model import onednn
 from covid_jax.model.conv import convolution, fast_form, transposed_convolution
-from tests.networks import needs_onednn
+from tests.conftest import needs_onednn
 
 ODD = st.sampled_from([1, 3, 5])
 STRIDE = st.sampled_from([1, 2, 3])

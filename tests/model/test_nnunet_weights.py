@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,25 +12,22 @@ from covid_jax.model.nnunet_weights import to_params, to_state_dict
 from covid_jax.model.unet import UNet
 from tests.networks import (
     CASES,
+    FILES,
     UNEVEN,
     VERSION_1,
     random_image,
-    random_weights,
     relative_error,
     sampled,
+    stored_weights,
 )
 
-GOLDEN = json.loads((Path(__file__).parent.parent / "files/golden_networks.json").read_text())
-
-
-def weights_of(name):
-    return random_weights({key: tuple(shape) for key, shape in GOLDEN[name]["weights"].items()})
+GOLDEN = json.loads((FILES / "golden_networks.json").read_text())
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_logits_are_those_that_nnunets_own_network_gave(name):
     config, patch = CASES[name]
-    params = to_params(weights_of(name), config)
+    params = to_params(stored_weights(name), config)
     ours = jax.jit(UNet(config).apply)({"params": params}, random_image(config, patch))
     assert len(ours) == len(GOLDEN[name]["logits"])
     for head, theirs in zip(ours, GOLDEN[name]["logits"], strict=True):
@@ -39,7 +35,7 @@ def test_logits_are_those_that_nnunets_own_network_gave(name):
 
 
 def test_every_missing_and_every_unknown_name_is_listed():
-    weights = weights_of("uneven")
+    weights = stored_weights("uneven")
     for name in ("encoder.stages.0.0.convs.0.conv.weight", "decoder.seg_layers.2.bias"):
         weights[name + ".old"] = weights.pop(name)
     with pytest.raises(UserError) as error:
@@ -55,11 +51,11 @@ def test_every_missing_and_every_unknown_name_is_listed():
 def test_a_shape_that_differs_names_the_path_and_both_shapes():
     config = dataclasses.replace(UNEVEN, num_classes=3)
     with pytest.raises(UserError, match=r"heads/stage_0/bias .* is \(3,\) .* and \(4,\)"):
-        to_params(weights_of("uneven"), config)
+        to_params(stored_weights("uneven"), config)
 
 
 def test_two_names_of_one_weight_must_agree():
-    state_dict = to_state_dict(to_params(weights_of("uneven"), UNEVEN), UNEVEN)
+    state_dict = to_state_dict(to_params(stored_weights("uneven"), UNEVEN), UNEVEN)
     name = "decoder.encoder.stages.0.0.convs.0.conv.weight"
     state_dict[name] = state_dict[name] + 1
     with pytest.raises(UserError, match="different values"):
@@ -67,13 +63,15 @@ def test_two_names_of_one_weight_must_agree():
 
 
 def test_names_from_compiled_and_distributed_training_are_read():
-    weights = {f"module._orig_mod.{name}": value for name, value in weights_of("uneven").items()}
+    weights = {
+        f"module._orig_mod.{name}": value for name, value in stored_weights("uneven").items()
+    }
     to_params(weights, UNEVEN)
 
 
 def test_version_1_without_its_decoders_kernels_becomes_version_2_with_biases_of_zero():
     plain = dataclasses.replace(UNEVEN, head_bias=False)
-    params = to_params(weights_of("uneven"), UNEVEN)
+    params = to_params(stored_weights("uneven"), UNEVEN)
     for part in (*params["heads"].values(), *(s["up"] for s in params["decoder"].values())):
         del part["bias"]
     state_dict = to_state_dict(params, plain)
@@ -82,9 +80,9 @@ def test_version_1_without_its_decoders_kernels_becomes_version_2_with_biases_of
 
 
 def test_a_network_that_version_2_does_not_have_is_refused():
-    params = to_params(weights_of("version 1"), VERSION_1)
+    params = to_params(stored_weights("version 1"), VERSION_1)
     with pytest.raises(UserError, match="kernel_sizes_decoder"):
         to_state_dict(params, VERSION_1)
-    params = to_params(weights_of("uneven"), UNEVEN)
+    params = to_params(stored_weights("uneven"), UNEVEN)
     with pytest.raises(UserError, match="self_encoder"):
         to_state_dict({**params, "self_encoder": params["encoder"]}, UNEVEN)

@@ -9,7 +9,6 @@ import collections
 import json
 import pickle
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,16 +16,20 @@ import torch
 from torch import nn
 
 from benchmarks.peers import torch_nnunet as peer
+from covid_jax.config import OptimizerConfig
 from tests.networks import (
     CASES,
+    FILES,
     TINY_PATCH,
     TINY_VERSION_1,
+    random_batch,
     random_image,
     random_weights,
     sampled,
 )
 
-FILE = Path(__file__).resolve().parent.parent / "files" / "golden_networks.json"
+FILE = FILES / "golden_networks.json"
+STEPS = FILES / "golden_steps.json"
 VERSION_1_MODEL = FILE.parent / "nnunet_version_1"
 
 
@@ -41,6 +44,19 @@ def main(version_1_source: str | None) -> None:
             golden[name] = values(version_1_network(config), name)
             write_version_1_model(golden)
     FILE.write_text(json.dumps(golden) + "\n")
+    STEPS.write_text(json.dumps({"losses": losses("isotropic", steps=5)}) + "\n")
+
+
+def losses(name: str, steps: int) -> list[float]:
+    """The loss of each of some training steps on one random batch, with random weights."""
+    config, _ = CASES[name]
+    net, batch, settings = peer.network(config), random_batch(name), OptimizerConfig()
+    load_random_weights(net)
+    sgd, loss_of = peer.optimizer(net, settings), peer.loss(len(config.features_per_stage) - 1)
+    image, label = peer.channels_first(batch["image"]), torch.from_numpy(batch["label"])
+    return [
+        peer.train_step(net, sgd, loss_of, image, label, settings.clip_norm) for _ in range(steps)
+    ]
 
 
 def values(net: nn.Module, name: str) -> dict[str, Any]:

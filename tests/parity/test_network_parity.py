@@ -16,7 +16,8 @@ from covid_jax.model import nnunet_weights
 from covid_jax.model.nnunet_weights import to_params, to_state_dict
 from covid_jax.model.unet import MultiEncoderUNet, UNet
 from covid_jax.training.state import new_params
-from tests.networks import CASES, FORMS, random_image, relative_error
+from tests.conftest import FORMS
+from tests.networks import CASES, random_image, relative_error
 
 torch = pytest.importorskip("torch", reason="PyTorch is missing: EXTRAS=dev,peers launch/test.sh")
 from benchmarks.peers import torch_nnunet as peer  # noqa: E402

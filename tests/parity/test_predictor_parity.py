@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import json
-import os
 import types
 
 import jax
@@ -23,8 +22,7 @@ from covid_jax.training.checkpoint import load_params
 from tests.conftest import ROOT
 
 torch = pytest.importorskip("torch", reason="PyTorch is missing: EXTRAS=dev,peers launch/test.sh")
-for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-    os.environ.setdefault(variable, "unused")  # nnU-Net warns where they are not set
+from benchmarks.peers.torch_predictor import predictor  # noqa: E402, I001
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO  # noqa: E402
 from nnunetv2.inference import predict_from_raw_data  # noqa: E402
 
@@ -60,16 +58,8 @@ def random_model(spacing_mm, mirror):
 
 def nnunet_prediction(folder, scan, mirror):
     """Mask and probabilities (K, D, H, W), in the axes of the file."""
-    predictor = predict_from_raw_data.nnUNetPredictor(
-        use_mirroring=mirror,
-        perform_everything_on_device=False,
-        device=torch.device("cpu"),
-        verbose=False,
-        allow_tqdm=False,
-    )
-    predictor.initialize_from_trained_model_folder(str(folder), (0,), "checkpoint_final.pth")
     image, properties = SimpleITKIO().read_images([str(scan)])
-    return predictor.predict_single_npy_array(image, properties, None, None, True)
+    return predictor(folder, mirror).predict_single_npy_array(image, properties, None, None, True)
 
 
 def our_probabilities(model, scan):

@@ -6,7 +6,8 @@ import pytest
 
 from covid_jax.config import Config
 from covid_jax.errors import UserError
-from covid_jax.training.explain import explain, lowered_step, step_flops
+from covid_jax.training.cost import lowered_step, step_flops
+from covid_jax.training.explain import explain
 from covid_jax.transfer.strategies import STRATEGIES
 from tests.conftest import tiny
 

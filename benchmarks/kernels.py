@@ -1,0 +1,41 @@
+r"""Where the time of a training step goes: its most costly operations.
+
+    python -m benchmarks.kernels --config=configs/paper.py --config.data.patch_size=16,64,96 \
+        --output=DIR
+
+From XLA's profiler over a few steps on dummy data: seconds a step, bytes of operands and results,
+and the JAX operation each comes from. Operations that run at the same time add up to more than the
+step takes. Writes kernels.json with all of them and prints the first.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from benchmarks import environment
+from benchmarks.steps import ours
+from benchmarks.tables import kernels_table
+from benchmarks.trace import operations
+from covid_jax.config import check_config_arguments, config_from_flag, define_config_flag
+from covid_jax.errors import UserError, run_command
+
+_CONFIG = define_config_flag()
+flags.declare_key_flag("config")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder of kernels.json.")
+
+
+def main() -> None:
+    """Measures what the flags say."""
+    if not _OUTPUT.value:
+        raise UserError("--output is missing (see --help)")
+    config = config_from_flag(_CONFIG)
+    path = Path(_OUTPUT.value) / "kernels.json"
+    steps = ours(config)
+    lines = operations(steps.train, steps.program)
+    environment.save(path, lines)
+    print(kernels_table(lines))
+    print(f"{path}")
+
+
+if __name__ == "__main__":
+    run_command(main, __doc__, check_config_arguments)

@@ -1,0 +1,170 @@
+"""What epoch_time and freezing measure; without flags, so that gpu.py measures the same."""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from benchmarks.arithmetic import counted_flops
+from benchmarks.roofline import bandwidth, matrix_rate
+from benchmarks.steps import Steps, optax_recipe, ours, patterns_of, real_batches, theirs
+from benchmarks.tables import Line
+from benchmarks.timing import Timing, in_turns
+from covid_jax.config import Config, UNetConfig
+from covid_jax.data.augment import augment
+from covid_jax.reporting.paper import paper_table
+from covid_jax.training.cost import step_flops
+
+
+def paper_seconds() -> dict[str, float]:
+    """The paper's seconds an epoch of each strategy, on one V100 (Table III)."""
+    return {row.strategy: statistics.mean(row.epoch_seconds) for row in paper_table(3)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """What is timed, for which run, and the operations of its training step."""
+
+    config: Config
+    steps: Steps
+    flops: float  # XLA's count
+    counted: float  # every tap of every convolution
+
+
+def candidates_of(
+    config: Config, *, peer: bool, compiled: bool, real: Path | None
+) -> list[Candidate]:
+    """Ours for one run, and what is timed beside it; `real` is a folder for the run's data."""
+    steps = [ours(config)]
+    if peer:
+        steps += theirs(config, compiled=compiled)
+    if real:
+        batches = real_batches(config, real)
+        steps.append(ours(config, variant="augmented", augment=augment))
+        steps.append(ours(config, variant="augmented", augment=augment, batches=batches))
+    patterns = patterns_of(config)
+    work = step_flops(config, patterns), counted_flops(config, patterns)
+    return [Candidate(config, one, *work) for one in steps]
+
+
+def result(candidate: Candidate, train: Timing, validate: Timing | None = None) -> Line:
+    """What epoch_time.json says of one candidate."""
+    config, steps, flops = candidate.config, candidate.steps, candidate.flops
+    rate = matrix_rate(config.dtype)
+    line = {
+        "framework": steps.framework,
+        "strategy": steps.strategy,
+        "patch_size": list(config.data.patch_size),
+        "batch_size": config.data.batch_size,
+        "dtype": config.dtype,
+        "mesh": dataclasses.asdict(config.mesh),
+        "variant": steps.variant,
+        "data": steps.data,
+        "seconds_per_step": train.median,
+        **train.described(),
+        "tflop_per_step": flops / 1e12,
+        "tflop_per_step_counted": candidate.counted / 1e12,
+        "tflop_per_second": flops / 1e12 / train.median,
+        "matrix_tflop_per_second": rate / 1e12,
+        "matrix_share": flops / train.median / rate,
+        "bytes_per_step": steps.bytes_accessed,
+        "bandwidth_share": steps.bytes_accessed / train.median / bandwidth()
+        if steps.bytes_accessed
+        else None,
+        "peak_bytes": steps.peak_bytes,
+        "compile_seconds": steps.compile_seconds,
+    }
+    if validate:
+        line |= {
+            "seconds_per_validation_step": validate.median,
+            "validation_turns": list(validate.turns),
+            "seconds_per_epoch": config.steps_per_epoch * train.median
+            + config.validation_steps * validate.median,
+            "epoch": "from the medians",
+        }
+    return line
+
+
+def epoch_times(
+    candidates: Sequence[Candidate], rounds: int, seconds: float
+) -> Iterator[list[Line]]:
+    """After every round the lines of epoch_time.json: of training steps, then of both steps."""
+    train: list[Timing] = []
+    for train in in_turns([one.steps.train for one in candidates], rounds, seconds):
+        yield [result(*timed) for timed in zip(candidates, train, strict=True)]
+    for validate in in_turns([one.steps.validate for one in candidates], rounds, seconds):
+        yield [result(*timed) for timed in zip(candidates, train, validate, strict=True)]
+
+
+def whole_epoch(candidate: Candidate) -> float:
+    """The seconds of an epoch of the run, training and validation, measured whole."""
+    begin = time.perf_counter()
+    for _ in range(candidate.config.steps_per_epoch):
+        candidate.steps.train()
+    for _ in range(candidate.config.validation_steps):
+        candidate.steps.validate()
+    return time.perf_counter() - begin
+
+
+def frozen_parts(model: UNetConfig) -> dict[str, tuple[str, ...]]:
+    """What is frozen, more and more: name -> patterns."""
+    deepest = len(model.features_per_stage) - 1
+    parts: dict[str, tuple[str, ...]] = {"nothing": ()}
+    for stage in range(deepest):
+        name = "encoder 0" if stage == 0 else f"encoder 0-{stage}"
+        parts[name] = tuple(f"encoder/stage_{k}" for k in range(stage + 1))
+    parts["encoder"] = ("encoder",)
+    for stage in reversed(range(deepest)):
+        above = tuple(f"decoder/stage_{k}" for k in range(stage, deepest))
+        name = f"encoder, decoder {deepest - 1}" + (f"-{stage}" if stage < deepest - 1 else "")
+        parts["all but heads" if stage == 0 else name] = ("encoder", *above)
+    return parts
+
+
+def frozen_part(
+    config: Config, full: Sequence[Steps], layouts: Sequence[str], rounds: int, seconds: float
+) -> list[Line]:
+    """A line for each candidate of one frozen part, timed in turns with `full` training."""
+    steps = [ours(config), *(optax_recipe(config, clip_in_front=front) for front in (False, True))]
+    if layouts:
+        steps += theirs(config, layouts=layouts)
+    runs = [*full, *steps]
+    *_, timings = in_turns([one.train for one in runs], rounds, seconds)
+    flops = step_flops(config, patterns_of(config))
+    base = {one.framework: timing for one, timing in zip(full, timings, strict=False)}
+    return [
+        {
+            "framework": one.framework,
+            "variant": one.variant,
+            "frozen": list(patterns_of(config)),
+            "patch_size": list(config.data.patch_size),
+            "batch_size": config.data.batch_size,
+            "dtype": config.dtype,
+            "seconds_per_step": timing.median,
+            "share_of_full": timing.median / base[one.framework].median,
+            "full_seconds_per_step": base[one.framework].median,
+            "tflop_per_step": flops / 1e12,
+            "peak_bytes": one.peak_bytes,
+            **timing.described(),
+        }
+        for one, timing in zip(steps, timings[len(full) :], strict=True)
+    ]
+
+
+def freezing(config: Config, peer: bool, rounds: int, seconds: float) -> Iterator[list[Line]]:
+    """After every frozen part the lines of freezing.json so far."""
+    full = [ours(config)]
+    layouts: tuple[str, ...] = ()
+    if peer:
+        # Of PyTorch's layouts the one that is faster here.
+        both = list(theirs(config))
+        *_, timings = in_turns([one.train for one in both], 2, seconds)
+        fastest = min(zip(both, timings, strict=True), key=lambda pair: pair[1].median)[0]
+        full, layouts = [*full, fastest], (fastest.variant.partition(",")[0],)
+    lines: list[Line] = []
+    for part, patterns in frozen_parts(config.model).items():
+        one = dataclasses.replace(config, frozen=(*config.frozen, *patterns))
+        timed = frozen_part(one, full, layouts, rounds, seconds)
+        lines += [{"part": part, **line} for line in timed]
+        yield lines

@@ -1,0 +1,133 @@
+"""Renders tables and figures of README.md and docs/benchmarks.md from benchmarks/results/*.json.
+
+    python -m benchmarks.report
+
+What stands between <!-- NAME --> and <!-- /NAME --> is replaced by what the files NAME*.json say,
+each with the command, the versions and the machine it comes from. No figure is typed in by hand.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+from benchmarks import tables
+from benchmarks.tables import Line
+from covid_jax.errors import run_command
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
+
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "epoch_time": lambda content: tables.epoch_time_table(content["results"], content["paper"]),
+    "freezing": lambda content: tables.freezing_table(content["results"]),
+    "convolution": lambda content: tables.convolution_table(content["results"]),
+    "inference": lambda content: tables.inference_table(content["results"]),
+    "scaling": lambda content: tables.scaling_table(content["results"]),
+    "kernels": lambda content: tables.kernels_table(content["results"]),
+}
+
+
+def results(name: str) -> list[tuple[str, dict[str, Any]]]:
+    """Stem and content of every result file of one benchmark."""
+    return [
+        (path.stem, json.loads(path.read_text())) for path in sorted(RESULTS.glob(f"{name}*.json"))
+    ]
+
+
+def section(name: str, figures: str) -> str:
+    """The results of one benchmark as Markdown; `figures` is the folder of pictures from there."""
+    parts = []
+    for stem, content in results(name):
+        versions = content["versions"]
+        packages = ", ".join(f"{p} {versions[p]}" for p in ("jax", "torch") if p in versions)
+        machine = f"{content['device']}, {content['processor']}, {content['cores']} cores"
+        parts.append(f"`{content['command']}`  \n{machine}; {packages}\n")
+        parts.append(f"```\n{TABLES[name](content)}\n```\n")
+        if name in FIGURES:
+            parts.append(f"![{name}]({figures}{stem}.svg)\n")
+    return "\n".join(parts)
+
+
+def rendered(page: Path) -> str:
+    """The text of `page` with every marked part replaced."""
+    text, figures = page.read_text(), "" if page.parent.name == "docs" else "docs/"
+    for name in TABLES:
+        start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+        before, marked, rest = text.partition(start)
+        if marked:
+            text = before + start + section(name, figures) + end + rest.partition(end)[2]
+    return text
+
+
+def draw_freezing(lines: Sequence[Line]) -> Figure:
+    """The step's seconds as a share of full training, and peak memory, for each frozen part."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8), width_ratios=(3, 2))
+    parts = list(dict.fromkeys(line["part"] for line in lines))
+    names = {"optax recipe, clipped inside": "--", "optax recipe, clipped in front": ":"}
+    for variant in dict.fromkeys(line["variant"] for line in lines):
+        along = [line for line in lines if line["variant"] == variant]
+        is_peer = along[0]["framework"] == "torch"
+        label = f"PyTorch, {variant}" if is_peer else variant if variant in names else "covid_jax"
+        style = {"color": "#e07b39" if is_peer else "#31688e", "linestyle": names.get(variant, "-")}
+        left.plot(parts, [line["share_of_full"] for line in along], "o", label=label, **style)
+        if along[0]["peak_bytes"]:
+            memory = [line["peak_bytes"] / 1e6 for line in along]
+            right.plot(parts, memory, "o", label=label, **style)
+    full = lines[0]["tflop_per_step"]
+    own = [line for line in lines if line["variant"] == lines[0]["variant"]]
+    work = [line["tflop_per_step"] / full for line in own]
+    left.plot(parts, work, color="0.6", label="operations (XLA's count)")
+    left.set(ylabel="of full training", ylim=(0, None))
+    right.set(ylabel="peak MB of the step", ylim=(0, None))
+    left.legend(fontsize=8)
+    for axes in (left, right):
+        axes.tick_params(axis="x", labelrotation=45, labelsize=8)
+        plt.setp(axes.get_xticklabels(), ha="right", rotation_mode="anchor")
+    figure.suptitle("A training step with more and more of the network frozen", fontsize=10)
+    figure.tight_layout()
+    return figure
+
+
+def draw_scaling(lines: Sequence[Line]) -> Figure:
+    """Seconds along each axis, both logarithmic, with the fitted exponent."""
+    names = list(dict.fromkeys(line["axis"] for line in lines))
+    figure, all_axes = plt.subplots(
+        1, len(names), figsize=(3.4 * len(names), 3.2), squeeze=False, layout="constrained"
+    )
+    for axes, name in zip(all_axes[0], names, strict=True):
+        along = [line for line in lines if line["axis"] == name]
+        axes.plot([line["value"] for line in along], [line["seconds"] for line in along], "o-")
+        axes.set(xscale="log", yscale="log", xlabel=name.replace(", ", ",\n"), ylabel="seconds")
+        if name != tables.MESH:
+            axes.set_title(f"exponent {tables.exponent(along):.2f}", fontsize=10)
+    return figure
+
+
+FIGURES: dict[str, Callable[[Sequence[Line]], Figure]] = {
+    "freezing": draw_freezing,
+    "scaling": draw_scaling,
+}
+
+
+def main() -> None:
+    """Renders every page and figure."""
+    matplotlib.use("agg")
+    matplotlib.rcParams["svg.hashsalt"] = "covid_jax"  # the same file each time
+    for name, draw in FIGURES.items():
+        for stem, content in results(name):
+            figure = draw(content["results"])
+            figure.savefig(ROOT / "docs" / f"{stem}.svg", metadata={"Date": None})
+            plt.close(figure)
+    for page in PAGES:
+        page.write_text(rendered(page))
+        print(page.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    run_command(main, __doc__)

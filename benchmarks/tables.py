@@ -1,0 +1,166 @@
+"""The tables of the benchmarks, from what stands in their result files."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+Line = dict[str, Any]
+NOISY = "  noisy: turns spread over 10 %"
+MESH = "mesh, data x space"
+"""The axis of scaling.json along which devices grow."""
+
+
+def epoch_time_table(lines: Sequence[Line], paper: dict[str, float]) -> str:
+    """One row a strategy: ours, the best of torch, and the paper's V100; then what is real."""
+
+    def best(framework: str, strategy: str, field: str) -> float:
+        found = [
+            line[field]
+            for line in lines
+            if (line["framework"], line["strategy"]) == (framework, strategy)
+            and not line["variant"].endswith("augmented")
+        ]
+        return min(found, default=float("nan"))
+
+    strategies = list(dict.fromkeys(line["strategy"] for line in lines))
+    head = f"{'strategy':<16}{'s/step':>9}{'torch':>9}{'ratio':>7}{'forward':>9}{'s/epoch':>10}"
+    rows = [head + f"{'to scratch':>12}{'paper s/epoch':>15}{'to scratch':>12}"]
+    for strategy in strategies:
+        step, peer = (best(f, strategy, "seconds_per_step") for f in ("jax", "torch"))
+        forward = [best(f, strategy, "seconds_per_validation_step") for f in ("jax", "torch")]
+        epoch = best("jax", strategy, "seconds_per_epoch")
+        noisy = any(line["noisy"] for line in lines if line["strategy"] == strategy)
+        rows.append(
+            f"{strategy:<16}{step:>9.3g}{peer:>9.3g}{step / peer:>7.2f}"
+            f"{forward[0] / forward[1]:>9.2f}{epoch:>10.1f}"
+            f"{step / best('jax', 'scratch', 'seconds_per_step'):>12.2f}"
+            f"{paper[strategy]:>15.0f}{paper[strategy] / paper['scratch']:>12.2f}"
+            + (NOISY if noisy else "")
+        )
+    rows.append("ratio, forward: our training and validation step over the best of torch")
+    fastest = min(
+        (line for line in lines if line["framework"] == "jax"), key=lambda x: x["seconds_per_step"]
+    )
+    rows.append(
+        f"{fastest['strategy']}: {fastest['tflop_per_second']:.3g} TFLOP/s, "
+        f"{fastest['matrix_share']:.0%} of a large matrix product's; "
+        f"{fastest['bandwidth_share']:.0%} of the memory's bandwidth"
+    )
+    augmented = [line for line in lines if line["variant"].endswith("augmented")]
+    for dummy, real in zip(augmented[::2], augmented[1::2], strict=True):
+        share = real["seconds_per_step"] / dummy["seconds_per_step"]
+        rows.append(f"{real['strategy']}: with the input pipeline {share:.3f} of dummy batches")
+    return "\n".join(rows)
+
+
+def convolution_table(lines: Sequence[Line]) -> str:
+    """GFLOP/s of the three passes of each shape in each form; and the seconds of all together."""
+    forms = list(dict.fromkeys(line["form"] for line in lines))
+    rows = [f"{'GFLOP/s: forward / to input / to kernel':<48}" + "".join(f"{f:>22}" for f in forms)]
+    cells: dict[str, dict[str, list[str]]] = {}
+    for line in lines:
+        what = (
+            f"{line['count']} x {line['channels']}->{line['features']} "
+            f"{'x'.join(map(str, line['kernel_size']))} / {'x'.join(map(str, line['strides']))} "
+            f"on {'x'.join(map(str, line['size']))}"
+        )
+        of_form = cells.setdefault(what, {}).setdefault(line["form"], [])
+        of_form.append(f"{line['gflop_per_second']:.0f}")
+    for what, by_form in cells.items():
+        rows.append(
+            f"{what:<48}" + "".join(f"{' / '.join(by_form.get(form, ['-'])):>22}" for form in forms)
+        )
+    for name in (*dict.fromkeys(line["pass"] for line in lines), "all"):
+        seconds = [
+            sum(
+                line["count"] * line["seconds"]
+                for line in lines
+                if line["form"] == form and name in (line["pass"], "all")
+            )
+            for form in forms
+        ]
+        rows.append(f"{'seconds, ' + name:<48}" + "".join(f"{s:>22.3f}" for s in seconds))
+    return "\n".join(rows)
+
+
+def freezing_table(lines: Sequence[Line]) -> str:
+    """One row a frozen part: seconds (of full training) and MB of each candidate."""
+    candidates = ("ours", "recipe, inside", "recipe, in front", "torch")
+    rows = [f"{'frozen':<24}{'TFLOP':>8}" + "".join(f"{name:>24}" for name in candidates)]
+    for name in dict.fromkeys(line["part"] for line in lines):
+        here = [line for line in lines if line["part"] == name]
+        row = f"{name:<24}{here[0]['tflop_per_step']:>8.3g}"
+        for line in here:
+            peak = f"{line['peak_bytes'] / 1e6:.0f} MB" if line["peak_bytes"] else ""
+            cell = f"{line['seconds_per_step']:.3g} s ({line['share_of_full']:.2f}) {peak}"
+            row += f"{cell:>24}"
+        noisy = any(line["noisy"] for line in here)
+        rows.append(row + (NOISY if noisy else ""))
+    return "\n".join([*rows, "in brackets: of full training, in the same turns"])
+
+
+def inference_table(lines: Sequence[Line]) -> str:
+    """One row a scan and way of predicting."""
+    rows = [
+        f"{'scan':<28}{'voxels':>14}{'mirrored':>10}{'s':>9}{'torch':>9}{'ratio':>7}{'unlike':>9}"
+    ]
+    for line in lines:
+        if line["framework"] != "jax":
+            continue
+        key = (line["scan"], line["mirror"])
+        peers = [p for p in lines if p["framework"] == "torch" and (p["scan"], p["mirror"]) == key]
+        row = f"{line['scan']:<28}{'x'.join(map(str, line['shape'])):>14}{line['mirror']!s:>10}"
+        row += f"{line['seconds']:>9.3g}"
+        for peer in peers:
+            ratio = line["seconds"] / peer["seconds"]
+            row += f"{peer['seconds']:>9.3g}{ratio:>7.2f}{peer['voxels_unlike_ours']:>9.1e}"
+        noisy = any(one["noisy"] for one in (line, *peers))
+        rows.append(row + (NOISY if noisy else ""))
+    return "\n".join(rows)
+
+
+def exponent(lines: Sequence[Line]) -> float:
+    """P of seconds ~ value^p, by least squares over the logarithms."""
+    value, seconds = (np.log([line[name] for line in lines]) for name in ("value", "seconds"))
+    return float(np.polyfit(value, seconds, 1)[0])
+
+
+def scaling_table(lines: Sequence[Line]) -> str:
+    """The seconds along each axis, and the exponent."""
+    rows = []
+    for axis in dict.fromkeys(line["axis"] for line in lines):
+        along = [line for line in lines if line["axis"] == axis]
+        if axis == MESH:
+            points = [
+                f"{line['mesh']['data']} x {line['mesh']['space']} ({line['variant']}) "
+                f"{line['seconds']:.3g} s {line['peak_bytes'] / 1e6:.0f} MB a device"
+                for line in along
+            ]
+        else:
+            points = [f"{line['value']:g}: {line['seconds']:.3g} s" for line in along]
+            points.append(f"seconds ~ value^{exponent(along):.2f}")
+        rows.append(f"{axis}: {', '.join(points)}")
+    return "\n".join(rows)
+
+
+def kernels_table(lines: Sequence[Line], first: int = 20) -> str:
+    """The first operations of a step, and the sums by kind."""
+    rows = [f"{'ms':>8}{'share':>8}{'MB':>8}{'GB/s':>8}  operation, from"]
+    for line in lines[:first]:
+        rate = line["bytes"] / line["seconds"] / 1e9 if line["seconds"] else 0.0
+        rows.append(
+            f"{1e3 * line['seconds']:>8.2f}{line['share']:>8.1%}{line['bytes'] / 1e6:>8.1f}"
+            f"{rate:>8.1f}  {line['opcode']} {_origin(line['jax'])}"
+        )
+    kinds: dict[str, float] = {}
+    for line in lines:
+        kinds[line["opcode"]] = kinds.get(line["opcode"], 0.0) + line["seconds"]
+    sums = sorted(kinds.items(), key=lambda item: -item[1])[:8]
+    rows.append("by kind: " + ", ".join(f"{kind} {1e3 * spent:.0f} ms" for kind, spent in sums))
+    return "\n".join(rows)
+
+
+def _origin(name: str) -> str:
+    """The last parts of JAX's name of an operation."""
+    return "/".join(name.split("/")[-4:])

@@ -1,0 +1,82 @@
+"""Where the time of a compiled step goes: its operations, from XLA's profiler and its program."""
+
+import math
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from benchmarks.tables import Line
+
+_WIDTHS = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "f64": 8}
+_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?(\S+) = (.*?) ([\w-]+)\((.*)$")
+_ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
+
+
+def operations(step: Callable[[], Any], program: str, times: int = 3) -> list[Line]:
+    """The operations of a step, the most costly first.
+
+    Args:
+      step: runs the compiled step once and waits for its end.
+      program: its optimised HLO (compiled.as_text()).
+      times: steps to run under the profiler.
+
+    Returns:
+      of each operation: its name in the program, seconds a step, share of all operations, the
+      bytes of its operands and results, and the JAX operation that it comes from
+    """
+    step()
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            for _ in range(times):
+                step()
+        (file,) = Path(folder).rglob("*.xplane.pb")
+        profile = jax.profiler.ProfileData.from_file(str(file))
+    known = _instructions(program)
+    nanoseconds: Counter[str] = Counter()
+    for plane in profile.planes:
+        for line in plane.lines:
+            for event in line.events:
+                # On GPU a kernel carries the name of its operation beside its own.
+                name = dict(event.stats).get("hlo_op", event.name)
+                if name in known:
+                    nanoseconds[name] += event.duration_ns
+    total = sum(nanoseconds.values())
+    return [
+        {
+            "operation": name,
+            "seconds": spent / 1e9 / times,
+            "share": spent / total,
+            **known[name],
+        }
+        for name, spent in nanoseconds.most_common()
+    ]
+
+
+def _instructions(program: str) -> dict[str, dict[str, Any]]:
+    """Of every instruction of the entry computation: opcode, bytes, and JAX's name of it."""
+    entry = program[program.index("\nENTRY ") :]
+    sizes: dict[str, int] = {}
+    found = {}
+    for text in entry.splitlines():
+        match = _INSTRUCTION.match(text)
+        if match is None:
+            continue
+        name, result, opcode, rest = match.groups()
+        sizes[name] = sum(
+            _WIDTHS.get(kind, 0) * math.prod(int(n) for n in shape.split(",") if n)
+            for kind, shape in _ARRAY.findall(result)
+        )
+        operands = re.findall(r"%([\w.-]+)", rest.partition(")")[0])
+        origin = re.search(r'op_name="([^"]*)"', rest)
+        target = re.search(r'custom_call_target="([^"]*)"', rest)
+        found[name] = {
+            "opcode": target.group(1) if target else opcode,
+            "bytes": sizes[name] + sum(sizes.get(operand, 0) for operand in operands),
+            "jax": origin.group(1) if origin else "",
+        }
+    return found

@@ -1,0 +1,90 @@
+"""Each benchmark runs on a small network and leaves its file and its table."""
+
+import json
+
+import pytest
+
+from benchmarks.report import PAGES, TABLES, rendered, results
+from tests.conftest import ROOT, needs_onednn
+
+SMALL = (
+    f"--config={ROOT}/configs/tiny.py",
+    "--config.model.features_per_stage=4,8",
+    "--config.model.kernel_sizes=((1,3,3),(3,3,3))",
+    "--config.model.strides=((1,1,1),(1,2,2))",
+    "--config.model.n_conv_per_stage=1,1",
+    "--config.model.n_conv_per_stage_decoder=1,",
+    "--rounds=2",
+)
+SCAN = f"{ROOT}/examples/covid19/COVID-19-CT-Seg_20cases/coronacases_001.nii.gz"
+
+
+def run(command, folder, name, *arguments, patch="4,16,16"):
+    finished = command(
+        f"benchmarks.{name}",
+        f"--output={folder}",
+        f"--config.data.patch_size={patch}",
+        *SMALL,
+        *arguments,
+    )
+    assert finished.returncode == 0, finished.stderr
+    content = json.loads((folder / f"{name}.json").read_text())
+    assert {"command", "versions", "device"} <= content.keys()
+    table = TABLES[name](content)
+    assert table in finished.stdout
+    return content["results"]
+
+
+@needs_onednn
+def test_every_convolution_is_measured_in_every_form(tmp_path, command):
+    lines = run(command, tmp_path, "convolution", "--seconds=0.01")
+    assert {line["form"] for line in lines} == {"lax", "slices", "onednn"}
+    assert {line["pass"] for line in lines if line["channels"] == 1} == {
+        "forward",
+        "gradient to kernel",
+    }
+    assert all(line["gflop_per_second"] > 0 for line in lines)
+
+
+def test_freezing_more_costs_less_work_and_memory(tmp_path, command):
+    lines = run(command, tmp_path, "freezing", "--seconds=0.01")
+    own = lines[::3]
+    parts = ["nothing", "encoder 0", "encoder", "all but heads"]
+    assert [line["part"] for line in own] == parts
+    for field in ("tflop_per_step", "peak_bytes"):
+        values = [line[field] for line in own]
+        assert values == sorted(values, reverse=True)
+        assert values[-1] < values[0]
+    recipe = [line for line in lines if line["variant"].endswith("in front")]
+    assert recipe[-1]["peak_bytes"] > own[-1]["peak_bytes"]
+
+
+def test_a_whole_scan_is_predicted_with_and_without_mirroring(tmp_path, command):
+    # One window, or few: the scan is large beside this network's patch.
+    plain = run(command, tmp_path, "inference", f"--input={SCAN}", patch="32,96,96")
+    assert [line["mirror"] for line in plain] == [False, True]
+    assert plain[1]["seconds"] > plain[0]["seconds"]
+
+
+def test_the_cost_is_measured_along_every_axis(tmp_path, command):
+    lines = run(command, tmp_path, "scaling", "--seconds=0.01")
+    axes = {line["axis"] for line in lines}
+    assert {"voxels of the patch", "batch", "features of the first stage"} < axes
+    assert any("SYNTHETIC" in axis for axis in axes)
+
+
+def test_the_operations_of_a_step_are_those_of_its_program(tmp_path, command):
+    arguments = [argument for argument in SMALL if "rounds" not in argument]
+    finished = command("benchmarks.kernels", f"--output={tmp_path}", *arguments)
+    assert finished.returncode == 0, finished.stderr
+    lines = json.loads((tmp_path / "kernels.json").read_text())["results"]
+    assert sum(line["share"] for line in lines) == pytest.approx(1)
+    assert any("conv" in line["jax"] and line["bytes"] > 0 for line in lines)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_pages_show_what_the_result_files_say(page):
+    assert rendered(page) == page.read_text()
+    shown = [name for name in TABLES if f"<!-- {name} -->" in page.read_text()]
+    assert shown
+    assert all(results(name) for name in shown)

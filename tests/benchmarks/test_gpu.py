@@ -1,0 +1,55 @@
+"""The benchmark of the GPU, run dry on a CPU as on a bare machine."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks.gpu import GOLDEN, losses
+from tests.conftest import ROOT
+
+BARE = """
+import sys
+from importlib.machinery import PathFinder
+MISSING = {
+    "SimpleITK", "batchgenerators", "batchgeneratorsv2", "dynamic_network_architectures", "grain",
+    "highdicom", "ml_collections", "nibabel", "nnunetv2", "pydicom", "pytest", "skimage",
+}
+class Bare:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        return None if name in MISSING else PathFinder.find_spec(name, path, target)
+sys.meta_path = [Bare if finder is PathFinder else finder for finder in sys.meta_path]
+"""
+"""As sitecustomize.py it hides from Python what a bare machine lacks."""
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 5e-2)])
+def test_the_losses_of_five_steps_are_those_stored_from_pytorch(dtype, tolerance):
+    assert losses(dtype) == pytest.approx(json.loads(GOLDEN.read_text())["losses"], rel=tolerance)
+
+
+def test_it_runs_with_what_a_bare_machine_has_and_names_what_no_time_is_left_for(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(BARE)
+    finished = subprocess.run(
+        [
+            *("bash", f"{ROOT}/launch/gpu_benchmark.sh", f"--output={tmp_path}/out", "--dry_run"),
+            *("--budget=25", "--rounds=2", "--seconds=0.05"),
+        ],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(tmp_path)},
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    written = {path.name.partition("_cpu")[0] for path in (tmp_path / "out").glob("*.json")}
+    assert {"correctness", "epoch_time_bfloat16"} <= written
+    assert "PyTorch's nnU-Net is not timed" in finished.stdout
+    assert "left out" in finished.stdout
+    assert "scratch" in finished.stdout
+    (file,) = (tmp_path / "out").glob("epoch_time_bfloat16_cpu*.json")
+    lines = json.loads(file.read_text())["results"]
+    assert [line["strategy"] for line in lines] == ["scratch", "frozen_encoder", "multi_encoder"]
+    assert {line["dtype"] for line in lines} == {"bfloat16"}

@@ -23,8 +23,8 @@ def run(command, folder, name, *arguments, patch="4,16,16"):
     finished = command(
         f"benchmarks.{name}",
         f"--output={folder}",
-        f"--config.data.patch_size={patch}",
         *SMALL,
+        f"--config.data.patch_size={patch}",
         *arguments,
     )
     assert finished.returncode == 0, finished.stderr

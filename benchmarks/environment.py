@@ -44,9 +44,11 @@ def describe() -> dict[str, Any]:
 
 
 def save(path: Path, lines: Sequence[dict[str, Any]], **more: Any) -> None:
-    """Writes a result file: what it was measured with, `more`, and its lines."""
+    """Writes a result file: what it was measured with, `more`, and its lines, one each."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**describe(), **more, "results": lines}, indent=1) + "\n")
+    head = json.dumps({**describe(), **more}, indent=1).removesuffix("\n}")
+    results = ",\n".join(f"  {json.dumps(line)}" for line in lines)
+    path.write_text(f'{head},\n "results": [\n{results}\n ]\n}}\n')
 
 
 def _processor() -> str:

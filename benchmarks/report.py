@@ -3,10 +3,12 @@
     python -m benchmarks.report
 
 What stands between <!-- NAME --> and <!-- /NAME --> is replaced by what the files NAME*.json say,
-each with the command, the versions and the machine it comes from. No figure is typed in by hand.
+each with the command, the versions and the machine it comes from; NAME begins with that of a
+benchmark. No figure is typed in by hand.
 """
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 import matplotlib
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from benchmarks import tables
 from benchmarks.tables import Line
@@ -34,35 +37,40 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
 
 
 def results(name: str) -> list[tuple[str, dict[str, Any]]]:
-    """Stem and content of every result file of one benchmark."""
+    """Stem and content of every result file whose name begins with `name`."""
     return [
         (path.stem, json.loads(path.read_text())) for path in sorted(RESULTS.glob(f"{name}*.json"))
     ]
 
 
 def section(name: str, figures: str) -> str:
-    """The results of one benchmark as Markdown; `figures` is the folder of pictures from there."""
+    """The results `name` as Markdown; `figures` is the folder of the pictures, from the page."""
+    kind = next(kind for kind in TABLES if name.startswith(kind))
     parts = []
     for stem, content in results(name):
         versions = content["versions"]
         packages = ", ".join(f"{p} {versions[p]}" for p in ("jax", "torch") if p in versions)
         machine = f"{content['device']}, {content['processor']}, {content['cores']} cores"
         parts.append(f"`{content['command']}`  \n{machine}; {packages}\n")
-        parts.append(f"```\n{TABLES[name](content)}\n```\n")
-        if name in FIGURES:
-            parts.append(f"![{name}]({figures}{stem}.svg)\n")
+        parts.append(f"```\n{TABLES[kind](content)}\n```\n")
+        if kind in FIGURES:
+            parts.append(f"![{kind}]({figures}{stem}.svg)\n")
     return "\n".join(parts)
 
 
 def rendered(page: Path) -> str:
     """The text of `page` with every marked part replaced."""
     text, figures = page.read_text(), "" if page.parent.name == "docs" else "docs/"
-    for name in TABLES:
+    for name in marked(text):
         start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
-        before, marked, rest = text.partition(start)
-        if marked:
-            text = before + start + section(name, figures) + end + rest.partition(end)[2]
+        before, _, rest = text.partition(start)
+        text = before + start + section(name, figures) + end + rest.partition(end)[2]
     return text
+
+
+def marked(text: str) -> list[str]:
+    """The names between markers of a page."""
+    return re.findall(r"^<!-- (\w+) -->$", text, re.MULTILINE)
 
 
 def draw_freezing(lines: Sequence[Line]) -> Figure:
@@ -102,8 +110,13 @@ def draw_scaling(lines: Sequence[Line]) -> Figure:
     )
     for axes, name in zip(all_axes[0], names, strict=True):
         along = [line for line in lines if line["axis"] == name]
-        axes.plot([line["value"] for line in along], [line["seconds"] for line in along], "o-")
+        value, seconds = ([line[field] for line in along] for field in ("value", "seconds"))
+        axes.plot(value, seconds, "o-")
         axes.set(xscale="log", yscale="log", xlabel=name.replace(", ", ",\n"), ylabel="seconds")
+        axes.set(ylim=(min(seconds) / 2, max(seconds) * 2))
+        for axis, at in ((axes.xaxis, value), (axes.yaxis, seconds)):
+            axis.set_ticks(at, [f"{place:.3g}" for place in at], fontsize=8)
+            axis.set_minor_locator(NullLocator())
         if name != tables.MESH:
             axes.set_title(f"exponent {tables.exponent(along):.2f}", fontsize=10)
     return figure

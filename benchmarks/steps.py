@@ -19,7 +19,7 @@ from covid_jax.training.parallel import make_mesh, put_batch, replicate
 from covid_jax.training.state import initial_state, new_params, optimizer
 from covid_jax.training.step import Augment, make_eval_step, make_train_step
 from covid_jax.transfer.freezing import mask, split
-from covid_jax.transfer.strategies import STRATEGIES, network_of
+from covid_jax.transfer.strategies import frozen_patterns, network_of
 
 Batch = dict[str, np.ndarray]
 
@@ -50,7 +50,7 @@ class Steps:
 
 def patterns_of(config: Config) -> tuple[str, ...]:
     """What a run freezes at its beginning."""
-    return (*STRATEGIES[config.strategy].frozen, *config.frozen)
+    return frozen_patterns(config)[0]
 
 
 def ours(

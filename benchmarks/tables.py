@@ -31,13 +31,13 @@ def epoch_time_table(lines: Sequence[Line], paper: dict[str, float]) -> str:
         forward = [best(f, strategy, "seconds_per_validation_step") for f in ("jax", "torch")]
         epoch = best("jax", strategy, "seconds_per_epoch")
         noisy = any(line["noisy"] for line in lines if line["strategy"] == strategy)
-        rows.append(
+        row = (
             f"{strategy:<16}{step:>9.3g}{peer:>9.3g}{step / peer:>7.2f}"
             f"{forward[0] / forward[1]:>9.2f}{epoch:>10.1f}"
             f"{step / best('jax', 'scratch', 'seconds_per_step'):>12.2f}"
             f"{paper[strategy]:>15.0f}{paper[strategy] / paper['scratch']:>12.2f}"
-            + (NOISY if noisy else "")
         )
+        rows.append(row.replace("nan", "  -") + (NOISY if noisy else ""))
     rows.append("ratio, forward: our training and validation step over the best of torch")
     fastest = min(
         (line for line in lines if line["framework"] == "jax"), key=lambda x: x["seconds_per_step"]
@@ -151,11 +151,12 @@ def kernels_table(lines: Sequence[Line], first: int = 20) -> str:
         rate = line["bytes"] / line["seconds"] / 1e9 if line["seconds"] else 0.0
         rows.append(
             f"{1e3 * line['seconds']:>8.2f}{line['share']:>8.1%}{line['bytes'] / 1e6:>8.1f}"
-            f"{rate:>8.1f}  {line['opcode']} {_origin(line['jax'])}"
+            f"{rate:>8.1f}  {line['opcode'].removeprefix('covid_jax_')} {_origin(line['jax'])}"
         )
     kinds: dict[str, float] = {}
     for line in lines:
-        kinds[line["opcode"]] = kinds.get(line["opcode"], 0.0) + line["seconds"]
+        kind = line["opcode"].removeprefix("covid_jax_")
+        kinds[kind] = kinds.get(kind, 0.0) + line["seconds"]
     sums = sorted(kinds.items(), key=lambda item: -item[1])[:8]
     rows.append("by kind: " + ", ".join(f"{kind} {1e3 * spent:.0f} ms" for kind, spent in sums))
     return "\n".join(rows)
@@ -163,4 +164,4 @@ def kernels_table(lines: Sequence[Line], first: int = 20) -> str:
 
 def _origin(name: str) -> str:
     """The last parts of JAX's name of an operation."""
-    return "/".join(name.split("/")[-4:])
+    return "/".join(name.split("/")[-5:])

@@ -133,10 +133,9 @@ def train(config: Config, workdir: Path) -> None:
                 "seconds": time.perf_counter() - clock,
             }
             clock, found = time.perf_counter(), []
-            for index in range(config.validation_steps):
-                batch = put_batch(
-                    vars(validation.batch(epoch * config.validation_steps + index)), mesh
-                )
+            window = epoch * config.validation_steps, (epoch + 1) * config.validation_steps
+            for patches in validation.batches(*window):
+                batch = put_batch(vars(patches), mesh)
                 found.append(eval_step(state.trainable, frozen, batch))
             if found:
                 line["validation_loss"] = float(np.mean(jax.device_get([m["loss"] for m in found])))

@@ -20,7 +20,7 @@ from covid_jax.config import Config, OptimizerConfig, UNetConfig
 from covid_jax.model.nnunet_weights import to_state_dict
 from covid_jax.training.cost import abstract_params
 from covid_jax.transfer.freezing import mask
-from covid_jax.transfer.strategies import STRATEGIES
+from covid_jax.transfer.strategies import frozen_patterns
 
 Loss = Callable[[Sequence[torch.Tensor], torch.Tensor], torch.Tensor]
 
@@ -110,7 +110,7 @@ def strategy_network(config: Config) -> nn.Module:
         return MultiEncoder(config.model)
     net = network(config.model)
     params = abstract_params(config)
-    held = mask(params, (*STRATEGIES[config.strategy].frozen, *config.frozen))
+    held = mask(params, frozen_patterns(config)[0])
     # nnU-Net's name of each leaf, by way of arrays that hold whether it is frozen.
     marks = jax.tree.map(lambda leaf, frozen: np.full(leaf.shape, frozen), params, held)
     frozen = to_state_dict(marks, config.model)

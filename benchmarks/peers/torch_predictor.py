@@ -11,9 +11,10 @@ for _variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor  # noqa: E402
 
 
-def predictor(folder: Path, mirror: bool) -> nnUNetPredictor:
+def predictor(folder: Path, mirror: bool, step_size: float = 0.5) -> nnUNetPredictor:
     """The predictor of fold 0 of a model folder."""
     made = nnUNetPredictor(
+        tile_step_size=step_size,
         use_mirroring=mirror,
         perform_everything_on_device=False,
         device=torch.device("cpu"),

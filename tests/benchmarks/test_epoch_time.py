@@ -38,6 +38,27 @@ def test_every_figure_is_there_for_every_strategy(tmp_path, command):
     assert "206" in finished.stdout
 
 
+def test_an_epoch_is_measured_whole_and_with_the_input_pipeline_where_asked(tmp_path, command):
+    finished = command(
+        "benchmarks.epoch_time",
+        TINY,
+        "--strategies=scratch",
+        f"--output={tmp_path}",
+        "--seconds=0.05",
+        "--rounds=2",
+        "--config.steps_per_epoch=5",
+        "--config.validation_steps=2",
+        "--full",
+        "--real",
+    )
+    assert finished.returncode == 0, finished.stderr
+    lines = json.loads((tmp_path / "epoch_time.json").read_text())["results"]
+    assert [line["data"] for line in lines] == ["dummy", "dummy", "real"]
+    assert {line["epoch"] for line in lines} == {"measured whole"}
+    assert all(line["seconds_per_epoch"] > 4 * min(line["turns"]) for line in lines)
+    assert "with the input pipeline" in finished.stdout
+
+
 def test_a_strategy_that_is_not_there_is_one_line(tmp_path, refuses):
     line = refuses("benchmarks.epoch_time", TINY, "--strategies=zap", f"--output={tmp_path}")
     assert "no strategy zap" in line

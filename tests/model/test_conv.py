@@ -99,6 +99,23 @@ def test_a_compiler_that_fails_is_told_and_the_slower_form_taken(tmp_path, monke
     assert not list(tmp_path.rglob("*.so"))
 
 
+@pytest.mark.parametrize("form", ["lax", "slices"])
+@pytest.mark.parametrize("strides", [(1, 1, 1), (1, 2, 2), (2, 2, 2)])
+def test_bfloat16_is_as_near_to_the_exact_value_as_it_can_be(form, strides):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, 6, 20, 20, 8)), jnp.bfloat16)
+    kernel = jnp.asarray(rng.normal(size=(3, 3, 3, 8, 4)), jnp.bfloat16)
+    exact, pull_exact = jax.vjp(
+        lambda x, k: reference((x,), k, strides), x.astype("float32"), kernel.astype("float32")
+    )
+    ours, pull = jax.vjp(lambda x, k: convolution(x, k, strides, form), x, kernel)
+    dy = jnp.asarray(rng.normal(size=exact.shape), jnp.bfloat16)
+    for a, b in zip((ours, *pull(dy)), (exact, *pull_exact(dy.astype("float32"))), strict=True):
+        assert a.dtype == jnp.bfloat16
+        # Partial sums are rounded too: a few units in the last of 8 bits.
+        assert float(jnp.abs(a - b).max() / jnp.abs(b).max()) < 2e-2
+
+
 def test_slices_large_enough_for_the_scan_give_the_same_gradient():
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(1, 3, 24, 24, 2)), jnp.float32)

@@ -115,7 +115,9 @@ def draw_scaling(lines: Sequence[Line]) -> Figure:
         axes.set(xscale="log", yscale="log", xlabel=name.replace(", ", ",\n"), ylabel="seconds")
         axes.set(ylim=(min(seconds) / 2, max(seconds) * 2))
         for axis, at in ((axes.xaxis, value), (axes.yaxis, seconds)):
-            axis.set_ticks(at, [f"{place:.3g}" for place in at], fontsize=8)
+            thousands = min(at) >= 1e4
+            names = [f"{p / 1e3:.0f}k" if thousands else f"{p:.3g}" for p in at]
+            axis.set_ticks(at, names, fontsize=8)
             axis.set_minor_locator(NullLocator())
         if name != tables.MESH:
             axes.set_title(f"exponent {tables.exponent(along):.2f}", fontsize=10)

@@ -31,25 +31,33 @@ def test_the_losses_of_five_steps_are_those_stored_from_pytorch(dtype, tolerance
     assert losses(dtype) == pytest.approx(json.loads(GOLDEN.read_text())["losses"], rel=tolerance)
 
 
-def test_it_runs_with_what_a_bare_machine_has_and_names_what_no_time_is_left_for(tmp_path):
-    (tmp_path / "sitecustomize.py").write_text(BARE)
+def run_bare(folder, *arguments):
+    (folder / "sitecustomize.py").write_text(BARE)
+    script = f"{ROOT}/launch/gpu_benchmark.sh"
     finished = subprocess.run(
-        [
-            *("bash", f"{ROOT}/launch/gpu_benchmark.sh", f"--output={tmp_path}/out", "--dry_run"),
-            *("--budget=25", "--rounds=2", "--seconds=0.05"),
-        ],
+        ["bash", script, f"--output={folder}/out", "--dry_run", *arguments],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(tmp_path)},
+        env={**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(folder)},
         check=False,
     )
     assert finished.returncode == 0, finished.stderr
+    return finished.stdout
+
+
+def test_it_runs_with_what_a_bare_machine_has(tmp_path):
+    told = run_bare(tmp_path, "--budget=60", "--rounds=2", "--seconds=0.05")
     written = {path.name.partition("_cpu")[0] for path in (tmp_path / "out").glob("*.json")}
     assert {"correctness", "epoch_time_bfloat16"} <= written
-    assert "PyTorch's nnU-Net is not timed" in finished.stdout
-    assert "left out" in finished.stdout
-    assert "scratch" in finished.stdout
+    assert "PyTorch's nnU-Net is not timed" in told
     (file,) = (tmp_path / "out").glob("epoch_time_bfloat16_cpu*.json")
     lines = json.loads(file.read_text())["results"]
     assert [line["strategy"] for line in lines] == ["scratch", "frozen_encoder", "multi_encoder"]
     assert {line["dtype"] for line in lines} == {"bfloat16"}
+
+
+def test_what_no_time_is_left_for_is_named(tmp_path):
+    told = run_bare(tmp_path, "--budget=0").splitlines()
+    assert all(line.startswith("left out") for line in told)
+    assert len(told) == 8
+    assert not (tmp_path / "out").exists()

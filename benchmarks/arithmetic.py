@@ -1,6 +1,6 @@
 """The operations of a training step, counted from the network's own shapes.
 
-XLA counts too (covid_jax.training.explain.step_flops) and leaves out the taps that fall on the
+XLA counts too (covid_jax.training.cost.step_flops) and leaves out the taps that fall on the
 border; here every tap of every convolution counts, as in the tables of most papers. A
 multiply-add is two operations.
 """
@@ -37,6 +37,11 @@ class Convolution:
     strides: Triple
     features: int
     transposed: bool = False
+
+    @property
+    def channels(self) -> int:
+        """Of all inputs."""
+        return sum(count for _, count in self.inputs)
 
     def operations(self, channels: int) -> float:
         """Of the convolution of `channels` of its inputs; of either gradient, the same."""
@@ -97,7 +102,6 @@ def counted_flops(config: Config, patterns: Sequence[str]) -> float:
     trained: dict[str, bool] = {"": False}
     total = 0.0
     for conv in convolutions(config):
-        channels = sum(count for _, count in conv.inputs)
         needed = sum(count for path, count in conv.inputs if trained[path])
         # The norm behind a kernel may be trained where the kernel is frozen.
         block = conv.path.removesuffix("conv")
@@ -105,5 +109,5 @@ def counted_flops(config: Config, patterns: Sequence[str]) -> float:
         trained[conv.path] = bool(needed) or not all(
             frozen for path, frozen in held.items() if path.startswith(block)
         )
-        total += conv.operations(channels) * (1 + trains_kernel) + conv.operations(needed)
+        total += conv.operations(conv.channels) * (1 + trains_kernel) + conv.operations(needed)
     return config.data.batch_size * total

@@ -10,6 +10,7 @@ from which covid_jax/model/conv.py has its choices (fast_form, and the bound und
 to a kernel is one matrix product), and prints GFLOP/s.
 """
 
+import dataclasses
 import functools
 from collections import Counter
 from collections.abc import Callable
@@ -43,34 +44,27 @@ _ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns that each has.")
 _SECONDS = flags.DEFINE_float("seconds", 0.1, "Length of a turn, of one call at least.")
 
 PASSES = ("forward", "gradient to input", "gradient to kernel")
-Shape = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int, int]
-"""Size and kernel size and strides (D, H, W), channels, features."""
 
 
-def shapes(config: Config) -> Counter[Shape]:
-    """The shapes of the run's 3D convolutions, with how many there are of each.
+def distinct(config: Config) -> Counter[Convolution]:
+    """The run's 3D convolutions without their places, with how many there are of each.
 
     Those that upsample and the heads are matrix products in every form, and left out.
     """
     return Counter(
-        _shape(conv)
+        dataclasses.replace(conv, path="", inputs=(("", conv.channels),))
         for conv in convolutions(config)
         if not conv.transposed and not conv.path.startswith("heads")
     )
 
 
-def _shape(conv: Convolution) -> Shape:
-    channels = sum(count for _, count in conv.inputs)
-    return conv.input_size, conv.kernel_size, conv.strides, channels, conv.features
-
-
-def ours(shape: Shape, batch_size: int, dtype: str, form: Form) -> list[Callable[[], Any]]:
-    """The three passes of one shape in one form."""
-    size, kernel_size, strides, channels, features = shape
+def ours(conv: Convolution, batch_size: int, dtype: str, form: Form) -> list[Callable[[], Any]]:
+    """The three passes of one convolution in one form."""
     rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.normal(size=(batch_size, *size, channels)), dtype)
-    kernel = jnp.asarray(rng.normal(size=(*kernel_size, channels, features)), dtype)
-    depth, height, width = strides
+    x = jnp.asarray(rng.normal(size=(batch_size, *conv.input_size, conv.channels)), dtype)
+    shape = (*conv.kernel_size, conv.channels, conv.features)
+    kernel = jnp.asarray(rng.normal(size=shape), dtype)
+    depth, height, width = conv.strides
     forward = jax.jit(lambda x, kernel: convolution(x, kernel, (depth, height, width), form))
     dy = forward(x, kernel)
     # Each pass alone: XLA drops the forward pass, whose value the gradients do not need.
@@ -83,20 +77,20 @@ def ours(shape: Shape, batch_size: int, dtype: str, form: Form) -> list[Callable
     ]
 
 
-def theirs(shape: Shape, batch_size: int, dtype: str) -> dict[str, list[Callable[[], Any]]]:
-    """The three passes of one shape in PyTorch on the CPU, for both of its layouts."""
+def theirs(conv: Convolution, batch_size: int, dtype: str) -> dict[str, list[Callable[[], Any]]]:
+    """The three passes of one convolution in PyTorch on the CPU, for both of its layouts."""
     import torch
 
-    size, kernel_size, strides, channels, features = shape
+    strides = conv.strides
+    padding = [(k - 1) // 2 for k in conv.kernel_size]
+    image = torch.randn(batch_size, conv.channels, *conv.input_size, dtype=getattr(torch, dtype))
+    weight = torch.randn(conv.features, conv.channels, *conv.kernel_size, dtype=image.dtype)
     found: dict[str, list[Callable[[], Any]]] = {}
     for name, layout in {
         "torch": torch.contiguous_format,
         "torch channels-last": torch.channels_last_3d,
     }.items():
-        kind = getattr(torch, dtype)
-        x = torch.randn(batch_size, channels, *size).to(kind).to(memory_format=layout)
-        kernel = torch.randn(features, channels, *kernel_size).to(kind).to(memory_format=layout)
-        padding = [(k - 1) // 2 for k in kernel_size]
+        x, kernel = image.to(memory_format=layout), weight.to(memory_format=layout)
         dy = torch.nn.functional.conv3d(x, kernel, None, strides, padding)
 
         backward = functools.partial(
@@ -111,34 +105,32 @@ def theirs(shape: Shape, batch_size: int, dtype: str) -> dict[str, list[Callable
     return found
 
 
-def measure(config: Config, shape: Shape, count: int, peer: bool) -> list[Line]:
-    """The lines of convolution.json of one shape: one for each form and pass."""
-    size, kernel_size, strides, channels, features = shape
+def measure(config: Config, conv: Convolution, count: int, peer: bool) -> list[Line]:
+    """The lines of convolution.json of one convolution: one for each form and pass."""
     batch_size = config.data.batch_size
-    output = [-(-n // s) for n, s in zip(size, strides, strict=True)]
-    flops = 2.0 * batch_size * np.prod(output) * np.prod(kernel_size) * channels * features
+    flops = batch_size * conv.operations(conv.channels)
     runs: dict[str, list[Callable[[], Any]]] = {}
     forms: tuple[Form, ...] = ("lax", "slices", "onednn")
     for form in forms:
         if form != "onednn" or (onednn.available() and config.dtype == "float32"):
-            runs[form] = ours(shape, batch_size, config.dtype, form)
+            runs[form] = ours(conv, batch_size, config.dtype, form)
     if peer:
-        runs |= theirs(shape, batch_size, config.dtype)
+        runs |= theirs(conv, batch_size, config.dtype)
     lines = []
     for index, name in enumerate(PASSES):
         # The image needs no gradient.
-        if name == "gradient to input" and channels == config.model.in_channels:
+        if name == "gradient to input" and conv.channels == config.model.in_channels:
             continue
         *_, timings = in_turns(
             [passes[index] for passes in runs.values()], _ROUNDS.value, _SECONDS.value
         )
         lines += [
             {
-                "size": size,
-                "kernel_size": kernel_size,
-                "strides": strides,
-                "channels": channels,
-                "features": features,
+                "size": conv.input_size,
+                "kernel_size": conv.kernel_size,
+                "strides": conv.strides,
+                "channels": conv.channels,
+                "features": conv.features,
                 "count": count,
                 "batch_size": batch_size,
                 "dtype": config.dtype,
@@ -160,8 +152,8 @@ def main() -> None:
     config = config_from_flag(_CONFIG)
     path = Path(_OUTPUT.value) / "convolution.json"
     lines: list[Line] = []
-    for shape, count in shapes(config).items():
-        lines += measure(config, shape, count, _PEER.value == "torch")
+    for conv, count in distinct(config).items():
+        lines += measure(config, conv, count, _PEER.value == "torch")
         environment.save(path, lines)
     print(convolution_table(lines))
     print(f"{path}")

@@ -10,13 +10,13 @@ and without the 8 mirrored views. The share of voxels that get another class sta
 few, since nnU-Net adds up in half precision. Writes inference.json and prints the table.
 """
 
+import dataclasses
 import functools
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from absl import flags
 
@@ -32,7 +32,7 @@ from covid_jax.config import (
 from covid_jax.data.plan import Plan
 from covid_jax.data.preprocess import read_scan
 from covid_jax.errors import UserError, run_command
-from covid_jax.inference.sliding_window import predict_volume
+from covid_jax.inference.scan import make_scorer
 from covid_jax.nnunet.model_folder import Model, plain_dataset, write_model
 from covid_jax.training.state import new_params
 from covid_jax.transfer.strategies import network_of
@@ -50,25 +50,10 @@ Predict = Callable[[np.ndarray], np.ndarray]
 
 
 def ours(config: Config, params: Any, mirror: bool) -> Predict:
-    """Our sliding window."""
-    network = network_of(config)
-    apply = functools.partial(
-        jax.jit(lambda params, image: network.apply({"params": params}, image)[0]), params
-    )
-
-    def predict(volume: np.ndarray) -> np.ndarray:
-        logits = predict_volume(
-            apply,
-            volume,
-            config.data.patch_size,
-            step_size=config.inference.step_size,
-            mirror=mirror,
-            batch_size=config.inference.batch_size,
-            average="logits",
-        )
-        return np.moveaxis(logits, -1, 0)
-
-    return predict
+    """Our sliding window, which averages logits as nnU-Net's does."""
+    inference = dataclasses.replace(config.inference, average="logits")
+    logits_of = make_scorer(dataclasses.replace(config, inference=inference), params, mirror)
+    return lambda volume: np.moveaxis(logits_of(volume), -1, 0)
 
 
 def theirs(config: Config, params: Any, mirror: bool) -> Predict:

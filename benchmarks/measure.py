@@ -8,13 +8,14 @@ from pathlib import Path
 
 from benchmarks.arithmetic import counted_flops
 from benchmarks.roofline import bandwidth, matrix_rate
-from benchmarks.steps import Steps, optax_recipe, ours, patterns_of, real_batches, theirs
+from benchmarks.steps import Steps, optax_recipe, ours, real_batches, theirs
 from benchmarks.tables import Line
 from benchmarks.timing import Timing, in_turns
 from covid_jax.config import Config, UNetConfig
 from covid_jax.data.augment import augment
 from covid_jax.reporting.paper import paper_table
 from covid_jax.training.cost import step_flops
+from covid_jax.transfer.strategies import frozen_patterns
 
 
 def paper_seconds() -> dict[str, float]:
@@ -43,7 +44,7 @@ def candidates_of(
         batches = real_batches(config, real)
         steps.append(ours(config, variant="augmented", augment=augment))
         steps.append(ours(config, variant="augmented", augment=augment, batches=batches))
-    patterns = patterns_of(config)
+    patterns = frozen_patterns(config)[0]
     work = step_flops(config, patterns), counted_flops(config, patterns)
     return [Candidate(config, one, *work) for one in steps]
 
@@ -131,13 +132,13 @@ def frozen_part(
         steps += theirs(config, layouts=layouts)
     runs = [*full, *steps]
     *_, timings = in_turns([one.train for one in runs], rounds, seconds)
-    flops = step_flops(config, patterns_of(config))
+    flops = step_flops(config, frozen_patterns(config)[0])
     base = {one.framework: timing for one, timing in zip(full, timings, strict=False)}
     return [
         {
             "framework": one.framework,
             "variant": one.variant,
-            "frozen": list(patterns_of(config)),
+            "frozen": list(frozen_patterns(config)[0]),
             "patch_size": list(config.data.patch_size),
             "batch_size": config.data.batch_size,
             "dtype": config.dtype,

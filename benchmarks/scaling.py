@@ -22,7 +22,7 @@ import jax
 from absl import flags
 
 from benchmarks import environment
-from benchmarks.steps import ours
+from benchmarks.steps import ours, real_batches
 from benchmarks.tables import MESH, Line, scaling_table
 from benchmarks.timing import in_turns
 from covid_jax.config import (
@@ -34,7 +34,6 @@ from covid_jax.config import (
 )
 from covid_jax.data.preparation import prepare_phantom
 from covid_jax.errors import UserError, run_command
-from covid_jax.training.run import open_data, samplers
 
 _CONFIG = define_config_flag()
 flags.declare_key_flag("config")
@@ -124,9 +123,8 @@ def pipeline_along(config: Config) -> list[Line]:
         for count in CASES:
             prepared = Path(folder) / str(count)
             prepare_phantom(prepared, count, seed=0)
-            _, datasets = open_data(_with_data(config, prepared_dir=str(prepared)), prepared)
-            training, _ = samplers(config, datasets)
-            runs.append(functools.partial(next, training.batches(0, 10**6)))
+            one = _with_data(config, prepared_dir=str(prepared))
+            runs.append(functools.partial(next, real_batches(one, prepared)))
         *_, timings = in_turns(runs, _ROUNDS.value, _SECONDS.value)
     return [
         {

@@ -48,11 +48,6 @@ class Steps:
     program: str = ""
 
 
-def patterns_of(config: Config) -> tuple[str, ...]:
-    """What a run freezes at its beginning."""
-    return frozen_patterns(config)[0]
-
-
 def ours(
     config: Config,
     *,
@@ -67,7 +62,7 @@ def ours(
     apply = lambda params, image: network.apply({"params": params}, image)  # noqa: E731
     batch = put_batch(dummy_batch(config), mesh)
     params = new_params(network, config.seed, batch["image"].shape)
-    held, transform = mask(params, patterns_of(config)), optimizer(config.optimizer)
+    held, transform = mask(params, frozen_patterns(config)[0]), optimizer(config.optimizer)
     trainable, frozen = split(params, held)
     state, frozen = replicate((initial_state(trainable, transform), frozen), mesh)
     step = make_train_step(apply, transform, augment)
@@ -117,7 +112,9 @@ def optax_recipe(config: Config, *, clip_in_front: bool) -> Steps:
         optax.add_decayed_weights(settings.weight_decay),
         optax.sgd(settings.learning_rate, settings.momentum, nesterov=True),
     )
-    labels = jax.tree.map(lambda h: "frozen" if h else "trained", mask(params, patterns_of(config)))
+    labels = jax.tree.map(
+        lambda h: "frozen" if h else "trained", mask(params, frozen_patterns(config)[0])
+    )
     trained = sgd if clip_in_front else optax.chain(clip, sgd)
     transform = optax.partition({"trained": trained, "frozen": optax.set_to_zero()}, labels)
     if clip_in_front:

@@ -22,6 +22,13 @@ Predictor = Callable[[PreparedCase], np.ndarray]
 
 def make_predictor(config: Config, plan: Plan, params: Tree, mirror: bool) -> Predictor:
     """The predictor of a run; its network is compiled once, for windows of the patch size."""
+    scores_of = make_scorer(config, params, mirror)
+    of_logits = config.inference.average == "logits"
+    return lambda case: restore(scores_of(case.image), case.geometry, plan, of_logits=of_logits)
+
+
+def make_scorer(config: Config, params: Tree, mirror: bool) -> Callable[[np.ndarray], np.ndarray]:
+    """A normalised volume (D, H, W) -> what the run averages, (D, H, W, K): predict_volume."""
     network = network_of(config)
 
     @jax.jit
@@ -29,17 +36,12 @@ def make_predictor(config: Config, plan: Plan, params: Tree, mirror: bool) -> Pr
         return network.apply({"params": params}, image)[0]
 
     apply = functools.partial(full_resolution, jax.tree.map(jnp.asarray, params))
-
-    def predict(case: PreparedCase) -> np.ndarray:
-        scores = predict_volume(
-            apply,
-            case.image,
-            config.data.patch_size,
-            step_size=config.inference.step_size,
-            mirror=mirror,
-            batch_size=config.inference.batch_size,
-            average=config.inference.average,
-        )
-        return restore(scores, case.geometry, plan, of_logits=config.inference.average == "logits")
-
-    return predict
+    return lambda volume: predict_volume(
+        apply,
+        volume,
+        config.data.patch_size,
+        step_size=config.inference.step_size,
+        mirror=mirror,
+        batch_size=config.inference.batch_size,
+        average=config.inference.average,
+    )

@@ -53,8 +53,13 @@ def new_params(network: nn.Module, seed: int, image_shape: tuple[int, ...]) -> T
 
 def initial_state(trainable: Tree, transform: optax.GradientTransformation) -> TrainState:
     """The state before the first step. Owns its arrays, so that the step may donate them."""
-    trainable = jax.tree.map(jnp.array, trainable)
-    return TrainState(jnp.zeros((), jnp.int32), trainable, transform.init(trainable))
+
+    @jax.jit  # one program: as many as there are shapes take seconds to compile
+    def state_of(trainable: Tree) -> TrainState:
+        own = jax.tree.map(jnp.copy, trainable)
+        return TrainState(jnp.zeros((), jnp.int32), own, transform.init(own))
+
+    return state_of(trainable)
 
 
 def refreeze(

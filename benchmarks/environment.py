@@ -14,6 +14,7 @@ import jax
 _PACKAGES = (
     "jax",
     "jaxlib",
+    "jax-cuda13-plugin",
     "flax",
     "optax",
     "numpy",

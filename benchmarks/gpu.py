@@ -27,9 +27,11 @@ from benchmarks import environment, tables
 from benchmarks.measure import candidates_of, epoch_times, freezing, paper_seconds
 from benchmarks.steps import ours
 from benchmarks.tables import Line
+from benchmarks.timing import in_turns
 from benchmarks.trace import operations
 from covid_jax.config import Config, DataConfig, UNetConfig
 from covid_jax.errors import UserError, run_command
+from covid_jax.model.conv import CHANNELS_LAST
 from covid_jax.model.nnunet_weights import to_params
 from covid_jax.training.state import initial_state, optimizer
 from covid_jax.training.step import make_train_step
@@ -100,6 +102,20 @@ def epochs(
     yield tables.epoch_time_table(lines, paper_seconds())
 
 
+def layouts(folder: Path, config: Config) -> Iterator[str]:
+    """The step beside the same one with the convolutions in the layout that XLA would choose."""
+    undone = dict.fromkeys(CHANNELS_LAST, False)
+    steps = [ours(config), ours(config, variant="XLA's layout", compiler_options=undone)]
+    *_, timings = in_turns([one.train for one in steps], _ROUNDS.value, _SECONDS.value)
+    lines = [
+        {"variant": step.variant, "seconds_per_step": timing.median, **timing.described()}
+        for step, timing in zip(steps, timings, strict=True)
+    ]
+    environment.save(folder / f"layouts_{config.dtype}_{_stamp()}.json", lines)
+    for line in lines:
+        yield f"{line['variant']}: {line['seconds_per_step']:.4g} s a step"
+
+
 def kernels(folder: Path, config: Config) -> Iterator[str]:
     """The operations of a training step that cost most."""
     steps = ours(config)
@@ -143,6 +159,7 @@ def work(folder: Path, dry_run: bool, deadline: float) -> dict[str, Callable[[],
     return {
         "correctness": lambda: check(folder),
         "strategies in bfloat16": lambda: epochs(folder, "bfloat16", half[:3], peers=1),
+        "layout of the convolutions": lambda: layouts(folder, half[0]),
         "operations of the step": lambda: kernels(folder, half[0]),
         "scratch in float32": lambda: epochs(folder, "float32", full[:1], peers=1),
         "peers of the other strategies": lambda: epochs(folder, "bfloat16_all", half, peers=3),

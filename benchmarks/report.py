@@ -33,6 +33,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "inference": lambda content: tables.inference_table(content["results"]),
     "scaling": lambda content: tables.scaling_table(content["results"]),
     "kernels": lambda content: tables.kernels_table(content["results"]),
+    "gpu_program": lambda content: tables.gpu_program_table(content["results"]),
 }
 
 
@@ -103,7 +104,9 @@ def draw_freezing(lines: Sequence[Line]) -> Figure:
 
 
 def draw_scaling(lines: Sequence[Line]) -> Figure:
-    """Seconds along each axis, both logarithmic, with the fitted exponent."""
+    """Seconds along each axis, both logarithmic, with the fitted exponent; of meshes, bars."""
+    if lines[0]["axis"] == tables.MESH:
+        return draw_meshes(lines)
     names = list(dict.fromkeys(line["axis"] for line in lines))
     figure, all_axes = plt.subplots(
         1, len(names), figsize=(3.4 * len(names), 3.2), squeeze=False, layout="constrained"
@@ -119,8 +122,24 @@ def draw_scaling(lines: Sequence[Line]) -> Figure:
             names = [f"{p / 1e3:.0f}k" if thousands else f"{p:.3g}" for p in at]
             axis.set_ticks(at, names, fontsize=8)
             axis.set_minor_locator(NullLocator())
-        if name != tables.MESH:
-            axes.set_title(f"exponent {tables.exponent(along):.2f}", fontsize=10)
+        axes.set_title(f"exponent {tables.exponent(along):.2f}", fontsize=10)
+    return figure
+
+
+def draw_meshes(lines: Sequence[Line]) -> Figure:
+    """Seconds a step and memory a device, of each mesh."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 2.6), sharey=True, layout="constrained")
+    names = [
+        f"{line['mesh']['data']} x {line['mesh']['space']} ({line['variant']})" for line in lines
+    ]
+    for axes, label, values in (
+        (left, "seconds a step", [line["seconds"] for line in lines]),
+        (right, "peak MB a device", [line["peak_bytes"] / 1e6 for line in lines]),
+    ):
+        axes.bar_label(axes.barh(names, values, color="#31688e"), fmt="%.3g", padding=2, fontsize=8)
+        axes.set(xlabel=label, xlim=(0, 1.15 * max(values)))
+    left.invert_yaxis()
+    left.set_ylabel("data x space")
     return figure
 
 

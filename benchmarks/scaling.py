@@ -151,10 +151,6 @@ def main() -> None:
     path = Path(_OUTPUT.value) / "scaling.json"
     axes = {MESH: meshes} if jax.device_count() > 1 else AXES
     lines: list[Line] = []
-
-    def save() -> None:
-        environment.save(path, lines)
-
     for axis, scaled in axes.items():
         lines += steps_along(axis, scaled(config))
         environment.save(path, lines)

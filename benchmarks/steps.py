@@ -54,8 +54,12 @@ def ours(
     variant: str = "",
     batches: Iterator[Batch] | None = None,
     augment: Augment | None = None,
+    compiler_options: dict[str, Any] | None = None,
 ) -> Steps:
-    """The step of a run, compiled ahead; on one dummy batch where no `batches` are given."""
+    """The step of a run, compiled ahead; on one dummy batch where no `batches` are given.
+
+    `compiler_options` come after the step's own, and so may undo them.
+    """
     mesh = make_mesh(config.mesh, config.data.batch_size, config.data.patch_size[0])
     form = fast_form(config.mesh.data, config.mesh.space)
     network = network_of(config, form)
@@ -68,7 +72,8 @@ def ours(
     step = make_train_step(apply, transform, augment)
     rate, key = jnp.float32(config.optimizer.learning_rate), jax.random.key(0)
     begin = time.perf_counter()
-    compiled = step.lower(state, frozen, batch, rate, key).compile()  # type: ignore[attr-defined]
+    lowered = step.lower(state, frozen, batch, rate, key)  # type: ignore[attr-defined]
+    compiled = lowered.compile(compiler_options)
     compile_seconds = time.perf_counter() - begin
     evaluate = make_eval_step(apply)
 

@@ -162,6 +162,25 @@ def kernels_table(lines: Sequence[Line], first: int = 20) -> str:
     return "\n".join(rows)
 
 
+def gpu_program_table(lines: Sequence[Line]) -> str:
+    """One row a program: the gigabytes of its kernels by kind, and the least time they take."""
+    kinds = ("convolutions", "products", "transposes", "fusions")
+    head = f"{'strategy':<16}{'dtype':<10}{'layout':<15}" + "".join(f"{k:>14}" for k in kinds)
+    rows = [head + f"{'GB in all':>11}{'ms':>7}{'TFLOP':>7}{'temporary GB':>14}"]
+    for line in lines:
+        sizes = "".join(
+            f"{line['bytes'][kind] / 1e9:>8.2f}{'(' + str(line['kernels'][kind]) + ')':>6}"
+            for kind in kinds
+        )
+        rows.append(
+            f"{line['strategy']:<16}{line['dtype']:<10}{line['layout']:<15}{sizes}"
+            f"{sum(line['bytes'].values()) / 1e9:>11.1f}{1e3 * line['seconds_of_memory']:>7.1f}"
+            f"{line['tflop_per_step_counted']:>7.2f}{line['temporary_bytes'] / 1e9:>14.2f}"
+        )
+    rows.append("GB read and written (kernels); ms: these bytes over the memory's bandwidth")
+    return "\n".join(rows)
+
+
 def _origin(name: str) -> str:
     """The last parts of JAX's name of an operation."""
     return "/".join(name.split("/")[-5:])

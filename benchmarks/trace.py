@@ -36,7 +36,7 @@ def operations(step: Callable[[], Any], program: str, times: int = 3) -> list[Li
                 step()
         (file,) = Path(folder).rglob("*.xplane.pb")
         profile = jax.profiler.ProfileData.from_file(str(file))
-    known = _instructions(program)
+    known = instructions(program)
     nanoseconds: Counter[str] = Counter()
     for plane in profile.planes:
         for line in plane.lines:
@@ -57,7 +57,7 @@ def operations(step: Callable[[], Any], program: str, times: int = 3) -> list[Li
     ]
 
 
-def _instructions(program: str) -> dict[str, dict[str, Any]]:
+def instructions(program: str) -> dict[str, dict[str, Any]]:
     """Of every instruction of the entry computation: opcode, bytes, and JAX's name of it."""
     entry = program[program.index("\nENTRY ") :]
     sizes: dict[str, int] = {}

@@ -13,6 +13,7 @@ from covid_jax.config import Config
 from covid_jax.data.plan import Plan
 from covid_jax.data.preprocess import PreparedCase, restore
 from covid_jax.inference.sliding_window import predict_volume
+from covid_jax.model.conv import compiler_options
 from covid_jax.transfer.strategies import network_of
 
 Tree = Any
@@ -31,7 +32,7 @@ def make_scorer(config: Config, params: Tree, mirror: bool) -> Callable[[np.ndar
     """A normalised volume (D, H, W) -> what the run averages, (D, H, W, K): predict_volume."""
     network = network_of(config)
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=compiler_options())
     def full_resolution(params: Tree, image: Array) -> Array:
         return network.apply({"params": params}, image)[0]
 

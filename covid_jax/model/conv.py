@@ -1,8 +1,8 @@
 """3D convolution in the form that is fast on each backend, with gradients of its own.
 
-XLA's 3D convolutions are fast on GPU and TPU ("lax") and about four times too slow on CPU. There
-the passes are oneDNN's ("onednn", onednn.py) where it is installed. Else ("slices") each is written
-as what XLA does well on CPU, a 2D convolution or a matrix product:
+XLA's 3D convolutions are fast on GPU and TPU ("lax"; on GPU with `compiler_options`) and about four
+times too slow on CPU. There the passes are oneDNN's ("onednn", onednn.py) where it is installed.
+Else ("slices") each is written as what XLA does well on CPU, a 2D convolution or a matrix product:
 
 - forward, and the gradient to the input: the slices of all cases are one batch of a 2D
   convolution to (depth taps x features) channels, and the taps are added with a shift;
@@ -13,7 +13,8 @@ padded by (k - 1) / 2, so that an axis of n voxels gives ceil(n / stride).
 
 An input may be a tuple of arrays, which stands for their concatenation along the features. Each
 then has a gradient of its own, so XLA drops the one that nothing needs: the gradient into a
-skip that comes from a frozen encoder (autodiff through a concatenation would compute it).
+skip that comes from a frozen encoder (autodiff through a concatenation would compute it). "lax"
+never concatenates: the part of the kernel that meets an array convolves it, and cuDNN adds up.
 """
 
 import functools
@@ -35,6 +36,10 @@ Padding = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 # measured them: below, one matrix product over all slices beats one a slice; and oneDNN's.
 _SMALL_SLICE = 256
 _SMALL_SLICE_ONEDNN = 64
+
+CHANNELS_LAST = {"xla_gpu_force_conv_nhwc": True}
+"""XLA's option for GPU programs that convolve. Left to itself it lays 3D convolutions out with
+channels first, which costs transposes around them, and again within cuDNN (docs/benchmarks.md)."""
 
 
 def convolution(
@@ -68,7 +73,12 @@ def fast_form(data: int = 1, space: int = 1) -> Form:
     return "onednn" if data == 1 and onednn.available() else "slices"
 
 
-def transposed_convolution(x: Array, kernel: Array) -> Array:
+def compiler_options() -> dict[str, bool]:
+    """What jax.jit is to be given with a function that convolves, on the default backend."""
+    return CHANNELS_LAST if jax.default_backend() == "gpu" else {}
+
+
+def transposed_convolution(x: Array, kernel: Array, bias: Array | None = None) -> Array:
     """The transposed convolution whose kernel equals its stride: a matrix product.
 
     Its outputs do not overlap, so each voxel becomes a block of kernel size. lax.conv_transpose
@@ -77,6 +87,7 @@ def transposed_convolution(x: Array, kernel: Array) -> Array:
     Args:
       x: (N, D, H, W, C).
       kernel: (sd, sh, sw, C, features).
+      bias: (features,); added to the matrix product, where cuBLAS does it in passing.
 
     Returns:
       (N, D sd, H sh, W sw, features)
@@ -84,16 +95,23 @@ def transposed_convolution(x: Array, kernel: Array) -> Array:
     n, depth, height, width, channels = x.shape
     sd, sh, sw, _, features = kernel.shape
     matrix = kernel.transpose(3, 0, 1, 2, 4).reshape(channels, sd * sh * sw * features)
-    blocks = (x.reshape(-1, channels) @ matrix).reshape(
-        n, depth, height, width, sd, sh, sw, features
-    )
-    return _interleave(blocks)
+    product = x.reshape(-1, channels) @ matrix
+    if bias is not None:
+        product += jnp.tile(bias, sd * sh * sw)
+    return _interleave(product.reshape(n, depth, height, width, sd, sh, sw, features))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _convolution(strides: Triple, form: Form, parts: tuple[Array, ...], kernel: Array) -> Array:
+    padding = _same(kernel.shape)
+    if form == "lax":
+        kernels = _of_parts(kernel, parts)
+        outputs = [
+            _dense(x, k, strides, padding, form) for x, k in zip(parts, kernels, strict=True)
+        ]
+        return functools.reduce(jnp.add, outputs)
     x = parts[0] if len(parts) == 1 else jnp.concatenate(parts, -1)
-    return _dense(x, kernel, strides, _same(kernel.shape), form)
+    return _dense(x, kernel, strides, padding, form)
 
 
 def _forward(
@@ -106,17 +124,21 @@ def _backward(
     strides: Triple, form: Form, residuals: tuple[tuple[Array, ...], Array], dy: Array
 ) -> tuple[tuple[Array, ...], Array]:
     parts, kernel = residuals
-    edges = np.cumsum([part.shape[-1] for part in parts])[:-1].tolist()
-    kernels = jnp.split(kernel, edges, axis=3)
     dparts = tuple(
         _gradient_to_input(dy, k, strides, part.shape[1:4], form)
-        for part, k in zip(parts, kernels, strict=True)
+        for part, k in zip(parts, _of_parts(kernel, parts), strict=True)
     )
     dkernels = [_gradient_to_kernel(part, dy, kernel.shape, strides, form) for part in parts]
     return dparts, jnp.concatenate(dkernels, 3)
 
 
 _convolution.defvjp(_forward, _backward)
+
+
+def _of_parts(kernel: Array, parts: Sequence[Array]) -> list[Array]:
+    """What of the kernel meets each part of the input."""
+    edges = np.cumsum([part.shape[-1] for part in parts])[:-1].tolist()
+    return jnp.split(kernel, edges, axis=3)
 
 
 def _same(kernel_shape: Sequence[int]) -> Padding:

@@ -62,7 +62,8 @@ class Upsample(nn.Module):
     def __call__(self, x: Array) -> Array:
         shape = (*self.strides, x.shape[-1], self.features)
         kernel = self.param("kernel", _HE_NORMAL_TRANSPOSED, shape)
-        return _add_bias(self, conv.transposed_convolution(x, kernel.astype(self.dtype)))
+        bias = _bias(self, self.features)
+        return conv.transposed_convolution(x, kernel.astype(self.dtype), bias)
 
 
 class Norm(nn.Module):
@@ -232,9 +233,11 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         kernel = self.param("kernel", _HE_NORMAL, (1, 1, 1, x.shape[-1], self.num_classes))
-        return _add_bias(self, x @ kernel[0, 0, 0].astype(self.dtype)).astype(
-            jnp.promote_types(self.dtype, jnp.float32)
-        )
+        logits = x @ kernel[0, 0, 0].astype(self.dtype)
+        bias = _bias(self, self.num_classes)
+        if bias is not None:
+            logits += bias
+        return logits.astype(jnp.promote_types(self.dtype, jnp.float32))
 
 
 class UNet(nn.Module):
@@ -283,8 +286,7 @@ class MultiEncoderUNet(nn.Module):
         return Heads(self.config, self.dtype, name="heads")(decoded)
 
 
-def _add_bias(module: Upsample | Head, y: Array) -> Array:
+def _bias(module: Upsample | Head, features: int) -> Array | None:
     if not module.bias:
-        return y
-    bias = module.param("bias", nn.initializers.zeros, (y.shape[-1],))
-    return y + bias.astype(y.dtype)
+        return None
+    return module.param("bias", nn.initializers.zeros, (features,)).astype(module.dtype)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from covid_jax.config import Config
 from covid_jax.training.state import initial_state, optimizer
-from covid_jax.training.step import make_train_step
+from covid_jax.training.step import TrainStep, make_train_step
 from covid_jax.transfer.freezing import mask, split
 from covid_jax.transfer.strategies import network_of
 
@@ -21,10 +21,11 @@ def abstract_params(config: Config) -> Tree:
     return jax.eval_shape(network_of(config, "lax").init, jax.random.key(0), image)["params"]
 
 
-def lowered_step(config: Config, patterns: Sequence[str]) -> jax.stages.Lowered:
-    """The training step with `patterns` frozen, for the run's patch and batch; computes nothing.
+def abstract_step(config: Config, patterns: Sequence[str]) -> tuple[TrainStep, tuple[Tree, ...]]:
+    """The training step with `patterns` frozen, and the shapes of its arguments.
 
-    Its convolutions are XLA's own, so that their operations can be counted.
+    They are those of the run's patch and batch. Its convolutions are XLA's own, so that their
+    operations can be counted, and so that it can be compiled for a GPU.
     """
     params = abstract_params(config)
     trainable, frozen = split(params, mask(params, patterns))
@@ -36,13 +37,15 @@ def lowered_step(config: Config, patterns: Sequence[str]) -> jax.stages.Lowered:
         "label": jax.ShapeDtypeStruct(shape[:-1], jnp.int32),
         "labelled": jax.ShapeDtypeStruct((shape[0], config.model.num_classes), bool),
     }
-    return step.lower(  # type: ignore[attr-defined]
-        jax.eval_shape(lambda t: initial_state(t, transform), trainable),
-        frozen,
-        batch,
-        jax.ShapeDtypeStruct((), jnp.float32),
-        jax.random.key(0),
-    )
+    state = jax.eval_shape(lambda t: initial_state(t, transform), trainable)
+    rate, key = jax.ShapeDtypeStruct((), jnp.float32), jax.eval_shape(lambda: jax.random.key(0))
+    return step, (state, frozen, batch, rate, key)
+
+
+def lowered_step(config: Config, patterns: Sequence[str]) -> jax.stages.Lowered:
+    """The training step with `patterns` frozen, as a program for XLA; computes nothing."""
+    step, arguments = abstract_step(config, patterns)
+    return step.lower(*arguments)  # type: ignore[attr-defined]
 
 
 def step_flops(config: Config, patterns: Sequence[str]) -> float:

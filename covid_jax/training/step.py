@@ -15,6 +15,7 @@ import optax
 from jax import Array
 
 from covid_jax.config import IGNORED
+from covid_jax.model.conv import compiler_options
 from covid_jax.model.loss import deep_supervision_loss
 from covid_jax.training.state import TrainState
 from covid_jax.transfer.freezing import join
@@ -44,7 +45,7 @@ def make_train_step(
     is a function of (seed, step).
     """
 
-    @functools.partial(jax.jit, donate_argnums=0)
+    @functools.partial(jax.jit, donate_argnums=0, compiler_options=compiler_options())
     def train_step(
         state: TrainState, frozen: Tree, batch: Batch, learning_rate: Array, key: Array
     ) -> tuple[TrainState, dict[str, Array]]:
@@ -78,7 +79,7 @@ def make_eval_step(apply: Apply, *, batch_dice: bool = False, marginal: bool = F
     class over all validation patches (nnU-Net's pseudo Dice).
     """
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=compiler_options())
     def eval_step(trainable: Tree, frozen: Tree, batch: Batch) -> dict[str, Array]:
         logits = apply(join(trainable, frozen), batch["image"])
         loss = deep_supervision_loss(

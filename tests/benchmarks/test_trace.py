@@ -1,7 +1,6 @@
-"""What is read from a GPU's program."""
+"""What is read from a compiled program."""
 
-from benchmarks.gpu_program import kind_of
-from benchmarks.trace import instructions
+from benchmarks.trace import instructions, kind_of
 
 PROGRAM = """HloModule step
 

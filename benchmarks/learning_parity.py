@@ -132,6 +132,7 @@ def main() -> None:
     output, data = Path(_OUTPUT.value), Path(_DATA.value)
     config = CONFIG
     config.epochs = _EPOCHS.value
+    config.data.augment = False
     _, datasets = open_data(config, data)
     training, validation = samplers(config, datasets)
     trainers: dict[str, Train] = {"covid_jax": train_ours, "PyTorch's nnU-Net": train_torch}

@@ -12,7 +12,6 @@ from benchmarks.steps import Steps, optax_recipe, ours, real_batches, theirs
 from benchmarks.tables import Line
 from benchmarks.timing import Timing, in_turns
 from covid_jax.config import Config, UNetConfig
-from covid_jax.data.augment import augment
 from covid_jax.reporting.paper import paper_table
 from covid_jax.training.cost import step_flops
 from covid_jax.transfer.strategies import frozen_patterns
@@ -42,8 +41,8 @@ def candidates_of(
         steps += theirs(config, compiled=compiled)
     if real:
         batches = real_batches(config, real)
-        steps.append(ours(config, variant="augmented", augment=augment))
-        steps.append(ours(config, variant="augmented", augment=augment, batches=batches))
+        steps.append(ours(config, augmented=True))
+        steps.append(ours(config, augmented=True, batches=batches))
     patterns = frozen_patterns(config)[0]
     work = step_flops(config, patterns), counted_flops(config, patterns)
     return [Candidate(config, one, *work) for one in steps]

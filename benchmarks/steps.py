@@ -13,11 +13,12 @@ import numpy as np
 import optax
 
 from covid_jax.config import Config
+from covid_jax.data.augment import augment, input_size
 from covid_jax.model.conv import fast_form
 from covid_jax.model.loss import deep_supervision_loss
 from covid_jax.training.parallel import make_mesh, put_batch, replicate
 from covid_jax.training.state import initial_state, new_params, optimizer
-from covid_jax.training.step import Augment, make_eval_step, make_train_step
+from covid_jax.training.step import make_eval_step, make_train_step
 from covid_jax.transfer.freezing import mask, split
 from covid_jax.transfer.strategies import frozen_patterns, network_of
 
@@ -53,7 +54,7 @@ def ours(
     *,
     variant: str = "",
     batches: Iterator[Batch] | None = None,
-    augment: Augment | None = None,
+    augmented: bool = False,
     compiler_options: dict[str, Any] | None = None,
 ) -> Steps:
     """The step of a run, compiled ahead; on one dummy batch where no `batches` are given.
@@ -64,12 +65,15 @@ def ours(
     form = fast_form(config.mesh.data, config.mesh.space)
     network = network_of(config, form)
     apply = lambda params, image: network.apply({"params": params}, image)  # noqa: E731
-    batch = put_batch(dummy_batch(config), mesh)
-    params = new_params(network, config.seed, batch["image"].shape)
+    patch_size = config.data.patch_size
+    plain = put_batch(dummy_batch(config), mesh)
+    batch = put_batch(dummy_batch(config, input_size(patch_size)), mesh) if augmented else plain
+    params = new_params(network, config.seed, plain["image"].shape)
     held, transform = mask(params, frozen_patterns(config)[0]), optimizer(config.optimizer)
     trainable, frozen = split(params, held)
     state, frozen = replicate((initial_state(trainable, transform), frozen), mesh)
-    step = make_train_step(apply, transform, augment)
+    augmentation = functools.partial(augment, patch_size=patch_size) if augmented else None
+    step = make_train_step(apply, transform, augmentation)
     rate, key = jnp.float32(config.optimizer.learning_rate), jax.random.key(0)
     begin = time.perf_counter()
     lowered = step.lower(state, frozen, batch, rate, key)  # type: ignore[attr-defined]
@@ -88,9 +92,9 @@ def ours(
     return Steps(
         framework="jax",
         strategy=config.strategy,
-        variant=", ".join(filter(None, (form, variant))),
+        variant=", ".join(filter(None, (form, variant, "augmented" if augmented else ""))),
         train=train,
-        validate=lambda: jax.block_until_ready(evaluate(state.trainable, frozen, next_batch())),
+        validate=lambda: jax.block_until_ready(evaluate(state.trainable, frozen, plain)),
         data="dummy" if batches is None else "real",
         compile_seconds=compile_seconds,
         peak_bytes=_peak_bytes(compiled),
@@ -216,9 +220,12 @@ def theirs(
             )
 
 
-def dummy_batch(config: Config) -> Batch:
-    """A batch of noise, half of it lesion: image (N, D, H, W, C), label (N, D, H, W), labelled."""
-    shape = (config.data.batch_size, *config.data.patch_size)
+def dummy_batch(config: Config, size: tuple[int, int, int] | None = None) -> Batch:
+    """A batch of noise, half of it lesion: image (N, D, H, W, C), label (N, D, H, W), labelled.
+
+    `size` is (D, H, W); that of the patch where it is not given.
+    """
+    shape = (config.data.batch_size, *(size or config.data.patch_size))
     rng = np.random.default_rng(0)
     image = rng.normal(size=(*shape, config.model.in_channels)).astype(np.float32)
     label = np.zeros(shape, np.int32)

@@ -30,6 +30,9 @@ SOURCES: dict[str, tuple[str, ...]] = {
 }
 """Pre-training sources (paper section IV-A) and the datasets each one is trained on."""
 
+ANISOTROPY = 3.0
+"""Ratio of the coarsest to the finest axis from which nnU-Net treats the coarsest apart."""
+
 IGNORED = 255
 """The value of a label's voxels that take no part in loss and metrics (nnU-Net's ignore label)."""
 

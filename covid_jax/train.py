@@ -12,6 +12,7 @@ frozen_encoder-SOURCE, multi_encoder-SOURCE), or pretraining-SOURCE; sources are
 nsclc and multi_lesion.
 """
 
+import functools
 import time
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,10 @@ def train(config: Config, workdir: Path) -> None:
     apply = lambda params, image: network.apply({"params": params}, image)  # noqa: E731
     marginal = config.loss.marginal and len(datasets) > 1
     loss = {"batch_dice": config.loss.batch_dice, "marginal": marginal}
-    train_step = make_train_step(apply, transform, augment if config.data.augment else None, **loss)
+    augmented = functools.partial(augment, patch_size=config.data.patch_size)
+    train_step = make_train_step(
+        apply, transform, augmented if config.data.augment else None, **loss
+    )
     eval_step = make_eval_step(apply, **loss)
 
     # The loop: go on from the latest checkpoint, epoch after epoch.

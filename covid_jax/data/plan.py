@@ -13,11 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from covid_jax.config import ANISOTROPY
 from covid_jax.data.volume import Volume, whole_file
 from covid_jax.errors import UserError
-
-ANISOTROPY = 3.0
-"""Ratio of the coarsest to the finest spacing from which nnU-Net treats an axis apart."""
 
 _SAMPLES_PER_CASE = 10_000
 

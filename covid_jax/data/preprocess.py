@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage, special
 
-from covid_jax.config import IGNORED
-from covid_jax.data.plan import ANISOTROPY, Plan
+from covid_jax.config import ANISOTROPY, IGNORED
+from covid_jax.data.plan import Plan
 from covid_jax.data.volume import Volume, read_volume, turned_to_file_axes
 from covid_jax.errors import UserError
 

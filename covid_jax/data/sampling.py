@@ -53,11 +53,13 @@ class Sampler:
 
     The last samples of a batch (`foreground_fraction` of it) are centred on a lesion voxel:
     first a class is drawn, then a voxel of it. The others lie anywhere (nnU-Net's data loader).
+    What is cut has the patch in its middle, and is larger where augmentation needs more.
     """
 
     sources: tuple[Source, ...]
     num_classes: int
     patch_size: tuple[int, int, int]
+    cut_size: tuple[int, int, int]
     batch_size: int
     foreground_fraction: float
     seed: int
@@ -65,7 +67,7 @@ class Sampler:
 
     def batch(self, step: int) -> Batch:
         """The batch of a step, the same whenever it is asked for."""
-        shape = (self.batch_size, *self.patch_size)
+        shape = (self.batch_size, *self.cut_size)
         image = np.zeros((*shape, 1), np.float32)
         label = np.zeros(shape, np.int32)
         labelled = np.zeros((self.batch_size, self.num_classes), bool)
@@ -76,8 +78,12 @@ class Sampler:
             source = self.sources[rng.integers(len(self.sources))]
             case = source.cases[rng.integers(len(source.cases))]
             corner = patch_corner(rng, case, self.patch_size, on_lesion=sample >= anywhere)
-            copy_patch(case.image, corner, image[sample, ..., 0])
-            copy_patch(case.label, corner, label[sample])
+            start = [
+                c - (cut - size) // 2
+                for c, cut, size in zip(corner, self.cut_size, self.patch_size, strict=True)
+            ]
+            copy_patch(case.image, start, image[sample, ..., 0])
+            copy_patch(case.label, start, label[sample])
             classes = np.full(IGNORED + 1, IGNORED)
             classes[: len(source.classes) + 1] = (0, *source.classes)
             label[sample] = classes[label[sample]]

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from covid_jax.config import Config, differences, to_dict
+from covid_jax.data.augment import input_size
 from covid_jax.data.plan import Plan, load_plan, save_plan
 from covid_jax.data.preparation import prepare_phantom
 from covid_jax.data.sampling import Sampler, Source, Stream
@@ -49,7 +50,13 @@ def samplers(config: Config, datasets: list[StoredDataset]) -> tuple[Sampler, Sa
     """The samplers of the fold's training and test cases.
 
     Each dataset's labels become classes of their own: multi_lesion has one for each lesion.
+    Training patches come with as much around them as augmentation needs.
     """
+    patch_size = config.data.patch_size
+    cut_size = {
+        "training": input_size(patch_size) if config.data.augment else patch_size,
+        "validation": patch_size,
+    }
 
     def sampler(stream: Stream) -> Sampler:
         sources, first = [], 1
@@ -62,7 +69,8 @@ def samplers(config: Config, datasets: list[StoredDataset]) -> tuple[Sampler, Sa
         return Sampler(
             tuple(sources),
             config.model.num_classes,
-            config.data.patch_size,
+            patch_size,
+            cut_size[stream],
             config.data.batch_size,
             config.data.foreground_fraction,
             config.seed,

@@ -22,9 +22,16 @@ def case(shape=(20, 30, 40), value=1.0, lesion=((5, 6, 7),)):
     return StoredCase("case", image, label, foreground, GEOMETRY)
 
 
-def sampler(sources=None, batch_size=2, seed=0, stream="training", num_classes=2):
+def sampler(
+    sources=None,
+    batch_size=2,
+    seed=0,
+    stream="training",
+    num_classes=2,
+    cut_size=(8, 12, 12),
+):
     sources = sources or (Source((case(),), (1,)),)
-    return Sampler(sources, num_classes, (8, 12, 12), batch_size, 0.33, seed, stream)
+    return Sampler(sources, num_classes, (8, 12, 12), cut_size, batch_size, 0.33, seed, stream)
 
 
 def same(a, b):
@@ -45,6 +52,16 @@ def test_a_batch_depends_on_its_step_alone():
     assert len(straight) == 6
     assert all(same(a, b) for a, b in zip(straight[4:], resumed, strict=True))
     assert same(straight[3], one.batch(3))
+
+
+def test_a_larger_cut_has_the_same_patch_in_its_middle():
+    rng = np.random.default_rng(0)
+    noise = StoredCase("noise", rng.random((9, 20, 30)), np.zeros((9, 20, 30)), (), GEOMETRY)
+    sources = (Source((noise,), (1,)),)
+    patch = sampler(sources).batch(3).image
+    cut = sampler(sources, cut_size=(8, 16, 18)).batch(3).image
+    assert cut.shape == (2, 8, 16, 18, 1)
+    np.testing.assert_array_equal(cut[:, :, 2:-2, 3:-3], patch)
 
 
 def test_ignored_voxels_stay_ignored_whatever_the_classes_are():

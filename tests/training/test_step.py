@@ -35,6 +35,7 @@ MODEL = UNetConfig(
     n_conv_per_stage_decoder=(1, 1),
 )
 SHAPE = (2, 4, 16, 16)
+AUGMENT = functools.partial(augment, patch_size=SHAPE[1:])
 
 
 def batch(seed=0):
@@ -54,7 +55,7 @@ def run(strategy, steps, dtype=jnp.float32, patterns=None):
     trainable, frozen = split(params, held)
     transform = optimizer(CONFIG.optimizer)
     state = initial_state(trainable, transform)
-    step = make_train_step(lambda p, x: network.apply({"params": p}, x), transform, augment)
+    step = make_train_step(lambda p, x: network.apply({"params": p}, x), transform, AUGMENT)
     for index in range(steps):
         state, metrics = step(state, frozen, batch(index), jnp.float32(0.01), jax.random.key(0))
     assert np.isfinite(metrics["loss"])

@@ -24,7 +24,7 @@ from covid_jax.errors import run_command
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "data.md")
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "epoch_time": lambda content: tables.epoch_time_table(content["results"], content["paper"]),
@@ -33,6 +33,9 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "inference": lambda content: tables.inference_table(content["results"]),
     "scaling": lambda content: tables.scaling_table(content["results"]),
     "kernels": lambda content: tables.kernels_table(content["results"]),
+    "input_pipeline": lambda content: tables.input_pipeline_table(
+        content["results"], content["memory"]
+    ),
     "gpu_program": lambda content: tables.gpu_program_table(content["results"]),
 }
 

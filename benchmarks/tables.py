@@ -162,6 +162,25 @@ def kernels_table(lines: Sequence[Line], first: int = 20) -> str:
     return "\n".join(rows)
 
 
+def input_pipeline_table(lines: Sequence[Line], memory: Sequence[int] = ()) -> str:
+    """One row a candidate: seconds a sample on one core, samples a second, and times nnU-Net's."""
+    peer = [
+        line["seconds_per_sample"] for line in lines if line["name"].startswith("nnU-Net: both")
+    ]
+    rows = [f"{'on one core':<36}{'ms a sample':>12}{'samples a s':>13}{'of nnU-Net':>12}"]
+    for line in lines:
+        spent = line["seconds_per_sample"]
+        times = f"{peer[0] / spent:.1f} x" if peer else "-"
+        rows.append(
+            f"{line['name']:<36}{1e3 * spent:>12.2f}{1 / spent:>13.1f}{times:>12}"
+            + (NOISY if line["noisy"] else "")
+        )
+    if memory:
+        held = ", ".join(f"{size / 1e6:.0f}" for size in memory)
+        rows.append(f"MB of the process at every tenth of the batches: {held}")
+    return "\n".join(rows)
+
+
 def gpu_program_table(lines: Sequence[Line]) -> str:
     """One row a program: the gigabytes of its kernels by kind, and the least time they take."""
     kinds = ("convolutions", "products", "transposes", "fusions")

@@ -118,11 +118,14 @@ def train(config: Config, workdir: Path) -> None:
             if epoch in masks:
                 state, frozen = replicate(refreeze(state, frozen, masks[epoch], transform), mesh)
             rate = learning_rate(config, first + epoch)
-            clock, losses = time.perf_counter(), []
+            clock, losses, waiting = time.perf_counter(), [], 0.0
             with tqdm(total=config.steps_per_epoch, unit="step", mininterval=1) as bar:
                 bar.set_description(f"epoch {epoch + 1}/{epochs}")
                 for _ in range(config.steps_per_epoch):
-                    batch = put_batch(vars(next(batches)), mesh)
+                    asked = time.perf_counter()
+                    patches = next(batches)
+                    waiting += time.perf_counter() - asked
+                    batch = put_batch(vars(patches), mesh)
                     state, metrics = train_step(state, frozen, batch, jnp.float32(rate), key)
                     losses.append(metrics["loss"])
                     # Read a step late, so that the device never waits for the host.
@@ -135,6 +138,7 @@ def train(config: Config, workdir: Path) -> None:
                 "loss": float(np.mean(jax.device_get(losses))),
                 "learning_rate": rate,
                 "seconds": time.perf_counter() - clock,
+                "waiting_seconds": waiting,  # for data; of them the device may have worked
             }
             clock, found = time.perf_counter(), []
             window = epoch * config.validation_steps, (epoch + 1) * config.validation_steps

@@ -44,6 +44,7 @@ def test_the_log_has_a_line_an_epoch_with_the_pinned_fields(tiny_run):
     assert [line["step"] for line in log] == [10, 20]
     assert {"step", "epoch", "loss", "learning_rate", "seconds", "validation_dice"} <= log[0].keys()
     assert log[1]["loss"] < log[0]["loss"]
+    assert all(0 <= line["waiting_seconds"] < line["seconds"] for line in log)
 
 
 def test_metrics_are_of_the_folds_test_cases_on_their_own_grids(tiny_run):

@@ -69,7 +69,7 @@ def augment(key: Array, image: Array, label: Array, patch_size: Triple) -> tuple
     Args:
       key: a jax.random key; the same key gives the same batch.
       image: (N, D', H', W', C), normalised; of `input_size`, or any other not less than the patch.
-      label: (N, D', H', W').
+      label: (N, D', H', W'), of any integers.
       patch_size: (D, H, W), cut from the middle.
 
     Returns:
@@ -187,10 +187,11 @@ def warp(
         inside = ((voxel >= 0) & (voxel < limit)).all(0)
         index = (slice(None),) * first + tuple(jnp.clip(voxel, 0, limit - 1))
         images.append(jnp.where(inside, weight, 0)[..., None] * image[index])
-        labels.append(jnp.where(inside, label[index], _OUTSIDE))
+        labels.append(jnp.where(inside, label[index].astype(jnp.int32), _OUTSIDE))
         weights.append(jnp.broadcast_to(weight, labels[-1].shape))
     voted = _vote(labels, weights)
-    return sum(images[1:], images[0]), jnp.where(voted == _OUTSIDE, 0, voted)
+    voted = jnp.where(voted == _OUTSIDE, 0, voted).astype(label.dtype)
+    return sum(images[1:], images[0]), voted
 
 
 def _vote(labels: Sequence[Array], weights: Sequence[Array]) -> Array:
@@ -311,6 +312,11 @@ def _around_one(key: Array, lowest: float, highest: float) -> Array:
 def mirror(key: Array, image: Array, label: Array) -> tuple[Array, Array]:
     """Flips each of D, H, W with probability 0.5."""
     for axis, flip in enumerate(jax.random.bernoulli(key, shape=(3,))):
-        image = jnp.where(flip, jnp.flip(image, axis), image)
-        label = jnp.where(flip, jnp.flip(label, axis), label)
+        image, label = jax.lax.cond(
+            flip,
+            lambda image, label, axis=axis: (jnp.flip(image, axis), jnp.flip(label, axis)),
+            lambda image, label: (image, label),
+            image,
+            label,
+        )
     return image, label

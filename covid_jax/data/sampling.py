@@ -38,7 +38,7 @@ class Batch:
 
     Attributes:
       image: (N, D, H, W, 1) float32.
-      label: (N, D, H, W) int32.
+      label: (N, D, H, W) uint8.
       labelled: (N, classes) bool, the classes that a sample's dataset labels.
     """
 
@@ -68,8 +68,8 @@ class Sampler:
     def batch(self, step: int) -> Batch:
         """The batch of a step, the same whenever it is asked for."""
         shape = (self.batch_size, *self.cut_size)
-        image = np.zeros((*shape, 1), np.float32)
-        label = np.zeros(shape, np.int32)
+        image = np.empty((*shape, 1), np.float32)
+        label = np.empty(shape, np.uint8)
         labelled = np.zeros((self.batch_size, self.num_classes), bool)
         labelled[:, 0] = True
         anywhere = round(self.batch_size * (1 - self.foreground_fraction))
@@ -84,9 +84,10 @@ class Sampler:
             ]
             copy_patch(case.image, start, image[sample, ..., 0])
             copy_patch(case.label, start, label[sample])
-            classes = np.full(IGNORED + 1, IGNORED)
-            classes[: len(source.classes) + 1] = (0, *source.classes)
-            label[sample] = classes[label[sample]]
+            if source.classes != tuple(range(1, len(source.classes) + 1)):
+                classes = np.full(IGNORED + 1, IGNORED, np.uint8)
+                classes[: len(source.classes) + 1] = (0, *source.classes)
+                label[sample] = classes[label[sample]]
             labelled[sample, list(source.classes)] = True
         return Batch(image, label, labelled)
 
@@ -122,10 +123,12 @@ def patch_corner(
 
 
 def copy_patch(voxels: np.ndarray, corner: Sequence[int], patch: np.ndarray) -> None:
-    """Copies what of the patch at `corner` lies inside `voxels`; the rest of `patch` stays."""
+    """Fills `patch` with what lies at `corner` of `voxels`, and with 0 where that is outside."""
     inside, target = [], []
     for start, size, n in zip(corner, patch.shape, voxels.shape, strict=True):
         low, high = max(start, 0), min(start + size, n)
         inside.append(slice(low, high))
         target.append(slice(low - start, high - start))
+    if any(side.stop - side.start < size for side, size in zip(target, patch.shape, strict=True)):
+        patch[...] = 0
     patch[tuple(target)] = voxels[tuple(inside)]

@@ -26,7 +26,7 @@ Apply = Callable[[Tree, Array], tuple[Array, ...]]
 Augment = Callable[[Array, Array, Array], tuple[Array, Array]]
 """(key, image, label) -> image, label"""
 Batch = dict[str, Array]
-"""image (N, D, H, W, C), label (N, D, H, W), labelled (N, K)"""
+"""image (N, D, H, W, C), label (N, D, H, W) of any integers, labelled (N, K)"""
 TrainStep = Callable[[TrainState, Tree, Batch, Array, Array], tuple[TrainState, dict[str, Array]]]
 EvalStep = Callable[[Tree, Tree, Batch], dict[str, Array]]
 
@@ -52,6 +52,7 @@ def make_train_step(
         image, label = batch["image"], batch["label"]
         if augment is not None:
             image, label = augment(jax.random.fold_in(key, state.step), image, label)
+        label = label.astype(jnp.int32)
 
         def loss_of(trainable: Tree) -> Array:
             return deep_supervision_loss(
@@ -81,17 +82,18 @@ def make_eval_step(apply: Apply, *, batch_dice: bool = False, marginal: bool = F
 
     @functools.partial(jax.jit, compiler_options=compiler_options())
     def eval_step(trainable: Tree, frozen: Tree, batch: Batch) -> dict[str, Array]:
+        label = batch["label"].astype(jnp.int32)
         logits = apply(join(trainable, frozen), batch["image"])
         loss = deep_supervision_loss(
             logits,
-            batch["label"],
+            label,
             batch_dice=batch_dice,
             labelled=batch["labelled"] if marginal else None,
         )
         classes = jnp.arange(1, logits[0].shape[-1])
-        known = batch["label"] != IGNORED
+        known = label != IGNORED
         predicted = (logits[0].argmax(-1)[..., None] == classes) & known[..., None]
-        true = batch["label"][..., None] == classes
+        true = label[..., None] == classes
         voxels = tuple(range(predicted.ndim - 1))
         return {
             "loss": loss,

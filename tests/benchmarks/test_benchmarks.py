@@ -73,6 +73,14 @@ def test_the_cost_is_measured_along_every_axis(tmp_path, command):
     assert any("SYNTHETIC" in axis for axis in axes)
 
 
+def test_one_core_makes_batches_beside_nnunets_loader(tmp_path, command):
+    arguments = ("--seconds=0", "--batches=20", "--peer=torch")
+    lines = run(command, tmp_path, "input_pipeline", *arguments)
+    assert [line["name"].partition(":")[0] for line in lines] == ["covid_jax"] * 3 + ["nnU-Net"] * 2
+    assert all(line["seconds_per_sample"] > 0 for line in lines)
+    assert len(json.loads((tmp_path / "input_pipeline.json").read_text())["memory"]) == 10
+
+
 def test_the_operations_of_a_step_are_those_of_its_program(tmp_path, command):
     arguments = [argument for argument in SMALL if "rounds" not in argument]
     finished = command("benchmarks.kernels", f"--output={tmp_path}", *arguments)

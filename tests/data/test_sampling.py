@@ -132,7 +132,7 @@ def test_a_patch_is_a_cut_of_the_padded_case(shape, size, seed, on_lesion):
     voxels = rng.random(shape)
     lesion = (tuple(int(rng.integers(n)) for n in shape),)
     corner = patch_corner(rng, case(shape, lesion=lesion), size, on_lesion)
-    patch = np.zeros(size)
+    patch = np.full(size, np.nan)
     copy_patch(voxels, corner, patch)
     padded = np.pad(voxels, 12)
     expected = padded[tuple(slice(c + 12, c + 12 + s) for c, s in zip(corner, size, strict=True))]

@@ -1,0 +1,165 @@
+r"""How fast one core makes training batches, beside nnU-Net's loader and transforms.
+
+    python -m benchmarks.input_pipeline --config=configs/paper.py --output=DIR [--peer=torch]
+
+Everything runs on one core. Ours cuts patches on the host and augments them on the device, which
+here is that core too, and a GPU where there is one; so both are measured, apart and together.
+nnU-Net's loader does both on the host. The cases are a real scan (examples/covid19), repeated until
+it has the size of whole chest scans. With --batches=10000 it also tells how the memory of the
+process grows while so many are cut. Writes input_pipeline.json.
+"""
+
+import functools
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+from benchmarks import environment
+from benchmarks.tables import Line, input_pipeline_table
+from benchmarks.timing import in_turns
+from covid_jax.config import Config, check_config_arguments, config_from_flag, define_config_flag
+from covid_jax.data.augment import augment, input_size
+from covid_jax.data.plan import fingerprint, make_plan
+from covid_jax.data.preprocess import prepare_case, read_label, read_scan
+from covid_jax.data.sampling import Sampler, Source
+from covid_jax.data.store import StoredCase, StoredDataset, load_case, save_case
+from covid_jax.errors import UserError, run_command
+
+_CONFIG = define_config_flag()
+flags.declare_key_flag("config")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder of input_pipeline.json.")
+_PEER = flags.DEFINE_enum("peer", None, ["torch"], "What to time beside it: nnU-Net's loader.")
+_ROUNDS = flags.DEFINE_integer("rounds", 6, "Turns that each candidate has.")
+_SECONDS = flags.DEFINE_float("seconds", 4.0, "Length of a turn, of one batch at least.")
+_BATCHES = flags.DEFINE_integer("batches", 0, "Batches to cut while memory is watched.")
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples" / "covid19"
+SCAN_SIZE = (120, 360, 360)
+NAMES = ("coronacases_001", "coronacases_002", "coronacases_003", "coronacases_004")
+
+
+def scans(folder: Path) -> dict[str, StoredCase]:
+    """Prepared cases of whole scans' size, memory-mapped from `folder`."""
+    dataset = StoredDataset("covid19", folder, ("infection",), (), False)
+    for name in NAMES:
+        image = read_scan(EXAMPLES / "COVID-19-CT-Seg_20cases" / f"{name}.nii.gz")
+        label = read_label(EXAMPLES / "Infection_Mask" / f"{name}.nii.gz", image, 2)
+        image, label = (replace(one, voxels=_repeated(one.voxels)) for one in (image, label))
+        plan = make_plan([name], [fingerprint(image, label)])
+        save_case(folder, name, prepare_case(image, label, plan), label, {"plan": plan.hash})
+    return {name: load_case(dataset, name) for name in NAMES}
+
+
+def _repeated(voxels: np.ndarray) -> np.ndarray:
+    missing = [(0, max(0, size - n)) for size, n in zip(SCAN_SIZE, voxels.shape, strict=True)]
+    depth, height, width = SCAN_SIZE
+    return np.pad(voxels, missing, mode="symmetric")[:depth, :height, :width]
+
+
+def candidates(
+    config: Config, cases: dict[str, StoredCase], folder: Path
+) -> dict[str, Callable[[], Any]]:
+    """What is timed, by name; each call makes one batch."""
+    data, sampler = config.data, sampler_of(config, cases)
+    steps = iter(range(10**9))
+    augmented = jax.jit(functools.partial(augment, patch_size=data.patch_size))
+    key = jax.random.key(config.seed)
+
+    def cut() -> Any:
+        return sampler.batch(next(steps))
+
+    fixed = jax.device_put(vars(cut()))
+
+    def augment_batch(image: Any, label: Any, labelled: Any) -> None:
+        del labelled
+        jax.block_until_ready(augmented(jax.random.fold_in(key, next(steps)), image, label))
+
+    def both() -> None:
+        augment_batch(**vars(cut()))
+
+    found: dict[str, Callable[[], Any]] = {
+        "covid_jax: cut, on the host": cut,
+        "covid_jax: augment, on the device": functools.partial(augment_batch, **fixed),
+        "covid_jax: both": both,
+    }
+    if _PEER.value:
+        from benchmarks.peers import torch_loader as peer
+
+        peer.save_cases(folder / "nnunet", cases, data.patch_size)
+        for name, augmenting in (("cut", False), ("both", True)):
+            found[f"nnU-Net: {name}, on the host"] = peer.batches(
+                folder / "nnunet",
+                data.patch_size,
+                data.batch_size,
+                data.foreground_fraction,
+                augmenting,
+            )
+    return found
+
+
+def sampler_of(config: Config, cases: dict[str, StoredCase]) -> Sampler:
+    """The training sampler of a run on these cases."""
+    return Sampler(
+        sources=(Source(tuple(cases.values()), (1,)),),
+        num_classes=2,
+        patch_size=config.data.patch_size,
+        cut_size=input_size(config.data.patch_size),
+        batch_size=config.data.batch_size,
+        foreground_fraction=config.data.foreground_fraction,
+        seed=config.seed,
+        stream="training",
+    )
+
+
+def memory(sampler: Sampler, count: int) -> list[int]:
+    """Bytes that the process holds for itself, at ten points of `count` batches made ahead."""
+    found = []
+    for index, _ in enumerate(sampler.batches(0, count), start=1):
+        if index % max(count // 10, 1) == 0:
+            found.append(_anonymous_bytes())
+    return found
+
+
+def _anonymous_bytes() -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    raise UserError("/proc/self/status does not tell the memory of a process; this needs Linux")
+
+
+def main() -> None:
+    """Measures what the flags say."""
+    if not _OUTPUT.value:
+        raise UserError("--output is missing (see --help)")
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # before JAX starts its threads
+    config = config_from_flag(_CONFIG)
+    path = Path(_OUTPUT.value) / "input_pipeline.json"
+    with tempfile.TemporaryDirectory() as folder:
+        cases = scans(Path(folder) / "covid19")
+        runs = candidates(config, cases, Path(folder))
+        *_, timings = in_turns(list(runs.values()), _ROUNDS.value, _SECONDS.value)
+        lines: list[Line] = [
+            {
+                "name": name,
+                "patch_size": list(config.data.patch_size),
+                "batch_size": config.data.batch_size,
+                "seconds_per_sample": timing.median / config.data.batch_size,
+                **timing.described(),
+            }
+            for name, timing in zip(runs, timings, strict=True)
+        ]
+        held = memory(sampler_of(config, cases), _BATCHES.value)
+    environment.save(path, lines, memory=held)
+    print(input_pipeline_table(lines, held))
+    print(f"{path}")
+
+
+if __name__ == "__main__":
+    run_command(main, __doc__, check_config_arguments)

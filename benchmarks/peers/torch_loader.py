@@ -1,0 +1,74 @@
+"""nnU-Net v2's own data loader and training transforms, in this process and thread."""
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+for _variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+    os.environ.setdefault(_variable, "unused")  # nnU-Net warns where they are not set
+from nnunetv2.training.data_augmentation.compute_initial_patch_size import (  # noqa: E402
+    get_patch_size,
+)
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader  # noqa: E402
+from nnunetv2.training.dataloading.nnunet_dataset import (  # noqa: E402
+    comp_blosc2_params,
+    nnUNetDatasetBlosc2,
+)
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer  # noqa: E402
+from nnunetv2.utilities.label_handling.label_handling import LabelManager  # noqa: E402
+
+from covid_jax.data.augment import is_planar  # noqa: E402
+from covid_jax.data.store import StoredCase  # noqa: E402
+
+Triple = tuple[int, int, int]
+
+
+def save_cases(folder: Path, cases: Mapping[str, StoredCase], patch_size: Triple) -> None:
+    """Writes cases as nnU-Net's preprocessor leaves them: blosc2 in chunks for the patch."""
+    folder.mkdir(parents=True)
+    for name, case in cases.items():
+        locations = {
+            value: np.insert(voxels, 0, 0, axis=1)
+            for value, voxels in enumerate(case.foreground, start=1)
+        }
+        blocks, chunks = comp_blosc2_params((1, *case.image.shape), patch_size)
+        nnUNetDatasetBlosc2.save_case(
+            np.asarray(case.image)[None],
+            np.asarray(case.label)[None].astype(np.int8),
+            {"class_locations": locations},
+            str(folder / name),
+            chunks=chunks,
+            blocks=blocks,
+            chunks_seg=chunks,
+            blocks_seg=blocks,
+        )
+
+
+def batches(
+    folder: Path, patch_size: Triple, batch_size: int, foreground_fraction: float, augment: bool
+) -> Callable[[], Any]:
+    """A function that makes the next batch of the cases in `folder`."""
+    planar = is_planar(patch_size)
+    limit = np.pi if planar else np.pi / 6
+    initial = get_patch_size(patch_size, *[(-limit, limit)] * 3, (0.85, 1.25))
+    if planar:
+        initial[0] = patch_size[0]
+    transforms = nnUNetTrainer.get_training_transforms(
+        np.array(patch_size), (-limit, limit), None, (0, 1, 2), planar
+    )
+    labels = LabelManager({"background": 0, "lesion": 1}, None)
+    loader = nnUNetDataLoader(
+        nnUNetDatasetBlosc2(str(folder)),
+        batch_size,
+        initial if augment else patch_size,
+        patch_size,
+        labels,
+        foreground_fraction,
+        transforms=transforms if augment else None,
+    )
+    torch.set_num_threads(1)
+    return lambda: next(loader)

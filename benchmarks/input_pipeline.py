@@ -52,7 +52,7 @@ def scans(folder: Path) -> dict[str, StoredCase]:
         image = read_scan(EXAMPLES / "COVID-19-CT-Seg_20cases" / f"{name}.nii.gz")
         label = read_label(EXAMPLES / "Infection_Mask" / f"{name}.nii.gz", image, 2)
         image, label = (replace(one, voxels=_repeated(one.voxels)) for one in (image, label))
-        plan = make_plan([name], [fingerprint(image, label)])
+        plan = make_plan([name], [fingerprint(image, label, 10_000)])
         save_case(folder, name, prepare_case(image, label, plan), label, {"plan": plan.hash})
     return {name: load_case(dataset, name) for name in NAMES}
 

@@ -25,7 +25,7 @@ Pair = tuple[Array, Array]
 def lesion_patch() -> Pair:
     """Image (D', H', W', 1), about as a network sees it, and label, cut around a real tumour."""
     scan = read_scan(ROOT / "examples/lidc/LIDC-IDRI-0001")
-    label = read_label(ROOT / "examples/lidc/LIDC-IDRI-0001_nodule.nii.gz", scan, 2).voxels
+    label = read_label(ROOT / "tests/files/LIDC-IDRI-0001_nodule.nii.gz", scan, 2).voxels
     low, high = LUNG_WINDOW_HU
     image = (np.clip(scan.voxels, low, high) - low) / (high - low) * 2 - 1
     size = augment.input_size(PATCH)

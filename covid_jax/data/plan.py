@@ -17,7 +17,8 @@ from covid_jax.config import ANISOTROPY
 from covid_jax.data.volume import Volume, whole_file
 from covid_jax.errors import UserError
 
-_SAMPLES_PER_CASE = 10_000
+FINGERPRINT_VOXELS = 10_000_000
+"""Lesion voxels from which the statistics come, shared out evenly among the training cases."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,15 @@ class Plan:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def fingerprint(volume: Volume, label: Volume) -> Fingerprint:
-    """The fingerprint of a case whose `volume` is in HU, cropped as preprocess crops it."""
+def fingerprint(volume: Volume, label: Volume, samples: int) -> Fingerprint:
+    """The fingerprint of a case whose `volume` is in HU, cropped as preprocess crops it.
+
+    Of its lesion voxels `samples` are drawn, with replacement and nnU-Net's seed, so that a case
+    counts the same whatever the size of its lesions.
+    """
     foreground = volume.voxels[label.voxels > 0].astype(np.float32)
-    if foreground.size > _SAMPLES_PER_CASE:
-        # nnU-Net samples with this seed as well.
-        foreground = np.random.default_rng(1234).choice(foreground, _SAMPLES_PER_CASE)
+    if foreground.size:
+        foreground = np.random.RandomState(1234).choice(foreground, samples)
     return Fingerprint(
         volume.voxels.shape, tuple(float(mm) for mm in volume.spacing_mm), foreground
     )
@@ -68,8 +72,8 @@ def make_plan(cases: Sequence[str], fingerprints: Sequence[Fingerprint]) -> Plan
     """The plan of the training cases with these fingerprints.
 
     The spacing is the median of each axis. Where the coarsest axis of it is more than three times
-    as coarse as the finest, and less than a third as long, that axis takes its 10th percentile
-    instead.
+    as coarse as the others, and less than a third as long, that axis takes its 10th percentile
+    instead (nnU-Net: determine_fullres_target_spacing).
 
     Raises:
       UserError: no training case has a foreground voxel.
@@ -86,11 +90,12 @@ def make_plan(cases: Sequence[str], fingerprints: Sequence[Fingerprint]) -> Plan
     coarsest = int(np.argmax(spacing))
     others = np.delete(np.arange(3), coarsest)
     if (
-        spacing[coarsest] > ANISOTROPY * spacing.min()
+        spacing[coarsest] > ANISOTROPY * spacing[others].max()
         and size[coarsest] * ANISOTROPY < size[others].min()
     ):
         target = np.percentile(spacings[:, coarsest], 10)
-        spacing[coarsest] = max(target, spacing[others].max())
+        finest = spacing[others].max()
+        spacing[coarsest] = target if target >= finest else finest + 1e-5
     lower, upper = np.percentile(foreground, (0.5, 99.5))
     median_shape = np.median(np.round(shapes * spacings / spacing), axis=0)
     depth_mm, height_mm, width_mm = (float(mm) for mm in spacing)

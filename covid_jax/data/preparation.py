@@ -7,7 +7,14 @@ from tqdm import tqdm
 
 from covid_jax.data import phantom, store
 from covid_jax.data.datasets import Case, RawDataset, read_dataset
-from covid_jax.data.plan import Plan, fingerprint, load_plan, make_plan, save_plan
+from covid_jax.data.plan import (
+    FINGERPRINT_VOXELS,
+    Plan,
+    fingerprint,
+    load_plan,
+    make_plan,
+    save_plan,
+)
 from covid_jax.data.preprocess import nonzero_box, prepare_case, read_label, read_scan
 from covid_jax.data.volume import Volume
 from covid_jax.errors import UserError
@@ -71,7 +78,9 @@ def _plan_of(raw: RawDataset, fold: int) -> Plan:
         box = nonzero_box(image.voxels)
         fingerprints.append(
             fingerprint(
-                replace(image, voxels=image.voxels[box]), replace(label, voxels=label.voxels[box])
+                replace(image, voxels=image.voxels[box]),
+                replace(label, voxels=label.voxels[box]),
+                FINGERPRINT_VOXELS // len(cases),
             )
         )
     return make_plan([case.name for case in cases], fingerprints)

@@ -136,12 +136,8 @@ def prepare_case(volume: Volume, label: Volume | None, plan: Plan) -> PreparedCa
     image = resample(normalised, size, volume.spacing_mm, plan.spacing_mm, order=3)
     prepared_label = None
     if label is not None:
-        prepared_label = np.zeros(size, np.uint8)
-        for value in np.unique(label.voxels[box]):
-            if value != 0:
-                mask = (label.voxels[box] == value).astype(np.float32)
-                share = resample(mask, size, volume.spacing_mm, plan.spacing_mm, order=1)
-                prepared_label[share > 0.5] = value
+        spacings = volume.spacing_mm, plan.spacing_mm
+        prepared_label = resample_label(label.voxels[box], size, *spacings)
     return PreparedCase(image.astype(np.float32), prepared_label, geometry)
 
 
@@ -215,6 +211,26 @@ def resample(
     position = (np.arange(size[coarse]) + 0.5) * len(slices) / size[coarse] - 0.5
     nearest = np.clip(np.floor(position + 0.5).astype(int), 0, len(slices) - 1)
     return np.moveaxis(resampled[nearest], 0, coarse)
+
+
+def resample_label(
+    label: np.ndarray,
+    size: Sequence[int],
+    spacing_mm: Sequence[float] | np.ndarray,
+    target_mm: Sequence[float] | np.ndarray,
+) -> np.ndarray:
+    """A label (D, H, W) at another size: at each voxel the value with the largest share.
+
+    The share of a value is its mask, resampled linearly; of equal shares the nearest voxel's value
+    counts, or else the lowest (batchgenerators: resize_segmentation).
+    """
+    nearest = resample(label, size, spacing_mm, target_mm, order=0)
+    winner, best = np.zeros(size, label.dtype), np.full(size, -1.0)
+    for value in np.unique(label):
+        share = resample((label == value).astype(float), size, spacing_mm, target_mm, order=1)
+        wins = (share > best) | ((share == best) & (nearest == value))
+        winner[wins], best[wins] = value, share[wins]
+    return winner
 
 
 def _zoom(voxels: np.ndarray, size: Sequence[int], order: int) -> np.ndarray:

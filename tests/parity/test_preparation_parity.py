@@ -1,0 +1,198 @@
+"""Preparation beside nnU-Net v2's, on real CT and on phantoms: plan, crop, voxels, and back."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import (
+    DatasetFingerprintExtractor,
+)
+from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import (
+    ExperimentPlanner,
+)
+from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from nnunetv2.preprocessing.resampling.default_resampling import resample_data_or_seg_to_shape
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from covid_jax.data.phantom import make_phantom
+from covid_jax.data.plan import Fingerprint, Plan, fingerprint, make_plan
+from covid_jax.data.preprocess import nonzero_box, prepare_case, read_label, read_scan, restore
+from covid_jax.data.volume import Volume
+
+LABELS = {"labels": {"background": 0, "lesion": 1}}
+
+
+def lidc(files):
+    scan = read_scan(files / "examples" / "lidc" / "LIDC-IDRI-0001")
+    label = read_label(files / "tests" / "files" / "LIDC-IDRI-0001_nodule.nii.gz", scan, 2)
+    return scan, label
+
+
+def thorax(files):
+    """It has no lesion: its bone stands for one, since a label is a label."""
+    scan = read_scan(files / "tests" / "files" / "thorax_crop_1p5mm.nii.gz")
+    return scan, dataclasses.replace(scan, voxels=(scan.voxels > 300).astype(np.uint8))
+
+
+def phantom(spacing):
+    def made(files):
+        image, label = make_phantom("msd_lung", 0, 0)
+        return tuple(dataclasses.replace(v, spacing_mm=np.array(spacing)) for v in (image, label))
+
+    return made
+
+
+def framed(files):
+    """A scan with a frame of zeros, which is cut off."""
+    scan, label = thorax(files)
+    return tuple(
+        dataclasses.replace(v, voxels=np.pad(v.voxels, ((3, 5), (2, 0), (7, 4))))
+        for v in (scan, label)
+    )
+
+
+CASES = {
+    "LIDC, real, 2.5 x 0.7 x 0.7 mm": (lidc, (2.5, 0.8, 0.8)),
+    "LIDC, real, to thicker slices": (lidc, (5.0, 0.9, 0.9)),
+    "thorax, real, isotropic": (thorax, (2.0, 2.0, 2.0)),
+    "thorax, real, to finer voxels": (thorax, (1.2, 1.0, 1.0)),
+    "thorax, real, framed": (framed, (1.7, 1.4, 1.6)),
+    "phantom, isotropic": (phantom((1.5, 1.5, 1.5)), (1.8, 1.2, 1.2)),
+    "phantom, anisotropic": (phantom((6.0, 1.0, 1.0)), (5.0, 1.3, 1.3)),
+}
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request):
+    read, spacing = CASES[request.param]
+    scan, label = read(request.config.rootpath)
+    box = nonzero_box(scan.voxels)
+    inside = [dataclasses.replace(v, voxels=v.voxels[box]) for v in (scan, label)]
+    plan = make_plan(["case"], [fingerprint(*inside, 100_000)])
+    return scan, label, dataclasses.replace(plan, spacing_mm=spacing)
+
+
+def nnunet_plans(plan: Plan):
+    """nnU-Net's plans that ask for what `plan` asks for."""
+    resampling = "resample_data_or_seg_to_shape"
+    options = {"force_separate_z": None, "order_z": 0}
+    configuration = {
+        "architecture": {},
+        "preprocessor_name": "DefaultPreprocessor",
+        "spacing": list(plan.spacing_mm),
+        "normalization_schemes": ["CTNormalization"],
+        "use_mask_for_norm": [False],
+        "resampling_fn_data": resampling,
+        "resampling_fn_data_kwargs": {"is_seg": False, "order": 3, **options},
+        "resampling_fn_seg": resampling,
+        "resampling_fn_seg_kwargs": {"is_seg": True, "order": 1, **options},
+    }
+    intensities = {
+        "mean": plan.mean_hu,
+        "std": plan.std_hu,
+        "percentile_00_5": plan.lower_hu,
+        "percentile_99_5": plan.upper_hu,
+    }
+    return PlansManager(
+        {
+            "transpose_forward": [0, 1, 2],
+            "transpose_backward": [0, 1, 2],
+            "foreground_intensity_properties_per_channel": {"0": intensities},
+            "configurations": {"3d_fullres": configuration},
+            "label_manager": "LabelManager",
+        }
+    )
+
+
+def theirs_of(scan: Volume, label: Volume, plan: Plan):
+    plans = nnunet_plans(plan)
+    return DefaultPreprocessor(verbose=False).run_case_npy(
+        scan.voxels[None],
+        label.voxels[None].astype(np.int16),
+        {"spacing": scan.spacing_mm.tolist()},
+        plans,
+        plans.get_configuration("3d_fullres"),
+        LABELS,
+    )
+
+
+def test_image_label_and_crop_are_those_of_the_default_preprocessor(case):
+    scan, label, plan = case
+    image, mask, properties = theirs_of(scan, label, plan)
+    ours = prepare_case(scan, label, plan)
+    assert [list(side) for side in ours.geometry.box] == properties["bbox_used_for_cropping"]
+    assert ours.image.shape == image.shape[1:]
+    near = np.abs(ours.image - image[0]) < 1e-3
+    assert near.mean() >= 0.999
+    foreground = np.maximum(mask[0], 0) > 0
+    assert foreground.any()
+    assert ((ours.label > 0) != foreground).sum() <= 0.001 * foreground.sum()
+
+
+def test_probabilities_come_back_as_nnunets_do(case):
+    scan, label, plan = case
+    prepared = prepare_case(scan, label, plan)
+    rng = np.random.default_rng(0)
+    lesion = np.clip(
+        prepared.label * 0.8 + 0.1 + 0.05 * rng.normal(size=prepared.label.shape), 0, 1
+    )
+    scores = np.stack([1 - lesion, lesion], -1).astype(np.float32)
+    ours = restore(scores, prepared.geometry, plan)
+    box = prepared.geometry.box
+    theirs = resample_data_or_seg_to_shape(
+        np.moveaxis(scores, -1, 0),
+        [stop - start for start, stop in box],
+        plan.spacing_mm,
+        scan.spacing_mm.tolist(),
+        is_seg=False,
+        order=1,
+        order_z=0,
+        force_separate_z=None,
+    )
+    inside = ours[:, *(slice(*side) for side in box)]
+    assert (np.abs(inside - theirs) < 1e-3).mean() >= 0.999
+    found, expected = inside.argmax(0) == 1, theirs.argmax(0) == 1
+    assert (found != expected).sum() <= 0.001 * expected.sum()
+
+
+def test_the_statistics_of_lesions_are_those_of_nnunets_fingerprint(case):
+    scan, label, _ = case
+    data, mask, _ = crop_to_nonzero(
+        scan.voxels[None].astype(np.float32), label.voxels[None].astype(np.int16)
+    )
+    (theirs,), _ = DatasetFingerprintExtractor.collect_foreground_intensities(
+        mask, data, num_samples=5000
+    )
+    box = nonzero_box(scan.voxels)
+    inside = [dataclasses.replace(v, voxels=v.voxels[box]) for v in (scan, label)]
+    ours = fingerprint(*inside, 5000)
+    np.testing.assert_array_equal(ours.foreground_hu, theirs)
+    assert ours.shape == data.shape[1:]
+    plan = make_plan(["case"], [ours])
+    assert plan.mean_hu == pytest.approx(np.mean(theirs), rel=1e-6)
+    assert plan.std_hu == pytest.approx(np.std(theirs), rel=1e-6)
+    low, high = np.percentile(theirs, (0.5, 99.5))
+    assert (plan.lower_hu, plan.upper_hu) == (low, high)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_target_spacing_is_the_planners(seed):
+    """Of datasets of all sorts, from isotropic to slices of 8 mm."""
+    rng = np.random.default_rng(seed)
+    count, thick = 9, rng.choice([1.0, 2.5, 5.0, 8.0])
+    spacings = rng.uniform(0.6, 1.0, (count, 3)) * [thick, 1, 1]
+    spacings[:, 2] *= rng.choice([1.0, 0.3])
+    shapes = np.stack([rng.integers(10, 300, count), *rng.integers(100, 512, (2, count))], 1)
+    planner = object.__new__(ExperimentPlanner)
+    planner.overwrite_target_spacing = None
+    planner.anisotropy_threshold = 3
+    planner.dataset_fingerprint = {"spacings": list(spacings), "shapes_after_crop": list(shapes)}
+    expected = planner.determine_fullres_target_spacing()
+    some = np.array([-600.0, 0.0], np.float32)
+    fingerprints = [
+        Fingerprint(tuple(shape), tuple(spacing), some)
+        for shape, spacing in zip(shapes, spacings, strict=True)
+    ]
+    plan = make_plan([str(k) for k in range(count)], fingerprints)
+    np.testing.assert_allclose(plan.spacing_mm, expected, rtol=1e-12)

@@ -42,8 +42,8 @@ def main() -> None:
     output_dir = Path(_OUTPUT_DIR.value)
     for name, path in tqdm(scans.items(), "predicting", unit="scan"):
         scan = read_scan(path)
-        if scan.note:
-            tqdm.write(f"{name}: {scan.note}")
+        for note in scan.notes:
+            tqdm.write(f"{name}: {note}")
         case = prepare_case(scan, None, plan)
         probabilities = predict(case)
         mask = probabilities.argmax(0).astype(np.uint8)

@@ -4,7 +4,8 @@
 
 writes prepared/covid19/ and, if it is not there yet, prepared/plan.json from the training cases of
 fold 0. Datasets prepared into the same folder share that plan, as pre-training and its transfer
-must. Starting again goes on with the cases that are missing.
+must. Starting again goes on with the cases that are missing. --check_only reads everything, writes
+nothing, and tells what is there, what is missing, what would be mended and what would be refused.
 
 Raw layouts (--raw_dir):
   covid19         COVID-19-CT-Seg_20cases/CASE.nii.gz, Infection_Mask/CASE.nii.gz
@@ -15,13 +16,14 @@ Raw layouts (--raw_dir):
   phantom         synthetic cases, written to --raw_dir first
 """
 
+import os
 from pathlib import Path
 
 from absl import flags
 
-from covid_jax.data.datasets import DATASETS
+from covid_jax.data.datasets import DATASETS, read_dataset
 from covid_jax.data.phantom import write_raw_dataset
-from covid_jax.data.preparation import prepare_dataset
+from covid_jax.data.preparation import check_dataset, prepare_dataset
 from covid_jax.errors import UserError, run_command
 
 _DATASET = flags.DEFINE_enum("dataset", None, list(DATASETS), "Layout of the raw data.")
@@ -34,18 +36,60 @@ _SYNTHETIC = flags.DEFINE_bool(
     "synthetic", False, "Write synthetic cases in the dataset's layout to --raw_dir first."
 )
 _NUM_CASES = flags.DEFINE_integer("num_cases", 10, "Number of synthetic cases.")
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", os.cpu_count(), "Cases to work on at once.", lower_bound=1
+)
+_CHECK_ONLY = flags.DEFINE_bool("check_only", False, "Tell what would be done, and do nothing.")
+_SKIP_BAD = flags.DEFINE_bool(
+    "skip_bad", False, "Leave out cases that cannot be read safely, instead of stopping."
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the synthetic cases.", lower_bound=0)
+
+
+def check(name: str, raw_dir: Path, processes: int) -> None:
+    """Prints what `raw_dir` holds; an error where a case of it would be refused."""
+    raw = read_dataset(name, raw_dir)
+    findings = check_dataset(raw, processes)
+    label = "SYNTHETIC " if raw.synthetic else ""
+    print(f"{len(raw.cases)} {label}cases of {name}, labels: {', '.join(raw.labels)}")
+    for number, split in enumerate(raw.splits):
+        print(f"fold {number}: {len(split.train)} to train on, {len(split.test)} to test on")
+    for note in raw.notes:
+        print(note)
+    for finding in findings:
+        for note in finding.mended:
+            print(f"{finding.case}: {note}")
+        if finding.refused:
+            print(f"{finding.case}: REFUSED; {finding.refused}")
+    refused = [finding.case for finding in findings if finding.refused]
+    mended = sum(bool(finding.mended) for finding in findings)
+    print(f"{len(findings) - len(refused)} cases can be prepared, {mended} of them are mended")
+    if refused:
+        raise UserError(
+            f"{raw_dir}: {len(refused)} cases would be refused ({', '.join(refused)}); "
+            "mend them, or leave them out with --skip_bad"
+        )
 
 
 def main() -> None:
     """Prepares what the flags say."""
-    for flag in (_DATASET, _RAW_DIR, _OUT_DIR):
+    for flag in (_DATASET, _RAW_DIR) if _CHECK_ONLY.value else (_DATASET, _RAW_DIR, _OUT_DIR):
         if not flag.value:
             raise UserError(f"--{flag.name} is missing (see --help)")
+    if _CHECK_ONLY.value:
+        check(_DATASET.value, Path(_RAW_DIR.value), _NUM_PROCESSES.value)
+        return
     raw_dir, out_dir = Path(_RAW_DIR.value), Path(_OUT_DIR.value)
     if _SYNTHETIC.value or _DATASET.value == "phantom":
         write_raw_dataset(_DATASET.value, raw_dir, _NUM_CASES.value, _SEED.value)
-    raw = prepare_dataset(_DATASET.value, raw_dir, out_dir, _PLAN_FOLD.value)
+    raw = prepare_dataset(
+        _DATASET.value,
+        raw_dir,
+        out_dir,
+        _PLAN_FOLD.value,
+        _NUM_PROCESSES.value,
+        _SKIP_BAD.value,
+    )
     label = "SYNTHETIC " if raw.synthetic else ""
     print(f"{len(raw.cases)} {label}cases of {raw.name} are prepared in {out_dir / raw.name}")
 

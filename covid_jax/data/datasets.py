@@ -6,7 +6,7 @@ which label values it uses, and how its cases are split into training and test c
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -56,6 +56,18 @@ class RawDataset:
     synthetic: bool
     notes: tuple[str, ...] = ()
     ignored: int | None = None
+
+    def without(self, names: Collection[str]) -> "RawDataset":
+        """The dataset without some of its cases, in its folds too."""
+
+        def rest(cases: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple(case for case in cases if case not in names)
+
+        return replace(
+            self,
+            cases=tuple(case for case in self.cases if case.name not in names),
+            splits=tuple(Split(rest(split.train), rest(split.test)) for split in self.splits),
+        )
 
 
 def covid19(raw_dir: Path) -> RawDataset:
@@ -211,9 +223,9 @@ def _with_published_splits(
     expected = set(published[0].train) | set(published[0].test)
     notes = []
     if (missing := sorted(expected - here)) and not is_synthetic(raw_dir):
-        notes.append(f"{len(missing)} of {len(expected)} cases are not there: {_some(missing)}")
+        notes.append(f"{len(missing)} of {len(expected)} cases are not there: {', '.join(missing)}")
     if extra := sorted(here - expected):
-        notes.append(f"{len(extra)} cases are in no fold and stay unused: {_some(extra)}")
+        notes.append(f"{len(extra)} cases are in no fold and stay unused: {', '.join(extra)}")
     if not any(split.train and split.test for split in splits):
         raise UserError(
             f"{raw_dir}: no fold of {name} has cases to train and to test on; "
@@ -225,9 +237,6 @@ def _with_published_splits(
 def _checked(name: str, raw_dir: Path, cases: list[Case]) -> tuple[Case, ...]:
     if not cases:
         raise UserError(f"{raw_dir}: no case in it; expected the layout of {name} (see the README)")
-    for case in cases:
-        if not case.label.is_file():
-            raise UserError(f"{case.label}: missing label of case {case.name}")
     return tuple(sorted(cases, key=lambda case: case.name))
 
 
@@ -236,7 +245,3 @@ def _folder(raw_dir: Path, name: str) -> Path:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; {raw_dir} must hold the unpacked dataset")
     return folder
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

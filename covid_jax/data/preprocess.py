@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from nibabel.orientations import aff2axcodes
 from scipy import ndimage, special
 
 from covid_jax.config import ANISOTROPY, IGNORED
@@ -45,7 +46,7 @@ class PreparedCase:
 
 
 def read_scan(path: str | Path) -> Volume:
-    """The scan at `path` in HU; what had to be assumed for that is in its note."""
+    """The scan at `path` in HU; what had to be assumed for that is in its notes."""
     volume = read_volume(path)
     try:
         return to_hounsfield(volume)
@@ -73,7 +74,7 @@ def to_hounsfield(volume: Volume) -> Volume:
     bottom, top = GREY_WINDOW_HU
     voxels = volume.voxels.astype(np.float32) / 255 * (top - bottom) + bottom
     note = f"8-bit grey mapped to {bottom:g} ... {top:g} HU"
-    return replace(volume, voxels=voxels, note=note)
+    return replace(volume, voxels=voxels, notes=(*volume.notes, note))
 
 
 def read_label(
@@ -93,8 +94,15 @@ def read_label(
         )
     if not np.allclose(label.affine, image.affine, atol=0.1):
         raise UserError(f"{path}: lies elsewhere than its image; export both on one grid")
+    notes = [f"label: {note}" for note in label.notes]
+    if aff2axcodes(label.file_affine) != aff2axcodes(image.file_affine):
+        notes.append("label: its file's axes are not its image's: turned")
+    if (apart := float(np.abs(label.affine - image.affine).max())) > 1e-6:
+        notes.append(f"label: lies {apart:.1g} mm beside its image: taken as the same place")
     whole = np.rint(label.voxels)
-    if np.abs(label.voxels - whole).max() > 0.01:
+    if (rest := float(np.abs(label.voxels - whole).max())) > 0:
+        notes.append(f"label: values up to {rest:.1g} beside whole numbers: rounded")
+    if rest > 0.01:
         raise UserError(f"{path}: holds values that are not whole numbers; it is no label")
     nobodys = whole == ignored
     outside = ~nobodys & ((whole < 0) | (whole >= num_values))
@@ -103,7 +111,8 @@ def read_label(
             f"{path}: holds the value {whole[outside][0]:g}; this dataset's labels are "
             f"0 to {num_values - 1}"
         )
-    return replace(label, voxels=np.where(nobodys, IGNORED, whole).astype(np.uint8))
+    voxels = np.where(nobodys, IGNORED, whole).astype(np.uint8)
+    return replace(label, voxels=voxels, notes=tuple(notes))
 
 
 def nonzero_box(voxels: np.ndarray) -> Box:

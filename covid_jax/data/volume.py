@@ -47,14 +47,14 @@ class Volume:
       spacing_mm: (3,) distances between voxel centres along D, H, W.
       affine: (4, 4) from the indices (d, h, w) to mm towards right, front, head (NIfTI's RAS+).
       file_affine: (4, 4) of the file's own axes, which write_volume writes.
-      note: what reading it mended, for the log; empty where nothing.
+      notes: what reading it found and mended, for the log.
     """
 
     voxels: np.ndarray
     spacing_mm: np.ndarray
     affine: np.ndarray
     file_affine: np.ndarray = field(repr=False)
-    note: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def from_file_axes(
@@ -84,7 +84,7 @@ def turned_to_file_axes(volume: Volume) -> Volume:
     """The same volume with D, H, W along the file's axes k, j, i, as ITK and nnU-Net read it."""
     i, j, k = aff2axcodes(volume.file_affine)
     turned = from_file_axes(in_file_axes(volume), volume.file_affine, (k, j, i))
-    return replace(turned, note=volume.note)
+    return replace(turned, notes=volume.notes)
 
 
 def from_spacing(voxels: np.ndarray, spacing_mm: Sequence[float]) -> Volume:
@@ -185,7 +185,30 @@ def _read_nifti(path: Path) -> Volume:
             f"{path}: damaged or not NIfTI ({_one_line(error)}); fetch or export it again"
         ) from error
     assert image.affine is not None
-    return from_file_axes(_three_dimensional(path, voxels), image.affine)
+    notes = _one_channel(voxels) + _two_forms(path, image)
+    volume = from_file_axes(_three_dimensional(path, voxels), image.affine)
+    return replace(volume, notes=notes)
+
+
+def _two_forms(path: Path, image: nib.Nifti1Image) -> tuple[str, ...]:
+    """What is to be said of a header whose qform and sform are not the same.
+
+    Raises:
+      UserError: they differ by a tenth of a millimetre or more, so that one of them is wrong.
+    """
+    sform, qform = (form(coded=True)[0] for form in (image.get_sform, image.get_qform))
+    if sform is None or qform is None:
+        return ()
+    corners = np.array([[*np.multiply(image.shape[:3], at), 1] for at in np.ndindex(2, 2, 2)])
+    apart = float(np.abs(corners @ (sform - qform).T).max())
+    if apart < 1e-4:
+        return ()
+    if apart < 0.1:
+        return (f"qform and sform differ by {apart:.1g} mm: the sform is taken",)
+    raise UserError(
+        f"{path}: its qform and sform lie {apart:.3g} mm apart, and nothing tells which is right; "
+        "export the file again, or set one of the two codes to 0"
+    )
 
 
 def _read_itk(path: Path) -> Volume:
@@ -195,12 +218,13 @@ def _read_itk(path: Path) -> Volume:
         raise UserError(
             f"{path}: damaged or not {path.suffix} ({_one_line(error)}); fetch or export it again"
         ) from error
-    voxels = _three_dimensional(path, sitk.GetArrayFromImage(image).transpose())
+    array = sitk.GetArrayFromImage(image).transpose()
+    voxels = _three_dimensional(path, array)
     direction = np.reshape(image.GetDirection(), (image.GetDimension(),) * 2)[:3, :3]
     affine = np.eye(4)
     affine[:3, :3] = direction * image.GetSpacing()[:3]
     affine[:3, 3] = image.GetOrigin()[:3]
-    return from_file_axes(voxels, _LPS @ affine)
+    return replace(from_file_axes(voxels, _LPS @ affine), notes=_one_channel(array))
 
 
 def _to_itk(voxels: np.ndarray, file_affine: np.ndarray) -> sitk.Image:
@@ -211,6 +235,11 @@ def _to_itk(voxels: np.ndarray, file_affine: np.ndarray) -> sitk.Image:
     image.SetOrigin(affine[:3, 3].tolist())
     image.SetDirection((affine[:3, :3] / spacing).ravel().tolist())
     return image
+
+
+def _one_channel(voxels: np.ndarray) -> tuple[str, ...]:
+    axes = voxels.ndim
+    return (f"{axes} axes, of which one channel: read as 3D",) if axes > 3 else ()
 
 
 def _three_dimensional(path: Path, voxels: np.ndarray) -> np.ndarray:

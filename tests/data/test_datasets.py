@@ -81,8 +81,11 @@ def test_an_empty_or_missing_folder_is_refused_by_name(tmp_path, name):
         read_dataset(name, tmp_path / "nowhere")
 
 
-def test_a_case_without_label_is_named(tmp_path):
-    write_raw_dataset("msd_lung", tmp_path, 3, seed=0)
-    (tmp_path / "labelsTr" / "lung_001.nii.gz").unlink()
-    with pytest.raises(UserError, match="lung_001"):
-        read_dataset("msd_lung", tmp_path)
+def test_a_dataset_without_some_of_its_cases_has_folds_without_them(tmp_path):
+    write_raw_dataset("covid19", tmp_path, 4, seed=0)
+    raw = read_dataset("covid19", tmp_path)
+    gone = raw.splits[0].train[0]
+    rest = raw.without([gone])
+    assert {case.name for case in raw.cases} - {case.name for case in rest.cases} == {gone}
+    assert not any(gone in (*split.train, *split.test) for split in rest.splits)
+    assert rest.splits[0].test == raw.splits[0].test

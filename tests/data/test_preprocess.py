@@ -96,8 +96,8 @@ def test_grey_is_mapped_to_its_window_and_hu_is_left_alone(covid19_raw, lidc_ser
     grey = read_volume(covid19_raw / "COVID-19-CT-Seg_20cases" / "coronacases_001.nii.gz")
     mapped = to_hounsfield(grey)
     np.testing.assert_allclose(mapped.voxels, np.interp(grey.voxels, (0, 255), (-1250, 250)), 1e-5)
-    assert "8-bit grey" in mapped.note
-    assert read_scan(lidc_series).note == ""
+    assert "8-bit grey" in mapped.notes[0]
+    assert read_scan(lidc_series).notes == ()
 
 
 @pytest.mark.parametrize("voxels", [np.full((2, 2, 2), 900), np.full((2, 2, 2), np.nan)])

@@ -36,6 +36,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "input_pipeline": lambda content: tables.input_pipeline_table(
         content["results"], content["memory"]
     ),
+    "preparation": lambda content: tables.preparation_table(content["results"]),
     "gpu_program": lambda content: tables.gpu_program_table(content["results"]),
 }
 

@@ -181,6 +181,18 @@ def input_pipeline_table(lines: Sequence[Line], memory: Sequence[int] = ()) -> s
     return "\n".join(rows)
 
 
+def preparation_table(lines: Sequence[Line]) -> str:
+    """One row for each sort of work: seconds a case of ours and of nnU-Net, and the ratio."""
+    rows = [f"{'one case on one core':<36}{'s':>8}{'nnU-Net':>9}{'ratio':>7}"]
+    for work in dict.fromkeys(line["work"] for line in lines):
+        seconds = {line["framework"]: line["seconds"] for line in lines if line["work"] == work}
+        noisy = any(line["noisy"] for line in lines if line["work"] == work)
+        spent, peer = seconds["covid_jax"], seconds.get("nnU-Net", float("nan"))
+        row = f"{work:<36}{spent:>8.2f}{peer:>9.2f}{spent / peer:>7.2f}"
+        rows.append(row.replace("nan", "  -") + (NOISY if noisy else ""))
+    return "\n".join(rows)
+
+
 def gpu_program_table(lines: Sequence[Line]) -> str:
     """One row a program: the gigabytes of its kernels by kind, and the least time they take."""
     kinds = ("convolutions", "products", "transposes", "fusions")

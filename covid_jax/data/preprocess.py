@@ -99,19 +99,21 @@ def read_label(
         notes.append("label: its file's axes are not its image's: turned")
     if (apart := float(np.abs(label.affine - image.affine).max())) > 1e-6:
         notes.append(f"label: lies {apart:.1g} mm beside its image: taken as the same place")
-    whole = np.rint(label.voxels)
-    if (rest := float(np.abs(label.voxels - whole).max())) > 0:
+    values = np.unique(label.voxels)
+    whole = np.rint(values)
+    if (rest := float(np.abs(values - whole).max())) > 0:
         notes.append(f"label: values up to {rest:.1g} beside whole numbers: rounded")
-    if rest > 0.01:
+    if not rest <= 0.01:  # nor is NaN
         raise UserError(f"{path}: holds values that are not whole numbers; it is no label")
-    nobodys = whole == ignored
-    outside = ~nobodys & ((whole < 0) | (whole >= num_values))
-    if outside.any():
+    outside = whole[(whole != ignored) & ((whole < 0) | (whole >= num_values))]
+    if outside.size:
         raise UserError(
-            f"{path}: holds the value {whole[outside][0]:g}; this dataset's labels are "
+            f"{path}: holds the value {outside[0]:g}; this dataset's labels are "
             f"0 to {num_values - 1}"
         )
-    voxels = np.where(nobodys, IGNORED, whole).astype(np.uint8)
+    voxels = np.rint(label.voxels).astype(np.uint8)
+    if ignored in whole:
+        voxels[np.rint(label.voxels) == ignored] = IGNORED
     return replace(label, voxels=voxels, notes=tuple(notes))
 
 
@@ -233,6 +235,8 @@ def resample_label(
     The share of a value is its mask, resampled linearly; of equal shares the nearest voxel's value
     counts, or else the lowest (batchgenerators: resize_segmentation).
     """
+    if tuple(size) == label.shape:
+        return label
     nearest = resample(label, size, spacing_mm, target_mm, order=0)
     winner, best = np.zeros(size, label.dtype), np.full(size, -1.0)
     for value in np.unique(label):

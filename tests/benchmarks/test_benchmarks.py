@@ -81,6 +81,15 @@ def test_one_core_makes_batches_beside_nnunets_loader(tmp_path, command):
     assert len(json.loads((tmp_path / "input_pipeline.json").read_text())["memory"]) == 10
 
 
+def test_one_core_prepares_a_case_beside_nnunets_preprocessor(tmp_path, command):
+    arguments = (f"--output={tmp_path}", "--rounds=1", "--seconds=0", "--peer=torch")
+    finished = command("benchmarks.preparation", *arguments)
+    assert finished.returncode == 0, finished.stderr
+    lines = json.loads((tmp_path / "preparation.json").read_text())["results"]
+    assert [line["framework"] for line in lines] == ["covid_jax", "nnU-Net"] * 3
+    assert all(line["seconds"] > 0 for line in lines)
+
+
 def test_the_operations_of_a_step_are_those_of_its_program(tmp_path, command):
     arguments = [argument for argument in SMALL if "rounds" not in argument]
     finished = command("benchmarks.kernels", f"--output={tmp_path}", *arguments)

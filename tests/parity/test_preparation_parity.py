@@ -13,14 +13,12 @@ from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.preprocessing.resampling.default_resampling import resample_data_or_seg_to_shape
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from benchmarks.peers.torch_preprocessor import DATASET, plans_of
 from covid_jax.data.phantom import make_phantom
 from covid_jax.data.plan import Fingerprint, Plan, fingerprint, make_plan
 from covid_jax.data.preprocess import nonzero_box, prepare_case, read_label, read_scan, restore
 from covid_jax.data.volume import Volume
-
-LABELS = {"labels": {"background": 0, "lesion": 1}}
 
 
 def lidc(files):
@@ -73,47 +71,15 @@ def case(request):
     return scan, label, dataclasses.replace(plan, spacing_mm=spacing)
 
 
-def nnunet_plans(plan: Plan):
-    """nnU-Net's plans that ask for what `plan` asks for."""
-    resampling = "resample_data_or_seg_to_shape"
-    options = {"force_separate_z": None, "order_z": 0}
-    configuration = {
-        "architecture": {},
-        "preprocessor_name": "DefaultPreprocessor",
-        "spacing": list(plan.spacing_mm),
-        "normalization_schemes": ["CTNormalization"],
-        "use_mask_for_norm": [False],
-        "resampling_fn_data": resampling,
-        "resampling_fn_data_kwargs": {"is_seg": False, "order": 3, **options},
-        "resampling_fn_seg": resampling,
-        "resampling_fn_seg_kwargs": {"is_seg": True, "order": 1, **options},
-    }
-    intensities = {
-        "mean": plan.mean_hu,
-        "std": plan.std_hu,
-        "percentile_00_5": plan.lower_hu,
-        "percentile_99_5": plan.upper_hu,
-    }
-    return PlansManager(
-        {
-            "transpose_forward": [0, 1, 2],
-            "transpose_backward": [0, 1, 2],
-            "foreground_intensity_properties_per_channel": {"0": intensities},
-            "configurations": {"3d_fullres": configuration},
-            "label_manager": "LabelManager",
-        }
-    )
-
-
 def theirs_of(scan: Volume, label: Volume, plan: Plan):
-    plans = nnunet_plans(plan)
+    plans = plans_of(plan)
     return DefaultPreprocessor(verbose=False).run_case_npy(
         scan.voxels[None],
         label.voxels[None].astype(np.int16),
         {"spacing": scan.spacing_mm.tolist()},
         plans,
         plans.get_configuration("3d_fullres"),
-        LABELS,
+        DATASET,
     )
 
 

@@ -6,7 +6,9 @@ write_volume goes back to it exactly.
 """
 
 import contextlib
+import math
 import os
+import struct
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -28,6 +30,7 @@ from nibabel.orientations import (
     ornt_transform,
 )
 from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 
 from covid_jax.errors import UserError, full_disk_is_a_user_error
 
@@ -176,18 +179,46 @@ def stem(path: Path) -> str:
     return path.name
 
 
+_GZIP_AT_BEST = 1032
+"""How many bytes one byte of deflate can stand for."""
+
+
 def _read_nifti(path: Path) -> Volume:
     try:
         image = nib.nifti1.Nifti1Image.from_filename(path)
+        _check_size(path, image)
         voxels = np.asanyarray(image.dataobj)
-    except (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError) as error:
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        zlib.error,
+        ImageFileError,
+        HeaderDataError,
+        WrapStructError,
+    ) as error:
         raise UserError(
             f"{path}: damaged or not NIfTI ({_one_line(error)}); fetch or export it again"
         ) from error
     assert image.affine is not None
+    corner = image.affine[:3, :3]
+    if not np.isfinite(image.affine).all() or abs(np.linalg.det(corner)) < 1e-9:
+        raise UserError(f"{path}: its affine is not one of a scan; export it again")
     notes = _one_channel(voxels) + _two_forms(path, image)
     volume = from_file_axes(_three_dimensional(path, voxels), image.affine)
     return replace(volume, notes=notes)
+
+
+def _check_size(path: Path, image: nib.Nifti1Image) -> None:
+    """Raises a UserError where the header asks for more voxels than the file can hold."""
+    voxel = image.header.get_data_dtype().itemsize
+    wanted = math.prod(image.shape) * voxel
+    held = path.stat().st_size * (_GZIP_AT_BEST if path.name.endswith(".gz") else 1)
+    if min(image.shape) < 0 or wanted > held:
+        raise UserError(
+            f"{path}: its header says {' x '.join(map(str, image.shape))} voxels of {voxel} bytes, "
+            "more than are in the file; fetch or export it again"
+        )
 
 
 def _two_forms(path: Path, image: nib.Nifti1Image) -> tuple[str, ...]:
@@ -266,12 +297,35 @@ def find_series(folder: Path) -> dict[str, list[Path]]:
     for file in sorted(folder.rglob("*")):
         if not file.is_file() or not _is_dicom(file):
             continue
-        header = pydicom.dcmread(
-            file, stop_before_pixels=True, specific_tags=["SOPClassUID", "SeriesInstanceUID"]
-        )
-        if header.get("SOPClassUID") == CT_STORAGE:
-            series[str(header.SeriesInstanceUID)].append(file)
+        tags = ["SOPClassUID", "SeriesInstanceUID"]
+        with _damage_is_a_user_error(file):
+            header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=tags)
+            if header.get("SOPClassUID") == CT_STORAGE:
+                series[str(header.get("SeriesInstanceUID", "unnamed"))].append(file)
     return dict(series)
+
+
+@contextlib.contextmanager
+def _damage_is_a_user_error(path: Path) -> Iterator[None]:
+    """Turns what pydicom and highdicom raise on damaged bytes into one line."""
+    try:
+        yield
+    except (
+        ArithmeticError,
+        AttributeError,
+        EOFError,
+        LookupError,
+        NotImplementedError,
+        OSError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+        struct.error,
+        pydicom.errors.InvalidDicomError,
+    ) as error:
+        raise UserError(
+            f"{path}: damaged or not sound ({_one_line(error)}); fetch the series again"
+        ) from error
 
 
 def _is_dicom(file: Path) -> bool:
@@ -287,19 +341,14 @@ def _read_dicom(folder: Path) -> Volume:
         counts = ", ".join(f"{len(files)} slices in {files[0].parent}" for files in series.values())
         raise UserError(f"{folder}: {len(series)} CT series ({counts}); give the folder of one")
     (files,) = series.values()
-    slices = [pydicom.dcmread(file) for file in files]
-    for file, image in zip(files, slices, strict=True):
-        try:
-            _ = image.pixel_array
-        except (AttributeError, ValueError, NotImplementedError, RuntimeError) as error:
-            raise UserError(
-                f"{file}: damaged slice ({_one_line(error)}); fetch the series again"
-            ) from error
+    slices = []
+    for file in files:
+        with _damage_is_a_user_error(file):
+            slices.append(pydicom.dcmread(file))
+            _ = slices[-1].pixel_array
     _check_positions(folder, files, slices)
-    try:
+    with _damage_is_a_user_error(folder):
         volume = highdicom.get_volume_from_series(slices)
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{folder}: not a sound series ({_one_line(error)})") from error
     voxels = volume.array
     if np.array_equal(voxels, voxels.astype(np.int16)):
         voxels = voxels.astype(np.int16)

@@ -120,7 +120,7 @@ def test_a_truncated_slice_is_refused_by_name(series, truncated_slice):
     for file in files:
         file.unlink()
     shutil.copy(truncated_slice, folder / "cut.dcm")
-    with pytest.raises(UserError, match=r"cut\.dcm: damaged slice"):
+    with pytest.raises(UserError, match=r"cut\.dcm: damaged"):
         read_volume(folder)
 
 

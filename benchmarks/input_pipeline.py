@@ -42,7 +42,7 @@ _BATCHES = flags.DEFINE_integer("batches", 0, "Batches to cut while memory is wa
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples" / "covid19"
 SCAN_SIZE = (120, 360, 360)
-NAMES = ("coronacases_001", "coronacases_002", "coronacases_003", "coronacases_004")
+NAMES = ("coronacases_001", "coronacases_002")
 
 
 def scans(folder: Path) -> dict[str, StoredCase]:

@@ -228,7 +228,7 @@ def dummy_batch(config: Config, size: tuple[int, int, int] | None = None) -> Bat
     shape = (config.data.batch_size, *(size or config.data.patch_size))
     rng = np.random.default_rng(0)
     image = rng.normal(size=(*shape, config.model.in_channels)).astype(np.float32)
-    label = np.zeros(shape, np.int32)
+    label = np.zeros(shape, np.uint8)
     label[:, :, : shape[2] // 2] = rng.integers(1, config.model.num_classes, (shape[0], 1, 1, 1))
     return {
         "image": image,

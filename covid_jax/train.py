@@ -70,10 +70,16 @@ _CONFIG = define_config_flag()
 flags.declare_key_flag("config")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _EXPLAIN = flags.DEFINE_bool("explain", False, "Print what the run would do, and train nothing.")
+_ACCEPT_CHANGES = flags.DEFINE_bool(
+    "accept_changes", False, "Go on with a run whose data or program version have changed."
+)
 
 
-def train(config: Config, workdir: Path) -> None:
-    """Trains the run that `config` describes in `workdir`, or what is left of it."""
+def train(config: Config, workdir: Path, accept_changes: bool = False) -> None:
+    """Trains the run that `config` describes in `workdir`, or what is left of it.
+
+    With `accept_changes` even if its data or this program have changed since it began.
+    """
     # The data: the plan that all runs share, and where the patches of this fold come from.
     plan, datasets = open_data(config, workdir)
     config = with_num_classes(config, datasets)
@@ -99,7 +105,7 @@ def train(config: Config, workdir: Path) -> None:
     eval_step = make_eval_step(apply, **loss)
 
     # The loop: go on from the latest checkpoint, epoch after epoch.
-    claim_workdir(workdir, config, plan)
+    claim_workdir(workdir, config, plan, datasets, accept_changes)
     first, epochs, _ = schedule(config)
     with Checkpoints(workdir) as checkpoints:
         start = checkpoints.latest_step()
@@ -202,7 +208,7 @@ def main() -> None:
     if not _WORKDIR.value:
         raise UserError("--workdir is missing (see --help)")
     keep_compiled_programs()
-    train(config, Path(_WORKDIR.value))
+    train(config, Path(_WORKDIR.value), _ACCEPT_CHANGES.value)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -59,8 +60,18 @@ def test_metrics_are_of_the_folds_test_cases_on_their_own_grids(tiny_run):
         np.testing.assert_array_equal(mask.affine, scan.affine)
 
 
+def saves(workdir):
+    """The steps of the checkpoints that are there or are being written (orbax: STEP.orbax-...)."""
+    return [int(path.name.partition(".")[0]) for path in (workdir / "checkpoints").glob("[0-9]*")]
+
+
 def kill_at_checkpoint(step, workdir, *arguments):
     """Starts a training and kills it as soon as the checkpoint of `step` is there."""
+    kill_when((workdir / "checkpoints" / str(step)).is_dir, 0.0, workdir, *arguments)
+
+
+def kill_when(reached, delay, workdir, *arguments):
+    """Starts a training and kills it `delay` seconds after `reached` says so."""
     process = subprocess.Popen(
         [sys.executable, "-m", "covid_jax.train", f"--workdir={workdir}", *arguments],
         cwd=ROOT,
@@ -68,25 +79,53 @@ def kill_at_checkpoint(step, workdir, *arguments):
         stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 120
-    while not (workdir / "checkpoints" / str(step)).is_dir():
+    while not reached():
         assert time.monotonic() < deadline
         assert process.poll() is None
-        time.sleep(0.01)
+        time.sleep(0.005)
+    time.sleep(delay)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not (workdir / "metrics.json").exists()
 
 
-def test_a_run_that_is_killed_and_continued_has_the_same_parameters(tiny_run, tmp_path, command):
-    """Killed after the first checkpoint: the second start goes on and says so."""
-    arguments = [TINY, f"--config.data.prepared_dir={tiny_run / 'data'}"]
-    workdir = tmp_path / "run"
-    kill_at_checkpoint(10, workdir, *arguments)
-    finished = command("train", f"--workdir={workdir}", *arguments)
+def test_a_run_whose_data_was_prepared_again_is_refused_unless_told(tiny_run, tmp_path, command):
+    data, workdir = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(tiny_run, workdir)
+    shutil.copytree(tiny_run / "data", data)
+    arguments = [TINY, f"--workdir={workdir}", f"--config.data.prepared_dir={data}"]
+    facts = next((data / "phantom" / "cases").glob("*/case.json"))
+    facts.write_text(facts.read_text().replace('"sha256": "', '"sha256": "0'))
+    refused = command("train", *arguments)
+    assert refused.returncode == 1
+    (line,) = refused.stderr.splitlines()[-1:]
+    assert f"data.phantom.{facts.parent.name}" in line
+    assert "--accept_changes" in line
+    assert command("train", *arguments, "--accept_changes").returncode == 0
+    assert command("train", *arguments).returncode == 0  # it is what was accepted
+
+
+def test_three_kills_at_any_moment_move_no_parameter(tiny_run, tmp_path, command):
+    """40 steps, killed three times: at random, and while a checkpoint is being written."""
+    arguments = [
+        TINY,
+        f"--config.data.prepared_dir={tiny_run / 'data'}",
+        "--config.epochs=10",
+        "--config.steps_per_epoch=4",
+        "--config.validation_steps=0",
+        "--config.test=False",
+    ]
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    assert command("train", f"--workdir={straight}", *arguments).returncode == 0
+    rng = np.random.default_rng()  # another moment each time
+    for delay in (0.0, *rng.uniform(0, 0.15, 2)):
+        done = max(saves(killed), default=0)
+        kill_when(lambda done=done: max(saves(killed), default=0) > done, delay, killed, *arguments)
+    finished = command("train", f"--workdir={killed}", *arguments)
     assert finished.returncode == 0, finished.stderr
     assert "going on from the checkpoint of step" in finished.stdout
-    assert equal(load_params(workdir), load_params(tiny_run))
-    assert [line["step"] for line in read_log(workdir)] == [10, 20]
+    assert equal(load_params(killed), load_params(straight))
+    assert [line["step"] for line in read_log(killed)] == list(range(4, 44, 4))
 
 
 def test_unfreezing_at_an_epoch_goes_on_exactly_after_a_kill(tiny_run, tmp_path, command):

@@ -9,6 +9,7 @@ A case appears under its name only when it is whole: it is written beside it and
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -81,7 +82,7 @@ def save_case(
 ) -> None:
     """Writes a case of the dataset in `folder`, whole or not at all.
 
-    `facts` is kept in case.json: the plan's hash, and what was mended.
+    `facts` is kept in case.json: the plan's hash, and what was mended; and a digest of the arrays.
     """
     assert case.label is not None
     final = folder / "cases" / name
@@ -93,7 +94,14 @@ def save_case(
             np.save(partial / "image.npy", case.image)
             np.save(partial / "label.npy", case.label)
             np.save(partial / "foreground.npy", _foreground(case.label))
-            text = json.dumps({"geometry": dataclasses.asdict(case.geometry), **facts}, indent=1)
+            digest = hashlib.sha256()
+            for array in (case.image, case.label):
+                digest.update(array.tobytes())
+            known = {
+                "geometry": dataclasses.asdict(case.geometry),
+                "sha256": digest.hexdigest()[:16],
+            }
+            text = json.dumps({**known, **facts}, indent=1)
             (partial / "case.json").write_text(text + "\n")
             write_volume(folder / "references" / f"{name}.nii.gz", reference)
             shutil.rmtree(final, ignore_errors=True)
@@ -104,8 +112,11 @@ def save_case(
 
 def has_case(folder: Path, name: str, plan_hash: str) -> bool:
     """Whether the dataset in `folder` holds the case, prepared by this plan."""
-    facts = folder / "cases" / name / "case.json"
-    return facts.is_file() and json.loads(facts.read_text())["plan"] == plan_hash
+    path = folder / "cases" / name / "case.json"
+    if not path.is_file():
+        return False
+    facts = json.loads(path.read_text())
+    return facts["plan"] == plan_hash and "sha256" in facts
 
 
 def load_case(dataset: StoredDataset, name: str) -> StoredCase:
@@ -123,6 +134,23 @@ def load_case(dataset: StoredDataset, name: str) -> StoredCase:
         foreground[foreground[:, 0] == value, 1:] for value in np.unique(foreground[:, 0])
     )
     return StoredCase(name, image, label, classes, geometry)
+
+
+def digests(dataset: StoredDataset) -> dict[str, str]:
+    """Of each case that the dataset's folds name, the digest of its arrays.
+
+    Raises:
+      UserError: a case is missing, or from before there were digests.
+    """
+    names = {name for split in dataset.splits for name in (*split.train, *split.test)}
+    found = {}
+    for name in sorted(names):
+        path = dataset.folder / "cases" / name / "case.json"
+        try:
+            found[name] = json.loads(path.read_text())["sha256"]
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"{path}: missing or damaged; prepare the data again") from error
+    return found
 
 
 def save_dataset(folder: Path, raw: RawDataset, plan_hash: str) -> None:

@@ -2,14 +2,17 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from covid_jax import __version__
 from covid_jax.config import Config, differences, to_dict
 from covid_jax.data.augment import input_size
 from covid_jax.data.plan import Plan, load_plan, save_plan
 from covid_jax.data.preparation import prepare_phantom
 from covid_jax.data.sampling import Sampler, Source, Stream
-from covid_jax.data.store import StoredDataset, load_case, load_dataset
+from covid_jax.data.store import StoredDataset, digests, load_case, load_dataset
 from covid_jax.data.volume import whole_file
 from covid_jax.errors import UserError
 
@@ -80,25 +83,58 @@ def samplers(config: Config, datasets: list[StoredDataset]) -> tuple[Sampler, Sa
     return sampler("training"), sampler("validation")
 
 
-def claim_workdir(workdir: Path, config: Config, plan: Plan) -> None:
-    """Writes config.json and plan.json, or checks that those there are this run's.
+def provenance(datasets: Sequence[StoredDataset]) -> dict[str, Any]:
+    """What a run stands on besides its config and plan: the program's version and every case."""
+    return {"covid_jax": __version__, "data": {data.name: digests(data) for data in datasets}}
+
+
+def claim_workdir(
+    workdir: Path,
+    config: Config,
+    plan: Plan,
+    datasets: Sequence[StoredDataset] = (),
+    accept_changes: bool = False,
+) -> None:
+    """Writes config.json, plan.json and provenance.json, or checks that those there are this run's.
+
+    With `accept_changes` the run's provenance may differ from the one that is there.
 
     Raises:
-      UserError: the work directory belongs to a run with another config or plan.
+      UserError: the work directory belongs to a run with another config, plan or provenance.
     """
-    path = workdir / "config.json"
-    ours = to_dict(config)
-    if path.is_file():
-        theirs = json.loads(path.read_text())
-        changed = [line for line in differences(ours, theirs) if not line.startswith(_MAY_CHANGE)]
+    _check_settings(workdir, config, plan)
+    origin, path = provenance(datasets), workdir / "provenance.json"
+    if path.is_file() and not accept_changes:
+        changed = differences(origin, json.loads(path.read_text()))
         if changed:
+            more = f", and {len(changed) - 1} more" if len(changed) > 1 else ""
             raise UserError(
-                f"{workdir} holds a run with another config ({'; '.join(changed)}); "
-                "use another --workdir, or delete it to start over"
+                f"{workdir}: data or program have changed since the run began "
+                f"({changed[0]}{more}); use another --workdir, or --accept_changes to go on"
             )
-        if load_plan(workdir / "plan.json").hash != plan.hash:
-            raise UserError(f"{workdir} holds a run on data of another plan; use another --workdir")
-        return
-    save_plan(workdir / "plan.json", plan)
+    _write(path, origin)
+    if not (workdir / "config.json").is_file():
+        save_plan(workdir / "plan.json", plan)
+        _write(workdir / "config.json", to_dict(config))
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
     with whole_file(path) as partial:
-        partial.write_text(json.dumps(ours, indent=1) + "\n")
+        partial.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _check_settings(workdir: Path, config: Config, plan: Plan) -> None:
+    path = workdir / "config.json"
+    if not path.is_file():
+        return
+    theirs = json.loads(path.read_text())
+    changed = [
+        line for line in differences(to_dict(config), theirs) if not line.startswith(_MAY_CHANGE)
+    ]
+    if changed:
+        raise UserError(
+            f"{workdir} holds a run with another config ({'; '.join(changed)}); "
+            "use another --workdir, or delete it to start over"
+        )
+    if load_plan(workdir / "plan.json").hash != plan.hash:
+        raise UserError(f"{workdir} holds a run on data of another plan; use another --workdir")

@@ -33,7 +33,7 @@ def reference(parts, kernel, strides):
     channels=st.lists(st.integers(1, 3), min_size=1, max_size=2),
     form=st.sampled_from(["lax", "slices"]),
 )
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_value_and_gradients_are_those_of_lax(kernel, strides, size, channels, form):
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):
@@ -58,7 +58,7 @@ def test_value_and_gradients_are_those_of_lax(kernel, strides, size, channels, f
     channels=st.lists(st.integers(1, 17), min_size=1, max_size=2),
     features=st.integers(1, 17),
 )
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_onednn_gives_the_value_and_gradients_of_lax_in_float32(
     kernel, strides, size, channels, features
 ):

@@ -12,7 +12,6 @@ STUDY/pretraining/SOURCE/   STUDY/runs/STRATEGY-SOURCE-foldK/   STUDY/scans/   S
 """
 
 import dataclasses
-import json
 import re
 import shlex
 import subprocess
@@ -33,7 +32,7 @@ from covid_jax.config import (
     run_name,
     to_dict,
 )
-from covid_jax.data.volume import scans_in, whole_file
+from covid_jax.data.volume import scans_in, write_json
 from covid_jax.errors import UserError, run_command
 from covid_jax.reporting.page import terminal_summary, write_report
 
@@ -100,8 +99,7 @@ def plan_steps(
 
 def run_study(config: Config, steps: Sequence[Step], workdir: Path) -> list[str]:
     """Runs the steps that are not done; returns the names of those that failed."""
-    with whole_file(workdir / "study.json") as partial:
-        partial.write_text(json.dumps(to_dict(config), indent=1) + "\n")
+    write_json(workdir / "study.json", to_dict(config))
     failed = []
     for number, step in enumerate(steps, start=1):
         print(f"\n[{number}/{len(steps)}] {step.name}", flush=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from covid_jax.config import ANISOTROPY
-from covid_jax.data.volume import Volume, whole_file
+from covid_jax.data.volume import Volume, write_json
 from covid_jax.errors import UserError
 
 FINGERPRINT_VOXELS = 10_000_000
@@ -113,8 +113,7 @@ def make_plan(cases: Sequence[str], fingerprints: Sequence[Fingerprint]) -> Plan
 
 def save_plan(path: Path, plan: Plan) -> None:
     """Writes plan.json."""
-    with whole_file(path) as partial:
-        partial.write_text(json.dumps(dataclasses.asdict(plan), indent=1) + "\n")
+    write_json(path, dataclasses.asdict(plan))
 
 
 def load_plan(path: Path) -> Plan:

@@ -22,7 +22,7 @@ import numpy as np
 from covid_jax.config import IGNORED
 from covid_jax.data.datasets import RawDataset, Split
 from covid_jax.data.preprocess import Geometry, PreparedCase
-from covid_jax.data.volume import Volume, whole_file, write_volume
+from covid_jax.data.volume import Volume, write_json, write_volume
 from covid_jax.errors import UserError, full_disk_is_a_user_error
 
 _FOREGROUND_PER_CLASS = 10_000  # nnU-Net's number of voxels kept to centre patches on
@@ -162,8 +162,7 @@ def save_dataset(folder: Path, raw: RawDataset, plan_hash: str) -> None:
         "synthetic": raw.synthetic,
         "plan": plan_hash,
     }
-    with whole_file(folder / "dataset.json") as partial:
-        partial.write_text(json.dumps(description, indent=1) + "\n")
+    write_json(folder / "dataset.json", description)
 
 
 def load_dataset(prepared_dir: str | Path, name: str, plan_hash: str) -> StoredDataset:

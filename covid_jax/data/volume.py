@@ -6,6 +6,7 @@ write_volume goes back to it exactly.
 """
 
 import contextlib
+import json
 import math
 import os
 import struct
@@ -14,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import highdicom
 import nibabel as nib
@@ -144,6 +146,12 @@ def whole_file(path: Path) -> Iterator[Path]:
             os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes `content` to `path` as JSON; whole or not at all."""
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def scans_in(path: Path) -> dict[str, Path]:

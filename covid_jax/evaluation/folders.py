@@ -1,6 +1,5 @@
 """Metrics of a folder of masks against a folder of references."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ import numpy as np
 from tqdm import tqdm
 
 from covid_jax.config import IGNORED
-from covid_jax.data.volume import read_volume, scans_in, whole_file
+from covid_jax.data.volume import read_volume, scans_in, write_json
 from covid_jax.errors import UserError
 from covid_jax.evaluation.metrics import segmentation_metrics, summarise
 
@@ -42,5 +41,4 @@ def evaluate_folders(
 
 def save_metrics(path: Path, metrics: dict[str, Any]) -> None:
     """Writes metrics.json."""
-    with whole_file(path) as partial:
-        partial.write_text(json.dumps(metrics, indent=1) + "\n")
+    write_json(path, metrics)

@@ -10,7 +10,7 @@ import numpy as np
 
 from covid_jax.config import Config, DataConfig, InferenceConfig, LossConfig, UNetConfig
 from covid_jax.data.plan import Plan
-from covid_jax.data.volume import whole_file
+from covid_jax.data.volume import whole_file, write_json
 from covid_jax.errors import UserError
 from covid_jax.model.nnunet_weights import to_params, to_state_dict
 from covid_jax.nnunet.pickles import load_checkpoint, load_pickle
@@ -87,8 +87,7 @@ def write_model(folder: Path, model: Model) -> None:
     with whole_file(folder / "fold_0" / "checkpoint_final.pth") as partial:
         torch.save(checkpoint, partial)
     for name, text in {"dataset.json": model.dataset, "plans.json": plans}.items():
-        with whole_file(folder / name) as partial:
-            partial.write_text(json.dumps(text, indent=1) + "\n")
+        write_json(folder / name, text)
 
 
 def plain_dataset(num_classes: int) -> dict[str, Any]:

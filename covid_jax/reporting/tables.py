@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from covid_jax.data.volume import whole_file
+from covid_jax.data.volume import whole_file, write_json
 from covid_jax.reporting.paper import PaperRow, paper_table
 from covid_jax.training.progress import read_log
 
@@ -132,8 +132,7 @@ def write_tables(report: Path, runs: Sequence[Run], note: str) -> None:
         "runs": [asdict(run) | {"log": None} for run in runs],
         **{f"table_{number}": rows for number, rows in tables.items()},
     }
-    with whole_file(report / "results.json") as partial:
-        partial.write_text(json.dumps(results, indent=1) + "\n")
+    write_json(report / "results.json", results)
 
 
 def summary_table(runs: Sequence[Run], note: str) -> str:

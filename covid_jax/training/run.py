@@ -13,7 +13,7 @@ from covid_jax.data.plan import Plan, load_plan, save_plan
 from covid_jax.data.preparation import prepare_phantom
 from covid_jax.data.sampling import Sampler, Source, Stream
 from covid_jax.data.store import StoredDataset, digests, load_case, load_dataset
-from covid_jax.data.volume import whole_file
+from covid_jax.data.volume import write_json
 from covid_jax.errors import UserError
 
 _PHANTOM_CASES = 6
@@ -112,15 +112,10 @@ def claim_workdir(
                 f"{workdir}: data or program have changed since the run began "
                 f"({changed[0]}{more}); use another --workdir, or --accept_changes to go on"
             )
-    _write(path, origin)
+    write_json(path, origin)
     if not (workdir / "config.json").is_file():
         save_plan(workdir / "plan.json", plan)
-        _write(workdir / "config.json", to_dict(config))
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    with whole_file(path) as partial:
-        partial.write_text(json.dumps(content, indent=1) + "\n")
+        write_json(workdir / "config.json", to_dict(config))
 
 
 def _check_settings(workdir: Path, config: Config, plan: Plan) -> None:

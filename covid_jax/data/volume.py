@@ -329,6 +329,7 @@ def _damage_is_a_user_error(path: Path) -> Iterator[None]:
         TypeError,
         ValueError,
         struct.error,
+        pydicom.errors.BytesLengthException,
         pydicom.errors.InvalidDicomError,
     ) as error:
         raise UserError(
@@ -354,8 +355,8 @@ def _read_dicom(folder: Path) -> Volume:
         with _damage_is_a_user_error(file):
             slices.append(pydicom.dcmread(file))
             _ = slices[-1].pixel_array
-    _check_positions(folder, files, slices)
-    with _damage_is_a_user_error(folder):
+    with _damage_is_a_user_error(folder):  # values are decoded when they are first asked for
+        _check_positions(folder, files, slices)
         volume = highdicom.get_volume_from_series(slices)
     voxels = volume.array
     if np.array_equal(voxels, voxels.astype(np.int16)):

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from covid_jax.data.volume import Volume, from_spacing, read_volume, write_volume
@@ -120,6 +120,7 @@ def test_a_header_that_lies_about_its_size_allocates_no_more(whole, honest, dims
 
 @often
 @given(which=st.integers(0, 3), cut=cuts, flips=flips)
+@example(which=0, cut=0.85546875, flips=[(0.2265625, 0)])  # a length that its type cannot have
 def test_a_damaged_slice_is_refused_or_read(whole, honest, which, cut, flips):
     folder = whole / "damaged_series"
     shutil.copytree(whole / "series", folder)

@@ -66,8 +66,9 @@ def ours(
     network = network_of(config, form)
     apply = lambda params, image: network.apply({"params": params}, image)  # noqa: E731
     patch_size = config.data.patch_size
-    plain = put_batch(dummy_batch(config), mesh)
-    batch = put_batch(dummy_batch(config, input_size(patch_size)), mesh) if augmented else plain
+    put = functools.partial(put_batch, mesh=mesh, batch_size=config.data.batch_size)
+    plain = put(dummy_batch(config))
+    batch = put(dummy_batch(config, input_size(patch_size))) if augmented else plain
     params = new_params(network, config.seed, plain["image"].shape)
     held, transform = mask(params, frozen_patterns(config)[0]), optimizer(config.optimizer)
     trainable, frozen = split(params, held)
@@ -82,7 +83,7 @@ def ours(
     evaluate = make_eval_step(apply)
 
     def next_batch() -> dict[str, jax.Array]:
-        return batch if batches is None else put_batch(next(batches), mesh)
+        return batch if batches is None else put(next(batches))
 
     def train() -> None:
         nonlocal state

@@ -91,6 +91,7 @@ class DataConfig:
     batch_size: int = 2
     foreground_fraction: float = 0.33  # of a batch, centred on a lesion voxel (nnU-Net)
     augment: bool = True
+    workers: int = 0  # processes that cut batches; 0: threads of this one
 
 
 @dataclass
@@ -236,6 +237,7 @@ def validate(config: Config) -> None:
         "seed": config.seed,
         "fold": config.fold,
         "validation_steps": config.validation_steps,
+        "data.workers": data.workers,
         "optimizer.learning_rate": config.optimizer.learning_rate,
         "optimizer.weight_decay": config.optimizer.weight_decay,
     }.items():

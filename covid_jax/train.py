@@ -40,7 +40,13 @@ from covid_jax.inference.scan import make_predictor
 from covid_jax.model.conv import Form, fast_form
 from covid_jax.training.checkpoint import Checkpoints, load_pretrained
 from covid_jax.training.explain import explain
-from covid_jax.training.parallel import keep_compiled_programs, make_mesh, put_batch, replicate
+from covid_jax.training.parallel import (
+    keep_compiled_programs,
+    local_samples,
+    make_mesh,
+    put_batch,
+    replicate,
+)
 from covid_jax.training.progress import Progress
 from covid_jax.training.run import (
     claim_workdir,
@@ -84,7 +90,9 @@ def train(config: Config, workdir: Path, accept_changes: bool = False) -> None:
     plan, datasets = open_data(config, workdir)
     config = with_num_classes(config, datasets)
     training, validation = samplers(config, datasets)
-    mesh = make_mesh(config.mesh, config.data.batch_size, config.data.patch_size[0])
+    batch_size, workers = config.data.batch_size, config.data.workers
+    mesh = make_mesh(config.mesh, batch_size, config.data.patch_size[0])
+    samples = local_samples(mesh, batch_size)
 
     # The network: new parameters, some of them replaced by pre-trained ones, some of them frozen.
     form = fast_form(config.mesh.data, config.mesh.space)
@@ -118,7 +126,7 @@ def train(config: Config, workdir: Path, accept_changes: bool = False) -> None:
         state, frozen = replicate((state, frozen), mesh)
         announce(config, datasets, params, held, start, form)
         progress = Progress(workdir, start, title(config, datasets))
-        batches = training.batches(start, epochs * config.steps_per_epoch)
+        batches = training.batches(start, epochs * config.steps_per_epoch, samples, workers)
         key = jax.random.key(config.seed)
         for epoch in range(done, epochs):
             if epoch in masks:
@@ -131,7 +139,7 @@ def train(config: Config, workdir: Path, accept_changes: bool = False) -> None:
                     asked = time.perf_counter()
                     patches = next(batches)
                     waiting += time.perf_counter() - asked
-                    batch = put_batch(vars(patches), mesh)
+                    batch = put_batch(vars(patches), mesh, batch_size)
                     state, metrics = train_step(state, frozen, batch, jnp.float32(rate), key)
                     losses.append(metrics["loss"])
                     # Read a step late, so that the device never waits for the host.
@@ -148,8 +156,8 @@ def train(config: Config, workdir: Path, accept_changes: bool = False) -> None:
             }
             clock, found = time.perf_counter(), []
             window = epoch * config.validation_steps, (epoch + 1) * config.validation_steps
-            for patches in validation.batches(*window):
-                batch = put_batch(vars(patches), mesh)
+            for patches in validation.batches(*window, samples):
+                batch = put_batch(vars(patches), mesh, batch_size)
                 found.append(eval_step(state.trainable, frozen, batch))
             if found:
                 line["validation_loss"] = float(np.mean(jax.device_get([m["loss"] for m in found])))

@@ -6,6 +6,7 @@ and it does not matter how many threads prepare the batches ahead.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import grain
@@ -65,70 +66,80 @@ class Sampler:
     seed: int
     stream: Stream
 
-    def batch(self, step: int) -> Batch:
-        """The batch of a step, the same whenever it is asked for."""
-        shape = (self.batch_size, *self.cut_size)
+    def batch(self, step: int, samples: range | None = None) -> Batch:
+        """The batch of a step, the same whenever it is asked for; or only these samples of it."""
+        samples = range(self.batch_size) if samples is None else samples
+        shape = (len(samples), *self.cut_size)
         image = np.empty((*shape, 1), np.float32)
         label = np.empty(shape, np.uint8)
-        labelled = np.zeros((self.batch_size, self.num_classes), bool)
+        labelled = np.zeros((len(samples), self.num_classes), bool)
         labelled[:, 0] = True
         anywhere = round(self.batch_size * (1 - self.foreground_fraction))
-        for sample in range(self.batch_size):
+        for row, sample in enumerate(samples):
             rng = np.random.default_rng((self.seed, _STREAM_KEYS[self.stream], step, sample))
             source = self.sources[rng.integers(len(self.sources))]
             case = source.cases[rng.integers(len(source.cases))]
-            corner = patch_corner(rng, case, self.patch_size, on_lesion=sample >= anywhere)
-            start = [
-                c - (cut - size) // 2
-                for c, cut, size in zip(corner, self.cut_size, self.patch_size, strict=True)
-            ]
-            copy_patch(case.image, start, image[sample, ..., 0])
-            copy_patch(case.label, start, label[sample])
+            corner = cut_corner(rng, case, self.cut_size, self.patch_size, sample >= anywhere)
+            copy_cut(case.image, corner, image[row, ..., 0])
+            copy_cut(case.label, corner, label[row])
             if source.classes != tuple(range(1, len(source.classes) + 1)):
                 classes = np.full(IGNORED + 1, IGNORED, np.uint8)
                 classes[: len(source.classes) + 1] = (0, *source.classes)
-                label[sample] = classes[label[sample]]
-            labelled[sample, list(source.classes)] = True
+                label[row] = classes[label[row]]
+            labelled[row, list(source.classes)] = True
         return Batch(image, label, labelled)
 
-    def batches(self, start: int, stop: int) -> Iterator[Batch]:
-        """The batches of steps start .. stop - 1, prepared ahead in threads."""
-        options = grain.ReadOptions(num_threads=_AHEAD, prefetch_buffer_size=_AHEAD)
+    def batches(
+        self, start: int, stop: int, samples: range | None = None, workers: int = 0
+    ) -> Iterator[Batch]:
+        """The batches of steps start .. stop - 1 (or these samples of each), prepared ahead.
+
+        By threads, which are enough where batches are only cut out of memory-mapped arrays, or by
+        as many worker processes. The batches are the same.
+        """
+        ahead = grain.ReadOptions(num_threads=_AHEAD, prefetch_buffer_size=_AHEAD)
         steps = grain.MapDataset.range(start, stop)
-        return iter(steps.map(self.batch).to_iter_dataset(options))
+        batches = steps.map(partial(self.batch, samples=samples)).to_iter_dataset(ahead)
+        if workers:
+            batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+        return iter(batches)
 
 
-def patch_corner(
-    rng: np.random.Generator, case: StoredCase, patch_size: Sequence[int], on_lesion: bool
+def cut_corner(
+    rng: np.random.Generator,
+    case: StoredCase,
+    cut_size: Sequence[int],
+    patch_size: Sequence[int],
+    on_lesion: bool,
 ) -> tuple[int, ...]:
-    """The first voxel (d, h, w) of a patch, which may lie outside of the case.
+    """The first voxel (d, h, w) of a cut, which may lie outside of the case.
 
-    nnU-Net: nnUNetDataLoader.get_bbox. A patch hangs over the border where the case is smaller
-    than it, equally on both sides, and at the far border around a lesion voxel.
+    nnU-Net: nnUNetDataLoader.get_bbox. A cut hangs over the borders so far that the patch in its
+    middle reaches them; farther where the case is smaller than the cut; and at the far border
+    around a lesion voxel.
     """
-    missing = [max(size - n, 0) for size, n in zip(patch_size, case.image.shape, strict=True)]
-    lowest = [-(need // 2) - need % 2 for need in missing]
-    highest = [
-        n + need // 2 + need % 2 - size
-        for n, need, size in zip(case.image.shape, missing, patch_size, strict=True)
-    ]
+    lowest, highest = [], []
+    for n, cut, patch in zip(case.image.shape, cut_size, patch_size, strict=True):
+        outside = max(cut - patch, cut - n)
+        lowest.append(-(outside // 2) - outside % 2)
+        highest.append(n + outside // 2 + outside % 2 - cut)
     if on_lesion and case.foreground:
         voxels = case.foreground[rng.integers(len(case.foreground))]
         voxel = voxels[rng.integers(len(voxels))]
         return tuple(
-            max(low, int(centre) - size // 2)
-            for low, centre, size in zip(lowest, voxel, patch_size, strict=True)
+            max(low, int(centre) - cut // 2)
+            for low, centre, cut in zip(lowest, voxel, cut_size, strict=True)
         )
     return tuple(int(rng.integers(a, b + 1)) for a, b in zip(lowest, highest, strict=True))
 
 
-def copy_patch(voxels: np.ndarray, corner: Sequence[int], patch: np.ndarray) -> None:
-    """Fills `patch` with what lies at `corner` of `voxels`, and with 0 where that is outside."""
+def copy_cut(voxels: np.ndarray, corner: Sequence[int], cut: np.ndarray) -> None:
+    """Fills `cut` with what lies at `corner` of `voxels`, and with 0 where that is outside."""
     inside, target = [], []
-    for start, size, n in zip(corner, patch.shape, voxels.shape, strict=True):
+    for start, size, n in zip(corner, cut.shape, voxels.shape, strict=True):
         low, high = max(start, 0), min(start + size, n)
         inside.append(slice(low, high))
         target.append(slice(low - start, high - start))
-    if any(side.stop - side.start < size for side, size in zip(target, patch.shape, strict=True)):
-        patch[...] = 0
-    patch[tuple(target)] = voxels[tuple(inside)]
+    if any(side.stop - side.start < size for side, size in zip(target, cut.shape, strict=True)):
+        cut[...] = 0
+    cut[tuple(target)] = voxels[tuple(inside)]

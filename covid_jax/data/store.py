@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,20 +31,25 @@ _FOREGROUND_PER_CLASS = 10_000  # nnU-Net's number of voxels kept to centre patc
 
 @dataclass(frozen=True)
 class StoredCase:
-    """A prepared case; its arrays are read from disk as they are used.
+    """A prepared case; its arrays are read from disk as they are used, in whatever process.
 
     Attributes:
+      folder: of its files; has the case's name.
       image: (D, H, W) float32.
       label: (D, H, W) uint8.
       foreground: of each class that the case has, voxels (n, 3) of it, at most 10,000.
       geometry: the way back to the scan's own grid.
     """
 
-    name: str
+    folder: Path
     image: np.ndarray
     label: np.ndarray
     foreground: tuple[np.ndarray, ...]
     geometry: Geometry
+
+    def __reduce__(self) -> tuple[Callable[[Path], "StoredCase"], tuple[Path]]:
+        """Another process maps the files again; numpy would send it a copy of the voxels."""
+        return open_case, (self.folder,)
 
 
 @dataclass(frozen=True)
@@ -120,8 +126,12 @@ def has_case(folder: Path, name: str, plan_hash: str) -> bool:
 
 
 def load_case(dataset: StoredDataset, name: str) -> StoredCase:
-    """Opens a prepared case. Raises a UserError where it is missing or damaged."""
-    folder = dataset.folder / "cases" / name
+    """The prepared case of this name. Raises a UserError where it is missing or damaged."""
+    return open_case(dataset.folder / "cases" / name)
+
+
+def open_case(folder: Path) -> StoredCase:
+    """Opens the prepared case in `folder`. Raises a UserError where it is missing or damaged."""
     try:
         facts = json.loads((folder / "case.json").read_text())
         image = np.load(folder / "image.npy", mmap_mode="r")
@@ -133,7 +143,7 @@ def load_case(dataset: StoredDataset, name: str) -> StoredCase:
     classes = tuple(
         foreground[foreground[:, 0] == value, 1:] for value in np.unique(foreground[:, 0])
     )
-    return StoredCase(name, image, label, classes, geometry)
+    return StoredCase(folder, image, label, classes, geometry)
 
 
 def digests(dataset: StoredDataset) -> dict[str, str]:

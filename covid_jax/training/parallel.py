@@ -33,14 +33,33 @@ def make_mesh(config: MeshConfig, batch_size: int, depth: int) -> Mesh:
     return Mesh(devices, ("data", "space"))
 
 
-def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """The batch on the devices: N over data, D over space (arrays of rank 3 and more)."""
+def local_samples(mesh: Mesh, batch_size: int) -> range:
+    """The samples of each batch that this process makes: those that its devices hold a part of."""
+    here = [
+        row
+        for row, devices in enumerate(mesh.devices)
+        if any(device.process_index == jax.process_index() for device in devices)
+    ]
+    each = batch_size // mesh.shape["data"]
+    return range(here[0] * each, (here[-1] + 1) * each)
 
-    def sharding(array: np.ndarray) -> NamedSharding:
+
+def put_batch(batch: dict[str, np.ndarray], mesh: Mesh, batch_size: int) -> dict[str, jax.Array]:
+    """The batch on the devices: N over data, D over space (arrays of rank 3 and more).
+
+    Args:
+      batch: this process' samples of it (local_samples), D whole.
+      mesh: of the devices.
+      batch_size: N of all processes together.
+    """
+
+    def put(array: np.ndarray) -> jax.Array:
         axes = ("data", "space") if array.ndim > 2 else ("data",)
-        return NamedSharding(mesh, PartitionSpec(*axes))
+        sharding = NamedSharding(mesh, PartitionSpec(*axes))
+        shape = (batch_size, *array.shape[1:])
+        return jax.make_array_from_process_local_data(sharding, array, shape)
 
-    return {name: jax.device_put(array, sharding(array)) for name, array in batch.items()}
+    return {name: put(array) for name, array in batch.items()}
 
 
 def replicate(tree: Tree, mesh: Mesh) -> Tree:

@@ -17,7 +17,14 @@ from covid_jax.data.volume import write_json
 from covid_jax.errors import UserError
 
 _PHANTOM_CASES = 6
-_MAY_CHANGE = ("data.prepared_dir", "pretrained", "study.", "inference.", "checkpoint_every")
+_MAY_CHANGE = (
+    "data.prepared_dir",
+    "data.workers",
+    "pretrained",
+    "study.",
+    "inference.",
+    "checkpoint_every",
+)
 """Settings that a run may be continued with although they changed: they move no parameter."""
 
 

@@ -1,14 +1,19 @@
 """Which patch of which case: a function of (seed, step, sample)."""
 
+import pickle
+from pathlib import Path
+
 import numpy as np
 import pytest
+from absl import flags
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from covid_jax.config import IGNORED
-from covid_jax.data.preprocess import Geometry
-from covid_jax.data.sampling import Sampler, Source, copy_patch, patch_corner
-from covid_jax.data.store import StoredCase
+from covid_jax.data.preprocess import Geometry, PreparedCase
+from covid_jax.data.sampling import Sampler, Source, copy_cut, cut_corner
+from covid_jax.data.store import StoredCase, open_case, save_case
+from covid_jax.data.volume import from_spacing
 
 GEOMETRY = Geometry((1, 1, 1), (), (), (), ())
 
@@ -19,7 +24,7 @@ def case(shape=(20, 30, 40), value=1.0, lesion=((5, 6, 7),)):
     for voxel in lesion:
         label[voxel] = 1
     foreground = (np.array(lesion, np.int32),) if lesion else ()
-    return StoredCase("case", image, label, foreground, GEOMETRY)
+    return StoredCase(Path("case"), image, label, foreground, GEOMETRY)
 
 
 def sampler(
@@ -54,9 +59,51 @@ def test_a_batch_depends_on_its_step_alone():
     assert same(straight[3], one.batch(3))
 
 
+@pytest.fixture
+def parsed_flags():
+    """As in a command: grain's worker processes ask its flags."""
+    flags.FLAGS.mark_as_parsed()
+    yield
+    flags.FLAGS.unparse_flags()
+
+
+@pytest.mark.usefixtures("parsed_flags")
+@pytest.mark.parametrize("workers", [1, 8])
+def test_worker_processes_make_the_batches_that_threads_make(workers, tmp_path):
+    rng = np.random.default_rng(0)
+    voxels = rng.random((9, 20, 30), np.float32)
+    prepared = PreparedCase(voxels, (voxels > 0.9).astype(np.uint8), GEOMETRY)
+    reference = from_spacing(prepared.label, (1.0, 1.0, 1.0))
+    save_case(tmp_path, "noise", prepared, reference, {})
+    one = sampler((Source((open_case(tmp_path / "cases" / "noise"),), (1,)),))
+    by_threads = list(one.batches(2, 12))
+    by_processes = list(one.batches(2, 12, workers=workers))
+    assert len(by_threads) == len(by_processes) == 10
+    assert all(map(same, by_threads, by_processes))
+
+
+def test_another_process_maps_the_files_of_a_case(tmp_path):
+    voxels = np.zeros((50, 50, 50), np.float32)
+    prepared = PreparedCase(voxels, voxels.astype(np.uint8), GEOMETRY)
+    save_case(tmp_path, "zeros", prepared, from_spacing(voxels, (1.0, 1.0, 1.0)), {})
+    sent = pickle.dumps(open_case(tmp_path / "cases" / "zeros"))
+    assert len(sent) < 1000
+    assert isinstance(pickle.loads(sent).image, np.memmap)
+
+
+def test_the_samples_of_several_hosts_make_the_batch():
+    rng = np.random.default_rng(0)
+    cases = (case(), case(lesion=tuple(map(tuple, rng.integers(0, 19, (9, 3))))))
+    one = sampler((Source(cases, (1,)),), batch_size=4)
+    parts = [next(one.batches(5, 6, samples)) for samples in (range(1), range(1, 3), range(3, 4))]
+    for name, whole in vars(one.batch(5)).items():
+        joined = np.concatenate([getattr(part, name) for part in parts])
+        np.testing.assert_array_equal(joined, whole)
+
+
 def test_a_larger_cut_has_the_same_patch_in_its_middle():
     rng = np.random.default_rng(0)
-    noise = StoredCase("noise", rng.random((9, 20, 30)), np.zeros((9, 20, 30)), (), GEOMETRY)
+    noise = StoredCase(Path("noise"), rng.random((9, 20, 30)), np.zeros((9, 20, 30)), (), GEOMETRY)
     sources = (Source((noise,), (1,)),)
     patch = sampler(sources).batch(3).image
     cut = sampler(sources, cut_size=(8, 16, 18)).batch(3).image
@@ -74,7 +121,7 @@ def test_ignored_voxels_stay_ignored_whatever_the_classes_are():
 
 def test_another_step_seed_or_stream_is_another_batch():
     noisy = StoredCase(
-        "noise",
+        Path("noise"),
         np.random.default_rng(0).random((40, 60, 60)).astype(np.float32),
         np.zeros((40, 60, 60), np.uint8),
         (),
@@ -127,18 +174,18 @@ def test_a_case_without_lesions_is_sampled_anywhere():
     on_lesion=st.booleans(),
 )
 @settings(max_examples=150, deadline=None)
-def test_a_patch_is_a_cut_of_the_padded_case(shape, size, seed, on_lesion):
+def test_what_is_cut_is_a_part_of_the_padded_case(shape, size, seed, on_lesion):
     rng = np.random.default_rng(seed)
     voxels = rng.random(shape)
     lesion = (tuple(int(rng.integers(n)) for n in shape),)
-    corner = patch_corner(rng, case(shape, lesion=lesion), size, on_lesion)
-    patch = np.full(size, np.nan)
-    copy_patch(voxels, corner, patch)
+    corner = cut_corner(rng, case(shape, lesion=lesion), size, size, on_lesion)
+    cut = np.full(size, np.nan)
+    copy_cut(voxels, corner, cut)
     padded = np.pad(voxels, 12)
     expected = padded[tuple(slice(c + 12, c + 12 + s) for c, s in zip(corner, size, strict=True))]
-    np.testing.assert_array_equal(patch, expected)
+    np.testing.assert_array_equal(cut, expected)
     if on_lesion:
-        assert voxels[lesion[0]] in patch
+        assert voxels[lesion[0]] in cut
     else:
         covered = [min(n, s) for n, s in zip(shape, size, strict=True)]
-        assert np.count_nonzero(patch) == np.prod(covered)
+        assert np.count_nonzero(cut) == np.prod(covered)

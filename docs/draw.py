@@ -13,18 +13,20 @@ from matplotlib.figure import Figure
 
 from covid_jax.config import STRATEGY_NAMES, load_config_file
 from covid_jax.data import augment
+from covid_jax.data.phantom import make_phantom
 from covid_jax.data.preprocess import read_label, read_scan
 from covid_jax.reporting.figures import LUNG_WINDOW_HU
 from covid_jax.reporting.network import draw_networks
 
 ROOT = Path(__file__).resolve().parent.parent
 PATCH = (5, 160, 160)
+LIDC = ROOT / "examples/lidc/LIDC-IDRI-0001"
 Pair = tuple[Array, Array]
 
 
 def lesion_patch() -> Pair:
     """Image (D', H', W', 1), about as a network sees it, and label, cut around a real tumour."""
-    scan = read_scan(ROOT / "examples/lidc/LIDC-IDRI-0001")
+    scan = read_scan(LIDC)
     label = read_label(ROOT / "tests/files/LIDC-IDRI-0001_nodule.nii.gz", scan, 2).voxels
     low, high = LUNG_WINDOW_HU
     image = (np.clip(scan.voxels, low, high) - low) / (high - low) * 2 - 1
@@ -76,9 +78,35 @@ def draw_augmentation() -> Figure:
     return figure
 
 
+def draw_phantoms() -> Figure:
+    """A slice of a real scan, and of a phantom with each kind of lesion."""
+    scan = read_scan(LIDC)
+    panels: dict[str, tuple[np.ndarray, np.ndarray | None]] = {
+        "real: LIDC-IDRI-0001": (scan.voxels[8], None)
+    }
+    drawn = {"covid19": 2, "msd_lung": 5, "structseg_gtv": 2, "nsclc_effusion": 3}
+    for kind, index in drawn.items():
+        image, label = make_phantom(kind, 0, index, spacing_mm=(5.0, 0.8, 0.8))
+        largest = label.voxels.sum((1, 2)).argmax()
+        panels[f"SYNTHETIC: {kind}"] = image.voxels[largest], label.voxels[largest]
+    image, _ = make_phantom("covid19", 0, 1, spacing_mm=(5.0, 0.8, 0.8))
+    panels["SYNTHETIC: at the roots of the lungs"] = image.voxels[image.voxels.shape[0] // 2], None
+    figure, grid = plt.subplots(2, 3, figsize=(12, 7.4), layout="constrained")
+    for axes, (name, (voxels, label)) in zip(grid.flat, panels.items(), strict=True):
+        low, high = LUNG_WINDOW_HU
+        axes.imshow(voxels, cmap="gray", vmin=low, vmax=high)
+        if label is not None:
+            axes.contour(label, [0.5], colors="#35b779", linewidths=1)
+        axes.set_title(name, fontsize=9)
+        axes.axis("off")
+    figure.suptitle("A real CT and phantoms, lung window; lesions outlined", fontsize=10)
+    return figure
+
+
 if __name__ == "__main__":
     matplotlib.rcParams["svg.hashsalt"] = "covid_jax"  # the same file each time
     configs = [load_config_file(f"{ROOT}/configs/paper.py:{name}") for name in STRATEGY_NAMES]
     figure = draw_networks(configs, STRATEGY_NAMES)
     figure.savefig(ROOT / "docs" / "strategies.svg", metadata={"Date": None})
     draw_augmentation().savefig(ROOT / "docs" / "augmentation.png", dpi=90)
+    draw_phantoms().savefig(ROOT / "docs" / "phantoms.png", dpi=80)

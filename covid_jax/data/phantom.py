@@ -7,7 +7,6 @@ SYNTHETIC.txt, and whatever is prepared, trained or reported from it is labelled
 import datetime
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,77 +15,112 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, RTStructureSetStorage, generate_uid
 from scipy import ndimage
 
+from covid_jax.data.chest import (
+    Chest,
+    Grid,
+    Tubes,
+    draw_tubes,
+    inside,
+    make_chest,
+    make_grid,
+    paint,
+    points_of,
+    smooth_noise,
+)
 from covid_jax.data.datasets import SYNTHETIC_MARKER, published_splits
 from covid_jax.data.volume import Volume, from_spacing, in_file_axes, write_volume
 from covid_jax.errors import UserError
 
-SHAPE = (36, 104, 128)
-SPACING_MM = (5.0, 3.0, 3.0)
-_AIR_HU, _LUNG_HU, _FAT_HU, _TISSUE_HU, _BONE_HU = -1000, -840, -95, 45, 400
+SPACING_MM = (6.0, 3.0, 3.0)
+
+Lesion = tuple[np.ndarray, np.ndarray]
+"""A chest's HU with a lesion in it, and the lesion's share of each voxel, both (D, H, W)."""
 
 
-@dataclass(frozen=True)
-class Chest:
-    """The anatomy of a phantom: voxels in HU and its regions as masks, all (D, H, W)."""
-
-    hu: np.ndarray
-    lungs: np.ndarray
-    grid: tuple[np.ndarray, np.ndarray, np.ndarray]
-
-
-def make_phantom(kind: str, seed: int, index: int) -> tuple[Volume, Volume]:
+def make_phantom(
+    kind: str, seed: int, index: int, spacing_mm: tuple[float, float, float] = SPACING_MM
+) -> tuple[Volume, Volume]:
     """A synthetic chest CT (HU, int16) with lesions of a dataset's kind, and their label (uint8).
 
     Args:
       kind: a key of LESIONS.
       seed, index: of the dataset and the case in it; the same give the same voxels.
+      spacing_mm: of its voxels, (D, H, W).
     """
     rng = np.random.default_rng((seed, sorted(LESIONS).index(kind), index))
-    chest = _chest(rng)
-    lesion_hu, share = LESIONS[kind](rng, chest)
-    hu = chest.hu * (1 - share) + lesion_hu * share
-    texture = _field(rng, (0.5, 0.7, 0.7))  # a scanner's noise is smoothed by its kernel
-    hu = ndimage.gaussian_filter(hu, (0.3, 0.5, 0.5)) + 22 * texture
-    voxels = np.clip(hu, -1024, 1500).astype(np.int16)
+    grid = make_grid(spacing_mm)
+    hu, share = LESIONS[kind](rng, make_chest(rng, grid))
+    voxels = np.clip(_scanned(rng, grid, hu), -1024, 1500).astype(np.int16)
     label = (share > 0.5).astype(np.uint8)
-    return from_spacing(voxels, SPACING_MM), from_spacing(label, SPACING_MM)
+    return from_spacing(voxels, spacing_mm), from_spacing(label, spacing_mm)
 
 
-def ground_glass(rng: np.random.Generator, chest: Chest) -> tuple[np.ndarray, np.ndarray]:
-    """Patches of ground glass and consolidation at the edge of the lungs, as of COVID-19."""
-    share = np.zeros(SHAPE)
-    for _ in range(rng.integers(2, 6)):
-        share = np.maximum(share, _blob(rng, chest, rng.uniform(10, 26), rough=0.5, edge=True))
-    density = -520 + 220 * _field(rng, (1.5, 2.5, 2.5))
-    consolidated = _field(rng, (2, 4, 4)) > 0.8
-    return np.where(consolidated, 10, density), share * chest.lungs
+def ground_glass(rng: np.random.Generator, chest: Chest) -> Lesion:
+    """Patches of ground glass and consolidation at the back and edge of the lungs, as of COVID-19.
+
+    Vessels show through ground glass, and airways through what is consolidated.
+    """
+    grid, share = chest.grid, np.zeros(chest.grid.shape)
+    for _ in range(rng.integers(3, 8)):
+        radius, centre = rng.uniform(10, 30), _centre(rng, chest, reach=(0, 12), low=True)
+        share = np.maximum(share, _ball(rng, chest, centre, radius, rough=0.6))
+    share = share * chest.lungs
+    net = inside(grid, 0.8 - np.abs(smooth_noise(rng, grid, 2.5)) * 4)  # crazy paving
+    density = rng.uniform(-620, -450) + 90 * smooth_noise(rng, grid, 8) + 90 * net
+    dense = inside(grid, (smooth_noise(rng, grid, 7) - rng.uniform(0.4, 1.2)) * 8)
+    return _infiltrated(chest, share, paint(density, dense, 20)), share
 
 
-def tumour(rng: np.random.Generator, chest: Chest) -> tuple[np.ndarray, np.ndarray]:
-    """A solid tumour with spicules inside a lung."""
-    share = _blob(rng, chest, rng.uniform(14, 30), rough=0.35, edge=False)
-    return 30 + 25 * _field(rng, (1, 1.5, 1.5)), share * _grown(chest.lungs, 1)
+def tumour(rng: np.random.Generator, chest: Chest) -> Lesion:
+    """A solid tumour with spicules, in some with a rim of ground glass around it."""
+    radius = rng.uniform(8, 24)
+    centre = _centre(rng, chest, reach=(8, 40), low=False)
+    core = _ball(rng, chest, centre, radius, rough=0.3)
+    spicules = np.zeros(chest.grid.shape)
+    for _ in range(rng.integers(10, 22)):
+        way = rng.standard_normal(3)
+        way *= radius / np.linalg.norm(way)
+        ends = centre + way * np.linspace(0.6, rng.uniform(1.3, 1.9), 4)[:, None]
+        thread = Tubes(ends[:-1], ends[1:], np.array([2.4, 1.6, 0.9]))
+        spicules = np.maximum(spicules, draw_tubes(chest.grid, thread))
+    share = np.maximum(core, spicules) * _with_pleura(chest)
+    hu = chest.hu
+    if rng.random() < 0.4:
+        rim = _ball(rng, chest, centre, radius * 1.5, rough=0.4) * chest.lungs
+        hu, share = _infiltrated(chest, rim, rng.uniform(-620, -500)), np.maximum(share, rim)
+    texture = rng.uniform(20, 55) + 12 * smooth_noise(rng, chest.grid, 3)
+    return paint(hu, np.maximum(core, spicules) * _with_pleura(chest), texture), share
 
 
-def gross_tumour_volume(rng: np.random.Generator, chest: Chest) -> tuple[np.ndarray, np.ndarray]:
-    """A large tumour, with a rim of denser lung around it."""
-    share = _blob(rng, chest, rng.uniform(18, 36), rough=0.3, edge=True)
-    return 40 + 35 * _field(rng, (1.5, 2.5, 2.5)), share * _grown(chest.lungs, 2)
+def gross_tumour_volume(rng: np.random.Generator, chest: Chest) -> Lesion:
+    """A large tumour with a dead core, and the lung behind it collapsed (which is not of it)."""
+    grid, radius = chest.grid, rng.uniform(18, 36)
+    centre = _centre(rng, chest, reach=(0, 25), low=False)
+    share = _ball(rng, chest, centre, radius, rough=0.4) * _with_pleura(chest)
+    core = _ball(rng, chest, centre, radius * rng.uniform(0.2, 0.5), rough=0.5)
+    aside = centre + np.array([-0.8, 0.9, 0.3 * np.sign(centre[2])]) * radius
+    collapsed = _ball(rng, chest, aside, radius * 0.9, rough=0.8) * chest.lungs
+    hu = _infiltrated(chest, collapsed, rng.uniform(-500, -100) + 60 * smooth_noise(rng, grid, 5))
+    hu = paint(hu, share, rng.uniform(25, 60) + 12 * smooth_noise(rng, grid, 3))
+    return paint(hu, core * share, 8), share
 
 
-def effusion(rng: np.random.Generator, chest: Chest) -> tuple[np.ndarray, np.ndarray]:
-    """Fluid that fills the back of one or both lungs up to a level."""
-    _, y, x = chest.grid
-    side = rng.choice(["left", "right", "both"])
-    half = {"left": x > 0, "right": x < 0, "both": np.ones(SHAPE, bool)}[side]
-    lungs = chest.lungs * half
-    depth = y + 0.08 * _field(rng, (3, 8, 8))
-    level = np.quantile(depth[lungs > 0.5], rng.uniform(0.72, 0.92))
-    share = 1 / (1 + np.exp(-(depth - level) * 40))
-    return 12 + 10 * _field(rng, (1, 2, 2)), share * lungs
+def effusion(rng: np.random.Generator, chest: Chest) -> Lesion:
+    """Fluid at the back of one or both lungs, on lung that it compresses."""
+    grid = chest.grid
+    side = rng.choice([-1, 0, 1])
+    lungs = chest.lungs * (grid.x * side >= 0)
+    edge = ndimage.distance_transform_edt(chest.lungs > 0.5, sampling=grid.spacing_mm)
+    climbing = 26 * np.exp(-edge / 9)
+    height = grid.y - 0.25 * grid.z + climbing + 2 * smooth_noise(rng, grid, 15)
+    level = np.quantile(height[lungs > 0.5], rng.uniform(0.72, 0.93))
+    share = inside(grid, height - level) * lungs
+    pressed = inside(grid, height - level + rng.uniform(4, 14)) * lungs
+    hu = _infiltrated(chest, pressed, -150 + 90 * smooth_noise(rng, grid, 5))
+    return paint(hu, share, rng.uniform(2, 22) + 5 * smooth_noise(rng, grid, 4)), share
 
 
-LESIONS: dict[str, Callable[[np.random.Generator, Chest], tuple[np.ndarray, np.ndarray]]] = {
+LESIONS: dict[str, Callable[[np.random.Generator, Chest], Lesion]] = {
     "phantom": ground_glass,
     "covid19": ground_glass,
     "msd_lung": tumour,
@@ -223,75 +257,52 @@ def _dicom_file(kind: pydicom.uid.UID, patient: str, part: str = "") -> FileData
     return file
 
 
-def _chest(rng: np.random.Generator) -> Chest:
-    """Body, lungs with vessels, ribs, spine, mediastinum and table of one patient."""
-    z, y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in SHAPE), indexing="ij")
-    y, x = y / rng.uniform(0.93, 1.05), x / rng.uniform(0.93, 1.05)
-    wobble = 0.04 * _field(rng, (4, 10, 10))
-    body = _soft_inside(1 - np.hypot(x / 1.0, y / 0.93) + 0.3 * wobble)
-    wall = _soft_inside(0.93 - np.hypot(x / 1.0, y / 0.93) + 0.3 * wobble)
-    height = 0.75 + 0.25 * np.sqrt(np.clip(1 - (z / 1.25) ** 2, 0, 1))
-    lungs = np.zeros(SHAPE)
-    for side in (-1, 1):
-        a, b = rng.uniform(0.36, 0.41), rng.uniform(0.66, 0.74)
-        radius = np.sqrt(((x - side * 0.47) / a) ** 2 + ((y - 0.02) / b) ** 2) / height
-        lungs = np.maximum(lungs, _soft_inside(1 - radius + wobble, 18))
-    heart = np.sqrt(((x - 0.13) / 0.36) ** 2 + ((y + 0.28) / 0.33) ** 2 + ((z + 0.6) / 0.75) ** 2)
-    lungs = lungs * (1 - _soft_inside(1 - heart, 18)) * wall
-    hu = np.full(SHAPE, float(_AIR_HU))
-    hu = _paint(hu, body, _FAT_HU + 15 * _field(rng, (1, 2, 2)))
-    hu = _paint(hu, wall, _TISSUE_HU + 12 * _field(rng, (1, 2, 2)))
-    lung_hu = _LUNG_HU + 60 * (y + 1) / 2 + 25 * _field(rng, (1, 2, 2))
-    vessels = np.abs(_field(rng, (1.6, 2.2, 2.2))) < 0.05 + 0.1 * np.exp(
-        -6 * np.abs(np.abs(x) - 0.2)
-    )
-    airways = np.abs(_field(rng, (1.4, 2.4, 2.4))) < 0.02
-    lung_hu = np.where(vessels, rng.uniform(-250, 0), lung_hu)
-    lung_hu = np.where(airways & (np.abs(x) < 0.5), _AIR_HU, lung_hu)
-    hu = _paint(hu, lungs, ndimage.gaussian_filter(lung_hu, 0.5))
-    ring = np.hypot(x / 0.93, y / 0.86)
-    angle = np.arctan2(y, x)
-    ribs = (np.abs(ring - 1) < 0.035) & (np.sin(9 * angle + 14 * z + rng.uniform(0, 6)) > 0.35)
-    spine = np.hypot(x / 0.13, (y - 0.62) / 0.13) < 1
-    canal = np.hypot(x / 0.05, (y - 0.74) / 0.05) < 1
-    hu = np.where((ribs | spine) & (lungs < 0.3), _BONE_HU + 120 * _field(rng, (1, 1, 1)), hu)
-    hu = np.where(canal, 20, hu)
-    trachea = np.hypot((x - 0.02) / 0.055, (y - 0.12) / 0.055) < 1
-    hu = np.where(trachea & (z > 0), _AIR_HU, hu)
-    table = (np.abs(y - 0.965 + 0.12 * x**2) < 0.02) & (body < 0.2)
-    return Chest(np.where(table, -150, hu), lungs, (z, y, x))
+def _scanned(rng: np.random.Generator, grid: Grid, hu: np.ndarray) -> np.ndarray:
+    """`hu` as a scanner gives it: blurred by its kernel, with noise of the kernel's grain.
+
+    The noise lies between two frequencies in a slice and is stronger where more tissue absorbs.
+    """
+    blurred = ndimage.gaussian_filter(hu, [0.3, *(0.8 / mm for mm in grid.spacing_mm[1:])])
+    white = rng.standard_normal(grid.shape, np.float32)
+    fine = ndimage.gaussian_filter(white, [0.3, *(0.7 / mm for mm in grid.spacing_mm[1:])])
+    coarse = ndimage.gaussian_filter(white, [0.3, *(2.5 / mm for mm in grid.spacing_mm[1:])])
+    grain = fine - coarse
+    dose = rng.uniform(14, 34) * np.exp(-((grid.x / 170) ** 2) - (grid.y / 150) ** 2)
+    return blurred + dose * grain / grain.std()
 
 
-def _blob(
-    rng: np.random.Generator, chest: Chest, radius_mm: float, rough: float, edge: bool
+def _infiltrated(chest: Chest, share: np.ndarray, density_hu: np.ndarray | float) -> np.ndarray:
+    """The chest's HU with lung of this density: no denser tissue is hidden, no airway is closed."""
+    share = share * (1 - 0.8 * chest.airways)
+    return np.where(chest.hu < density_hu, paint(chest.hu, share, density_hu), chest.hu)
+
+
+def _centre(
+    rng: np.random.Generator, chest: Chest, reach: tuple[float, float], low: bool
 ) -> np.ndarray:
-    """A rough ball with soft edges around a voxel of the lungs (near their edge if asked)."""
-    depth = ndimage.distance_transform_edt(chest.lungs > 0.5, sampling=SPACING_MM)
-    where = (depth > 0) & (depth < 15) if edge else depth > 0.5 * depth.max()
-    places = np.argwhere(where)
-    centre = places[rng.integers(len(places))]
-    offsets = [
-        (np.arange(n) - c) * mm / rng.uniform(0.8, 1.3)
-        for n, c, mm in zip(SHAPE, centre, SPACING_MM, strict=True)
-    ]
-    dz, dy, dx = np.meshgrid(*offsets, indexing="ij", sparse=True)
-    distance = np.sqrt(dz**2 + dy**2 + dx**2) / radius_mm
-    return _soft_inside(1 - distance + rough * _field(rng, (1, 2, 2)), 8)
+    """A point (z, y, x) in mm, `reach` mm deep in the lungs; `low`: more often low and behind."""
+    grid = chest.grid
+    depth = ndimage.distance_transform_edt(chest.lungs > 0.5, sampling=grid.spacing_mm)
+    points = points_of(grid, (depth > reach[0]) & (depth < reach[1]))
+    weight = np.exp((points[:, 1] - 0.4 * points[:, 0]) / 45) if low else np.ones(len(points))
+    return points[rng.choice(len(points), p=weight / weight.sum())]
 
 
-def _field(rng: np.random.Generator, smoothness: tuple[float, float, float]) -> np.ndarray:
-    """Smooth noise (D, H, W) of mean about 0 and deviation 1."""
-    noise = ndimage.gaussian_filter(rng.standard_normal(SHAPE, np.float32), smoothness)
-    return noise / noise.std()
+def _ball(
+    rng: np.random.Generator, chest: Chest, centre: np.ndarray, radius_mm: float, rough: float
+) -> np.ndarray:
+    """The share of each voxel in a rough, bent ball."""
+    grid = chest.grid
+    stretch = rng.uniform(0.75, 1.3, 3)
+    dz, dy, dx = (
+        (axis - c) / s for axis, c, s in zip((grid.z, grid.y, grid.x), centre, stretch, strict=True)
+    )
+    distance = np.sqrt(dz**2 + dy**2 + dx**2)
+    bent = 0.5 * smooth_noise(rng, grid, 0.5 * radius_mm) + 0.3 * smooth_noise(rng, grid, 4)
+    return inside(grid, radius_mm * (1 + rough * bent) - distance)
 
 
-def _soft_inside(signed: np.ndarray, steepness: float = 30) -> np.ndarray:
-    return 1 / (1 + np.exp(-np.clip(signed * steepness, -30, 30)))
-
-
-def _paint(hu: np.ndarray, share: np.ndarray, paint: np.ndarray) -> np.ndarray:
-    return hu * (1 - share) + paint * share
-
-
-def _grown(mask: np.ndarray, steps: int) -> np.ndarray:
-    return ndimage.binary_dilation(mask > 0.5, iterations=steps).astype(float)
+def _with_pleura(chest: Chest) -> np.ndarray:
+    """The lungs and 3 mm around them, into which a tumour may grow."""
+    outside = ndimage.distance_transform_edt(chest.lungs < 0.5, sampling=chest.grid.spacing_mm)
+    return inside(chest.grid, 3 - outside)

@@ -41,7 +41,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "Folder of scaling.json.")
 _ROUNDS = flags.DEFINE_integer("rounds", 4, "Turns that each has.")
 _SECONDS = flags.DEFINE_float("seconds", 1.0, "Length of a turn, of one step at least.")
 
-CASES = (4, 8, 16, 32)
+CASES = (2, 4, 8, 16)
 
 
 Points = list[tuple[float, Config]]

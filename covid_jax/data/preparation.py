@@ -1,13 +1,8 @@
 """A raw dataset becomes a prepared one: its cases by one plan, each whole or absent."""
 
 import functools
-import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 from tqdm import tqdm
 
@@ -23,10 +18,9 @@ from covid_jax.data.plan import (
     save_plan,
 )
 from covid_jax.data.preprocess import nonzero_box, prepare_case, read_label, read_scan
+from covid_jax.data.processes import each
 from covid_jax.data.volume import Volume
 from covid_jax.errors import UserError
-
-Result = TypeVar("Result")
 
 
 def prepare_dataset(
@@ -64,7 +58,7 @@ def prepare_dataset(
     folder = out_dir / name
     missing = [case for case in raw.cases if not store.has_case(folder, case.name, plan.hash)]
     prepare = functools.partial(_prepare_case, raw=raw, plan=plan, folder=folder)
-    notes = _each(prepare, missing, processes, f"preparing {name}")
+    notes = each(prepare, missing, processes, f"preparing {name}")
     for case, of_case in zip(missing, notes, strict=True):
         for note in of_case:
             tqdm.write(f"{case.name}: {note}")
@@ -84,7 +78,7 @@ class Finding:
 def check_dataset(raw: RawDataset, processes: int) -> list[Finding]:
     """Reads every case of a raw dataset and writes nothing."""
     check = functools.partial(_check_case, raw=raw)
-    return list(_each(check, raw.cases, processes, f"checking {raw.name}"))
+    return list(each(check, raw.cases, processes, f"checking {raw.name}"))
 
 
 def _check_case(case: Case, raw: RawDataset) -> Finding:
@@ -105,26 +99,6 @@ def _prepare_case(case: Case, raw: RawDataset, plan: Plan, folder: Path) -> tupl
 
 def _notes(image: Volume, label: Volume) -> tuple[str, ...]:
     return (*image.notes, *label.notes)
-
-
-def _each(
-    function: Callable[[Case], Result], cases: Sequence[Case], processes: int, title: str
-) -> Iterator[Result]:
-    """What `function` makes of each case, in their order, with a progress bar."""
-    bar = functools.partial(tqdm, desc=title, total=len(cases), unit="case", mininterval=1)
-    if min(processes, len(cases)) < 2:
-        yield from bar(map(function, cases))
-        return
-    # Not forked: the parent may hold threads, as JAX does.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(processes, len(cases)), context) as pool:
-        try:
-            yield from bar(pool.map(function, cases))
-        except BrokenProcessPool as error:
-            raise UserError(
-                f"{title}: a process was killed, perhaps for want of memory; "
-                "start again with fewer (--num_processes), done cases are kept"
-            ) from error
 
 
 def prepare_phantom(out_dir: Path, num_cases: int, seed: int) -> None:
@@ -151,7 +125,7 @@ def _plan_of(raw: RawDataset, fold: int, processes: int) -> Plan:
     cases = [case for case in raw.cases if case.name in training]
     samples = FINGERPRINT_VOXELS // len(cases)
     of_case = functools.partial(_fingerprint, raw=raw, samples=samples)
-    fingerprints = list(_each(of_case, cases, processes, "fingerprint"))
+    fingerprints = list(each(of_case, cases, processes, "fingerprint"))
     return make_plan([case.name for case in cases], fingerprints)
 
 

@@ -1,27 +1,46 @@
-"""The paper's metrics of a binary mask (section IV-C). A new metric is one function here.
+"""The paper's metrics of a binary mask (section IV-C), and two more. A new one is a function here.
 
-Every metric is 1 where both masks are empty and 0 where one is; accuracy alone needs no such
-convention.
+Where both masks are empty a score is 1, and 0 where one is; accuracy needs no such convention, and
+the Hausdorff distance has no value there.
 """
 
 import functools
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
+from scipy.spatial import KDTree
 from skimage.measure import marching_cubes, mesh_surface_area
 
 METRICS = ("dsc", "nsd", "sensitivity", "f1", "accuracy")
+"""The paper's."""
+EXTRAS = ("hd95_mm", "volume_difference_ml")
+
+Spacing = Sequence[float] | np.ndarray
+
+
+@dataclass(frozen=True)
+class Surfaces:
+    """How far the surfaces of two masks lie from each other, prediction's first.
+
+    Attributes:
+      distances_mm: of each surface element to the nearest of the other mask.
+      areas_mm2: of each surface element.
+    """
+
+    distances_mm: tuple[np.ndarray, np.ndarray]
+    areas_mm2: tuple[np.ndarray, np.ndarray]
 
 
 def segmentation_metrics(
     prediction: np.ndarray,
     reference: np.ndarray,
-    spacing_mm: Sequence[float] | np.ndarray,
+    spacing_mm: Spacing,
     tolerance_mm: float = 3.0,
-) -> dict[str, float]:
-    """All five metrics of `prediction` against `reference`.
+) -> dict[str, float | None]:
+    """All metrics of `prediction` against `reference`.
 
     Args:
       prediction, reference: (D, H, W), bool or 0 and 1.
@@ -29,7 +48,8 @@ def segmentation_metrics(
       tolerance_mm: of the surface Dice (nsd).
 
     Returns:
-      {"dsc", "nsd", "sensitivity", "f1", "accuracy"}, each in 0 .. 1
+      {"dsc", "nsd", "sensitivity", "f1", "accuracy"}, each in 0 .. 1, and of EXTRAS "hd95_mm",
+      None where a mask is empty, and "volume_difference_ml", of the prediction over the reference.
 
     Raises:
       ValueError: the masks differ in shape.
@@ -37,12 +57,15 @@ def segmentation_metrics(
     prediction, reference = np.asarray(prediction, bool), np.asarray(reference, bool)
     if prediction.shape != reference.shape:
         raise ValueError(f"shapes differ: {prediction.shape} and {reference.shape}")
+    surfaces = surface_distances(prediction, reference, spacing_mm)
     return {
         "dsc": dice(prediction, reference),
-        "nsd": surface_dice(prediction, reference, spacing_mm, tolerance_mm),
+        "nsd": surface_dice(surfaces, tolerance_mm),
         "sensitivity": sensitivity(prediction, reference),
         "f1": f1(prediction, reference),
         "accuracy": accuracy(prediction, reference),
+        "hd95_mm": hausdorff_95(surfaces),
+        "volume_difference_ml": volume_difference(prediction, reference, spacing_mm),
     }
 
 
@@ -75,43 +98,82 @@ def accuracy(prediction: np.ndarray, reference: np.ndarray) -> float:
     return float((prediction == reference).mean())
 
 
-def surface_dice(
-    prediction: np.ndarray,
-    reference: np.ndarray,
-    spacing_mm: Sequence[float] | np.ndarray,
-    tolerance_mm: float,
-) -> float:
-    """Normalised surface Dice (NSD): the share of both surfaces within tolerance of the other.
+def surface_distances(
+    prediction: np.ndarray, reference: np.ndarray, spacing_mm: Spacing
+) -> Surfaces:
+    """The surfaces of both masks and how far each lies from the other.
 
     As google-deepmind/surface-distance: a surface element lies where 2 x 2 x 2 voxels are not all
-    alike, and weighs its area by marching cubes.
+    alike, and weighs its area by marching cubes. Memory grows with the surfaces alone and with the
+    box around both masks, not with the scan. Of an empty mask there are no elements, and what lies
+    nearest to it is infinitely far.
     """
-    both = prediction | reference
-    if not both.any():
+    spacing = np.asarray(spacing_mm, float)
+    boxes = ndimage.find_objects((prediction | reference).astype(np.uint8))
+    box = boxes[0] if boxes else tuple(slice(0, 0) for _ in spacing)
+    elements, areas = zip(
+        *(_surface(mask[box], spacing) for mask in (prediction, reference)), strict=True
+    )
+    distances = (
+        _nearest(elements[0], elements[1], spacing),
+        _nearest(elements[1], elements[0], spacing),
+    )
+    return Surfaces(distances, areas)
+
+
+def surface_dice(surfaces: Surfaces, tolerance_mm: float) -> float:
+    """Normalised surface Dice (NSD): the share of both surfaces within tolerance of the other."""
+    total = sum(float(area.sum()) for area in surfaces.areas_mm2)
+    if total == 0:
         return 1.0
-    if not (prediction.any() and reference.any()):
-        return 0.0
-    box = ndimage.find_objects(both.astype(np.uint8))[0]
-    sides = [_surface(mask[box], spacing_mm) for mask in (prediction, reference)]
-    near = total = 0.0
-    for (border, area), (other_border, _) in (sides, sides[::-1]):
-        distance = ndimage.distance_transform_edt(~other_border, sampling=spacing_mm)
-        near += area[border][distance[border] <= tolerance_mm].sum()
-        total += area[border].sum()
-    return float(near / total)
+    near = sum(
+        float(area[distance <= tolerance_mm].sum())
+        for distance, area in zip(surfaces.distances_mm, surfaces.areas_mm2, strict=True)
+    )
+    return near / total
 
 
-def _surface(
-    mask: np.ndarray, spacing_mm: Sequence[float] | np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """(is a surface element, its area in mm2) at the corners between voxels."""
+def hausdorff_95(surfaces: Surfaces) -> float | None:
+    """The distance in mm within which 95 % of either surface lie; None where a mask is empty.
+
+    surface-distance: compute_robust_hausdorff.
+    """
+    farthest = 0.0
+    for distance, area in zip(surfaces.distances_mm, surfaces.areas_mm2, strict=True):
+        if not (len(distance) and np.isfinite(distance).all()):
+            return None
+        order = np.argsort(distance)
+        share = np.cumsum(area[order]) / area.sum()
+        place = min(int(np.searchsorted(share, 0.95)), len(share) - 1)
+        farthest = max(farthest, float(distance[order][place]))
+    return farthest
+
+
+def volume_difference(prediction: np.ndarray, reference: np.ndarray, spacing_mm: Spacing) -> float:
+    """By how many ml the prediction is larger than the reference."""
+    voxels = int(prediction.sum()) - int(reference.sum())
+    return voxels * float(np.prod(spacing_mm)) / 1000
+
+
+def _nearest(elements: np.ndarray, others: np.ndarray, spacing_mm: np.ndarray) -> np.ndarray:
+    """The distance in mm (n,) of each element (n, 3), in voxels, to the nearest of the others."""
+    if not (len(elements) and len(others)):
+        return np.full(len(elements), np.inf)
+    _, nearest = KDTree(others * spacing_mm).query(elements * spacing_mm)
+    # From whole voxels, so that a distance of just the tolerance is not rounded over it.
+    return np.linalg.norm((elements - others[nearest]) * spacing_mm, axis=1)
+
+
+def _surface(mask: np.ndarray, spacing_mm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The corners between voxels (n, 3) where the surface passes, and its area in mm2 there."""
     padded = np.pad(mask, 1).astype(np.uint8)
     code = np.zeros([n - 1 for n in padded.shape], np.uint8)
     for bit, (i, j, k) in enumerate(itertools.product((0, 1), repeat=3)):
         d, h, w = code.shape
         code |= padded[i : i + d, j : j + h, k : k + w] << bit
+    elements = np.argwhere((code != 0) & (code != 255))
     areas = _element_areas(tuple(float(mm) for mm in spacing_mm))
-    return (code != 0) & (code != 255), areas[code]
+    return elements, areas[code[tuple(elements.T)]]
 
 
 @functools.lru_cache(maxsize=64)
@@ -129,12 +191,21 @@ def _element_areas(spacing_mm: tuple[float, ...]) -> np.ndarray:
     return areas
 
 
-def summarise(cases: Mapping[str, Mapping[str, float]], tolerance_mm: float) -> dict[str, object]:
-    """The content of metrics.json: each case, and mean and standard deviation over cases."""
-    values = {name: [case[name] for case in cases.values()] for name in METRICS}
+def summarise(
+    cases: Mapping[str, Mapping[str, float | None]], empty: Mapping[str, str], tolerance_mm: float
+) -> dict[str, object]:
+    """The content of metrics.json: each case, and mean and standard deviation over cases.
+
+    `empty` says of which cases a mask is empty. A metric without a value takes no part in means.
+    """
+    values = {
+        name: [value for case in cases.values() if (value := case[name]) is not None]
+        for name in (*METRICS, *EXTRAS)
+    }
     return {
         "cases": {name: dict(case) for name, case in cases.items()},
-        "mean": {name: float(np.mean(value)) for name, value in values.items()},
-        "std": {name: float(np.std(value)) for name, value in values.items()},
+        "mean": {name: float(np.mean(value)) for name, value in values.items() if value},
+        "std": {name: float(np.std(value)) for name, value in values.items() if value},
+        "empty": dict(empty),
         "tolerance_mm": tolerance_mm,
     }

@@ -12,7 +12,8 @@ import pytest
 
 from covid_jax.data.datasets import read_dataset
 from covid_jax.data.phantom import write_raw_dataset
-from covid_jax.data.preparation import _each, check_dataset, prepare_dataset, read_case
+from covid_jax.data.preparation import check_dataset, prepare_dataset, read_case
+from covid_jax.data.processes import each
 from covid_jax.errors import UserError
 
 CASES = 9
@@ -161,4 +162,4 @@ def test_several_processes_prepare_what_one_does(laid, tmp_path):
 
 def test_a_process_that_is_killed_is_told_in_one_line():
     with pytest.raises(UserError, match="killed, perhaps for want of memory"):
-        list(_each(os._exit, [1, 1], 2, "preparing"))
+        list(each(os._exit, [1, 1], 2, "preparing"))

@@ -13,7 +13,7 @@ from covid_jax.config import IGNORED
 from covid_jax.data.volume import from_spacing, read_volume, write_volume
 from covid_jax.errors import UserError
 from covid_jax.evaluation.folders import evaluate_folders, save_metrics
-from covid_jax.evaluation.metrics import segmentation_metrics, surface_dice
+from covid_jax.evaluation.metrics import segmentation_metrics
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -34,15 +34,16 @@ def blobs(rng, shape):
 )
 @settings(max_examples=80, deadline=None)
 @pytest.mark.filterwarnings("ignore")
-def test_nsd_is_that_of_surface_distance(seed, shape, spacing, tolerance):
+def test_nsd_and_hausdorff_are_those_of_surface_distance(seed, shape, spacing, tolerance):
     rng = np.random.default_rng(seed)
     a, b = blobs(rng, shape), blobs(rng, shape)
     if not (a.any() and b.any()):
         return
-    theirs = peer.compute_surface_dice_at_tolerance(
-        peer.compute_surface_distances(b, a, spacing), tolerance
-    )
-    assert surface_dice(a, b, spacing, tolerance) == pytest.approx(theirs, abs=1e-9)
+    theirs = peer.compute_surface_distances(a, b, spacing)
+    nsd = peer.compute_surface_dice_at_tolerance(theirs, tolerance)
+    ours = segmentation_metrics(a, b, spacing, tolerance)
+    assert ours["nsd"] == pytest.approx(nsd, abs=1e-9)
+    assert ours["hd95_mm"] == pytest.approx(peer.compute_robust_hausdorff(theirs, 95), abs=1e-9)
 
 
 def test_counts_by_hand():
@@ -55,14 +56,15 @@ def test_counts_by_hand():
     assert metrics["f1"] == pytest.approx(4 / 7)
     assert metrics["sensitivity"] == pytest.approx(2 / 4)
     assert metrics["accuracy"] == pytest.approx(61 / 64)
+    assert metrics["volume_difference_ml"] == pytest.approx(-1 / 1000)
 
 
 def test_a_shift_within_the_tolerance_costs_no_nsd():
     reference = np.zeros((12, 12, 12), bool)
     reference[3:8, 3:8, 3:8] = True
     shifted = np.roll(reference, 1, 2)
-    assert surface_dice(shifted, reference, (1, 1, 2.0), 2.5) == 1
-    assert surface_dice(shifted, reference, (1, 1, 2.0), 1.5) < 1
+    assert segmentation_metrics(shifted, reference, (1, 1, 2.0), 2.5)["nsd"] == 1
+    assert segmentation_metrics(shifted, reference, (1, 1, 2.0), 1.5)["nsd"] < 1
 
 
 @pytest.mark.parametrize(
@@ -73,6 +75,16 @@ def test_empty_masks_follow_the_convention(prediction, reference, value):
     metrics = segmentation_metrics(a, b, (1, 1, 1))
     assert {metrics[name] for name in ("dsc", "nsd", "sensitivity", "f1")} == {value}
     assert metrics["accuracy"] == (prediction == reference)
+    assert metrics["hd95_mm"] == (0.0 if prediction and reference else None)
+
+
+def test_an_empty_mask_is_flagged_and_has_no_part_in_the_mean_distance(folders):
+    nothing = from_spacing(np.zeros((6, 8, 8), np.uint8), (4, 1, 1))
+    write_volume(folders / "predictions" / "b.nii.gz", nothing)
+    metrics = evaluate_folders(folders / "predictions", folders / "references", processes=2)
+    assert metrics["empty"] == {"b": "prediction"}
+    assert metrics["mean"]["hd95_mm"] == metrics["cases"]["a"]["hd95_mm"]
+    assert metrics["mean"]["dsc"] == metrics["cases"]["a"]["dsc"] / 2
 
 
 def test_masks_of_different_shapes_are_an_error():

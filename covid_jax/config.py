@@ -155,6 +155,7 @@ class Config:
     fold: int = 0
     strategy: str = "scratch"
     source: str = "none"  # what `pretrained` was trained on
+    variant: str = ""  # a name for what else sets this run apart in a study (configs/freezing.py)
     pretrained: str = ""  # work directory of the pre-training run
     pretraining: bool = False  # this run is itself the pre-training on `source`
     pretraining_epochs: int = 1000
@@ -212,8 +213,9 @@ def named_run(config: Config, name: str) -> Config:
 
 
 def run_name(config: Config) -> str:
-    """<strategy>-<source>-fold<k>, the folder of a run in a study."""
-    return f"{config.strategy}-{config.source}-fold{config.fold}"
+    """<strategy>-<source>-fold<k>, the folder of a run in a study; a variant stands before fold."""
+    parts = (config.strategy, config.source, config.variant, f"fold{config.fold}")
+    return "-".join(part for part in parts if part)
 
 
 def validate(config: Config) -> None:

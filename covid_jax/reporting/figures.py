@@ -1,6 +1,7 @@
 """The figures of a report. Each function draws one figure; `note` says what data it shows."""
 
 from collections.abc import Mapping, Sequence
+from statistics import median
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -9,59 +10,72 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from covid_jax.reporting.tables import Run
+from covid_jax.reporting.runs import Kind, Run, kinds_of
+from covid_jax.reporting.statistics import summarise
+from covid_jax.reporting.tables import values_of
 
 matplotlib.use("agg")
 
 LUNG_WINDOW_HU = (-1250, 250)
-_REFERENCE, _PREDICTION = "#35b779", "#ff5a36"
+_REFERENCE, _PREDICTION, _CASE = "#35b779", "#ff5a36", "#31688e"
+_MARKS = {"scratch": "o", "continual": "s", "body": "^", "frozen_encoder": "D"}
 
 
 def learning_curves(runs: Sequence[Run], note: str) -> Figure:
-    """Training loss and validation Dice of every run, by epoch."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
-    for run in runs:
-        epochs = [line["epoch"] + 1 for line in run.log]
-        left.plot(epochs, [line["loss"] for line in run.log], ".-", label=run.strategy)
-        dice = [line.get("validation_dice", np.nan) for line in run.log]
-        right.plot(epochs, dice, ".-", label=run.strategy)
+    """Training loss and validation Dice of every kind of run by epoch, the mean over its folds."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8))
+    for colour, kind in _coloured(runs):
+        logs = [run.log for run in runs if run.kind == kind]
+        epochs = range(1, 1 + min(map(len, logs)))
+        for axes, value in ((left, "loss"), (right, "validation_dice")):
+            lines = [[log[epoch - 1].get(value, np.nan) for epoch in epochs] for log in logs]
+            axes.plot(epochs, np.mean(lines, axis=0), ".-", color=colour, label=kind.label)
     for axes in (left, right):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     left.set(xlabel="epoch", ylabel="training loss")
     right.set(xlabel="epoch", ylabel="Dice over validation patches", ylim=(0, 1))
-    right.legend(fontsize=8)
+    right.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     return _titled(figure, note)
 
 
 def dice_of_cases(runs: Sequence[Run], note: str) -> Figure:
-    """The DSC of each test case under each strategy; a line follows a case."""
-    figure, axes = plt.subplots(figsize=(6.5, 3.8))
-    cases = sorted({case for run in runs for case in run.cases})
-    for case in cases:
-        values = [run.cases[case]["dsc"] if case in run.cases else np.nan for run in runs]
-        axes.plot(range(len(runs)), values, "-", color="0.8", linewidth=0.8, zorder=1)
-        axes.scatter(range(len(runs)), values, s=16, color="#31688e", zorder=2)
-    means = [run.mean("dsc") for run in runs]
-    axes.scatter(range(len(runs)), means, marker="_", s=500, color=_PREDICTION, zorder=3)
-    axes.set_xticks(range(len(runs)), [_label(run) for run in runs], fontsize=8)
-    axes.set(ylabel="DSC (line: mean)", ylim=(-0.02, 1))
+    """The DSC of each test case, the mean over its folds; a line follows a case."""
+    kinds = kinds_of(runs)
+    of_kind = [values_of([run for run in runs if run.kind == kind], "dsc") for kind in kinds]
+    figure, axes = plt.subplots(figsize=(max(6.5, 0.85 * len(kinds)), 4))
+    for case in sorted({case for values in of_kind for case in values}):
+        line = np.array([np.mean(v[case]) if case in v else np.nan for v in of_kind])
+        axes.plot(range(len(kinds)), line, "-", color="0.8", linewidth=0.8, zorder=1)
+        axes.scatter(range(len(kinds)), line, s=14, color=_CASE, zorder=2)
+    for place, values in enumerate(of_kind):
+        found = summarise(values)
+        axes.plot([place, place], [found.low, found.high], color=_PREDICTION, linewidth=2, zorder=3)
+        axes.scatter([place], [found.mean], marker="_", s=300, color=_PREDICTION, zorder=3)
+    axes.set_xticks(range(len(kinds)), [_stacked(kind) for kind in kinds], fontsize=7)
+    axes.set(ylabel="DSC (red: mean, 95 % interval)", ylim=(-0.02, 1))
     return _titled(figure, note)
 
 
 def dice_against_seconds(runs: Sequence[Run], note: str) -> Figure:
     """Mean DSC against seconds an epoch: the trade-off of the paper's Table III."""
-    figure, axes = plt.subplots(figsize=(5, 3.8))
-    for run in runs:
-        axes.scatter(run.epoch_seconds, run.mean("dsc"), s=40)
-        axes.annotate(
-            _label(run),
-            (run.epoch_seconds, run.mean("dsc")),
-            textcoords="offset points",
-            xytext=(6, 4),
-            fontsize=8,
+    figure, axes = plt.subplots(figsize=(7, 4))
+    for colour, kind in _coloured(runs):
+        mine = [run for run in runs if run.kind == kind]
+        found = summarise(values_of(mine, "dsc"))
+        seconds = median(run.epoch_seconds for run in mine)
+        reach = [[found.mean - found.low], [found.high - found.mean]]
+        axes.errorbar(
+            seconds,
+            found.mean,
+            reach,
+            fmt=_MARKS.get(kind.strategy, "P"),
+            color=colour,
+            elinewidth=0.7,
+            label=kind.label,
         )
-    axes.set(xlabel="seconds an epoch, training alone", ylabel="mean DSC")
-    axes.margins(x=0.35, y=0.3)
+    axes.set(xlabel="seconds an epoch, training alone", ylabel="mean DSC, 95 % interval")
+    axes.margins(x=0.2, y=0.2)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     return _titled(figure, note)
 
 
@@ -97,9 +111,9 @@ def overlays(
                 _contour(axes, masks[name][column][index], _PREDICTION)
             axes.set_xticks([])
             axes.set_yticks([])
-        row[0].set_ylabel(name, fontsize=7)
+        row[0].set_ylabel(name, fontsize=7, parse_math=False)
     for axes, column in zip(grid[0], columns, strict=True):
-        axes.set_title(column, fontsize=8)
+        axes.set_title(column, fontsize=8, parse_math=False)
     shown = "green: reference, " if references else ""
     return _titled(figure, f"{note} ({shown}red: prediction)")
 
@@ -109,12 +123,19 @@ def _contour(axes: Axes, mask: np.ndarray, colour: str) -> None:
         axes.contour(mask, [0.5], colors=[colour], linewidths=0.9)
 
 
-def _label(run: Run) -> str:
-    name = run.strategy.replace("_", "\n")
-    return name if run.fold == 0 else f"{name}\nfold {run.fold}"
+def _coloured(runs: Sequence[Run]) -> list[tuple[str, Kind]]:
+    kinds = kinds_of(runs)
+    colours = plt.get_cmap("tab10" if len(kinds) <= 10 else "tab20")
+    return [
+        (matplotlib.colors.to_hex(colours(i % colours.N)), kind) for i, kind in enumerate(kinds)
+    ]
+
+
+def _stacked(kind: Kind) -> str:
+    return kind.label.replace("_", "\n").replace(", ", "\n")
 
 
 def _titled(figure: Figure, note: str) -> Figure:
-    figure.suptitle(note, fontsize=9)
+    figure.suptitle(note, fontsize=9, parse_math=False)
     figure.tight_layout()
     return figure

@@ -1,28 +1,44 @@
 """The report of a study: a function of its folders, written into STUDY/report."""
 
 import base64
+import dataclasses
 import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
+import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
 from covid_jax import __version__
 from covid_jax.config import Config, from_dict
-from covid_jax.data.datasets import read_dataset
-from covid_jax.data.preprocess import read_scan
-from covid_jax.data.volume import read_volume, scans_in, whole_file
+from covid_jax.data.datasets import Case, read_dataset
+from covid_jax.data.preprocess import read_label, read_scan
+from covid_jax.data.volume import Volume, read_volume, scans_in, whole_file
 from covid_jax.errors import UserError
+from covid_jax.evaluation.metrics import METRICS
 from covid_jax.reporting import figures
-from covid_jax.reporting.tables import Run, finished_runs, summary_table, table_3, write_tables
+from covid_jax.reporting.network import draw_networks
+from covid_jax.reporting.paper import paper_table
+from covid_jax.reporting.runs import Kind, Run, kinds_of, read_runs
+from covid_jax.reporting.tables import (
+    HEADINGS,
+    all_tables,
+    comparisons,
+    summary_table,
+    values_of,
+    write_tables,
+)
+from covid_jax.reporting.viewer import write_case, write_viewer
+
+_MOST_NETWORKS = 5  # side by side in one picture
 
 
 def write_report(study: Path) -> Path:
-    """Writes report/index.html, the tables as CSV, results.json and the figures as PNG.
+    """Writes report/: index.html, tables as CSV and LaTeX, results.json, figures, viewer/.
 
     Returns:
       the path of index.html
@@ -30,31 +46,30 @@ def write_report(study: Path) -> Path:
     Raises:
       UserError: the folder is no study, or no run of it is finished.
     """
-    description = study / "study.json"
-    if not description.is_file():
-        raise UserError(f"{study}: not the folder of a study, it has no study.json")
-    config = from_dict(json.loads(description.read_text()))
-    runs = finished_runs(study)
+    config = _config(study)
+    runs, problems = read_runs(study)
     if not runs:
-        raise UserError(f"{study}: no finished run in it yet")
-    report = study / "report"
-    note = honest_note(study, config)
+        raise UserError("; ".join([f"{study}: no finished run in it yet", *problems]))
+    report, note = study / "report", honest_note(study, config)
+    cases = _raw_cases(study, config, runs)
     write_tables(report, runs, note)
     drawn = {
-        "Masks of test cases: best, median and worst by mean DSC": _test_overlays(
-            study, config, runs, note
-        ),
+        "Test cases: best, median and worst by mean DSC": _test_overlays(study, cases, runs, note),
         "DSC of every test case": figures.dice_of_cases(runs, note),
-        "Learning curves": figures.learning_curves(runs, note),
         "DSC against time": figures.dice_against_seconds(runs, note),
+        "Learning curves": figures.learning_curves(runs, note),
+        "What is copied, and what is frozen": _networks(runs),
     }
     for scan in config.study.scans:
         title = f"{Path(scan).name}: another scanner, no reference, no claim"
         drawn[title] = _scan_overlay(study, Path(scan), runs, note)
     pictures = {
-        title: _save(figure, report / f"figure_{number}.png")
+        title: _save(
+            figure, report / f"figure_{number}", vector=not any(a.images for a in figure.axes)
+        )
         for number, (title, figure) in enumerate(drawn.items(), start=1)
     }
+    _write_cases(report / "viewer", study, cases, runs)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("covid_jax.reporting", "templates"),
         autoescape=True,
@@ -64,9 +79,12 @@ def write_report(study: Path) -> Path:
     page = environment.get_template("report.html").render(
         title=config.study.title,
         note=note,
-        rows=table_3(runs),
-        runs=runs,
+        tables=all_tables(runs),
+        comparisons={HEADINGS[metric]: comparisons(runs, metric) for metric in METRICS[:3]},
+        runs={kind: [run for run in runs if run.kind == kind] for kind in kinds_of(runs)},
+        problems=problems,
         pictures=pictures,
+        cases=list(cases),
         version=__version__,
     )
     with whole_file(report / "index.html") as partial:
@@ -76,8 +94,7 @@ def write_report(study: Path) -> Path:
 
 def terminal_summary(study: Path) -> str:
     """Table III of a study as text."""
-    config = from_dict(json.loads((study / "study.json").read_text()))
-    return summary_table(finished_runs(study), honest_note(study, config))
+    return summary_table(read_runs(study)[0], honest_note(study, _config(study)))
 
 
 def honest_note(study: Path, config: Config) -> str:
@@ -88,26 +105,47 @@ def honest_note(study: Path, config: Config) -> str:
     return " | ".join(filter(None, [config.study.note, said]))
 
 
-def _test_overlays(study: Path, config: Config, runs: Sequence[Run], note: str) -> Figure:
-    first = [run for run in runs if run.fold == runs[0].fold]
-    means = {case: np.mean([run.cases[case]["dsc"] for run in first]) for case in first[0].cases}
-    ranked = sorted(means, key=lambda case: -means[case])
-    chosen = [ranked[0], ranked[len(ranked) // 2], ranked[-1]]
+def _config(study: Path) -> Config:
+    description = study / "study.json"
+    if not description.is_file():
+        raise UserError(f"{study}: not the folder of a study, it has no study.json")
+    return from_dict(json.loads(description.read_text()))
+
+
+def _raw_cases(study: Path, config: Config, runs: Sequence[Run]) -> dict[str, Case]:
+    """The target's cases that the runs were tested on, by name."""
     (dataset,) = config.data.datasets
     raw_dir = getattr(config.study.raw, dataset) or study / "raw" / dataset
-    cases = {case.name: case for case in read_dataset(dataset, raw_dir).cases}
+    tested = {name for run in runs for name in run.cases}
+    return {case.name: case for case in read_dataset(dataset, raw_dir).cases if case.name in tested}
+
+
+def _read_case(case: Case) -> tuple[Volume, Volume]:
+    scan = read_scan(case.image)
+    return scan, read_label(case.label, scan, 2)
+
+
+def _mask(study: Path, run: Run, case: str) -> Volume:
+    return read_volume(study / "runs" / run.name / "predictions" / f"{case}.nii.gz")
+
+
+def _test_overlays(study: Path, cases: dict[str, Case], runs: Sequence[Run], note: str) -> Figure:
+    """Three cases of the first fold under the runs of Table III, or all where it has none."""
+    table_3 = [Kind(row.strategy, row.source) for row in paper_table(3)]
+    fold = min(run.fold for run in runs)
+    first = [run for run in runs if run.fold == fold]
+    shown = [run for run in first if run.kind in table_3] or first
+    dice = values_of(shown, "dsc")
+    ranked = sorted(dice, key=lambda case: -np.mean(dice[case]))
+    chosen = [ranked[0], ranked[len(ranked) // 2], ranked[-1]]
+    read = {name: _read_case(cases[name]) for name in chosen}
     return figures.overlays(
-        {name: read_scan(cases[name].image).voxels for name in chosen},
+        {name: scan.voxels for name, (scan, _) in read.items()},
         {
-            name: {
-                run.strategy: read_volume(
-                    study / "runs" / run.name / "predictions" / f"{name}.nii.gz"
-                ).voxels
-                for run in first
-            }
+            name: {run.kind.strategy: _mask(study, run, name).voxels for run in shown}
             for name in chosen
         },
-        {name: read_volume(cases[name].label).voxels for name in chosen},
+        {name: label.voxels == 1 for name, (_, label) in read.items()},
         note,
     )
 
@@ -115,18 +153,47 @@ def _test_overlays(study: Path, config: Config, runs: Sequence[Run], note: str) 
 def _scan_overlay(study: Path, scan: Path, runs: Sequence[Run], note: str) -> Figure:
     (name,) = scans_in(scan)
     masks = {
-        run.strategy: read_volume(study / "scans" / run.name / f"{name}.nii.gz").voxels
+        run.kind.label: read_volume(study / "scans" / run.name / f"{name}.nii.gz").voxels
         for run in runs
         if (study / "scans" / run.name / f"{name}.nii.gz").is_file()
     }
     return figures.overlays({name: read_scan(scan).voxels}, {name: masks}, {}, note)
 
 
-def _save(figure: Figure, path: Path) -> str:
-    """Saves the figure as PNG; returns it in base64 for the page."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
+def _networks(runs: Sequence[Run]) -> Figure:
+    """The networks of kinds that differ in what they copy or freeze."""
+    different = {
+        (run.kind.strategy, run.config.frozen, run.config.frozen_schedule): run for run in runs
+    }
+    shown = list(different.values())[:_MOST_NETWORKS]
+    titles = [" ".join(filter(None, [run.kind.strategy, run.kind.variant])) for run in shown]
+    return draw_networks([dataclasses.replace(run.config, fold=0) for run in shown], titles)
+
+
+def _write_cases(folder: Path, study: Path, cases: dict[str, Case], runs: Sequence[Run]) -> None:
+    write_viewer(folder)
+    for number, (name, case) in enumerate(cases.items()):
+        scan, label = _read_case(case)
+        masks = {
+            f"{run.kind.label}, fold {run.fold}": _mask(study, run, name)
+            for run in runs
+            if name in run.cases
+        }
+        write_case(folder / f"case_{number}.js", name, scan, label, masks)
+
+
+def _save(figure: Figure, path: Path, vector: bool) -> str:
+    """Saves the figure as PNG, and as SVG if that serves; returns the better as a data: address."""
+    matplotlib.rcParams["svg.hashsalt"] = "covid_jax"  # the same file each time
+    address = ""
+    for kind, media in {"png": "png", "svg": "svg+xml"}.items():
+        if kind == "svg" and not vector:
+            continue
+        buffer = io.BytesIO()
+        metadata = {"Date": None} if kind == "svg" else None
+        figure.savefig(buffer, format=kind, dpi=110, metadata=metadata)
+        with whole_file(path.with_suffix(f".{kind}")) as partial:
+            partial.write_bytes(buffer.getvalue())
+        address = f"data:image/{media};base64,{base64.b64encode(buffer.getvalue()).decode()}"
     plt.close(figure)
-    with whole_file(path) as partial:
-        partial.write_bytes(buffer.getvalue())
-    return base64.b64encode(buffer.getvalue()).decode()
+    return address

@@ -1,166 +1,310 @@
-"""The runs of a study as the rows of the paper's tables, beside the paper's numbers."""
+"""The runs of a study as the rows of the paper's Tables I to III, beside the paper's numbers."""
 
 import csv
-import json
-from collections.abc import Sequence
+import io
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-import numpy as np
-
 from covid_jax.data.volume import whole_file, write_json
-from covid_jax.reporting.paper import PaperRow, paper_table
-from covid_jax.training.progress import read_log
+from covid_jax.evaluation.metrics import EXTRAS, METRICS
+from covid_jax.reporting.paper import Pair, PaperRow, paper_table
+from covid_jax.reporting.runs import Kind, Run, kinds_of
+from covid_jax.reporting.statistics import Comparison, Summary, Values, compare, summarise
+
+HEADINGS = {
+    "dsc": "DSC",
+    "nsd": "NSD",
+    "sensitivity": "Sensitivity",
+    "f1": "F1",
+    "accuracy": "Accuracy",
+    "hd95_mm": "HD95, mm",
+    "volume_difference_ml": "Volume over reference, ml",
+}
+_BASELINE = Kind("scratch", "none")
+_FOLDS = range(5)
 
 
 @dataclass(frozen=True)
-class Run:
-    """A finished run of a study.
+class Cell:
+    """A metric of some runs, beside the paper's.
 
     Attributes:
-      cases: the metrics of each test case.
-      epoch_seconds: the median over epochs of training alone, without the first, which compiles.
-      validation_seconds: the same of the validation steps.
-      log: the lines of its log.jsonl.
+      runs: the names of the folders that it comes from.
+      ours: missing where there is no run.
+      paper: mean and deviation, missing where the paper prints none.
     """
 
+    runs: tuple[str, ...]
+    ours: Summary | None
+    paper: Pair | None
+
+    @property
+    def difference(self) -> float | None:
+        """Ours minus the paper's mean."""
+        return None if self.ours is None or self.paper is None else self.ours.mean - self.paper[0]
+
+    @property
+    def outside(self) -> bool | None:
+        """Whether our interval excludes the paper's mean."""
+        if self.ours is None or self.paper is None:
+            return None
+        return not self.ours.low <= self.paper[0] <= self.ours.high
+
+
+@dataclass(frozen=True)
+class Row:
+    """A kind of run, in all folds or in one, with its cells by column.
+
+    Attributes:
+      seconds: in Table III: an epoch's of training alone, an epoch's validation, its steps, and the
+        paper's for an epoch.
+    """
+
+    kind: Kind
+    cells: dict[str, Cell]
+    fold: int | None = None
+    seconds: dict[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows; and in `groups` the keys of columns that are shown together, with their headings."""
+
     name: str
-    strategy: str
-    source: str
-    fold: int
-    cases: dict[str, dict[str, float]]
-    epoch_seconds: float
-    validation_seconds: float
-    steps_per_epoch: int
-    log: list[dict[str, Any]]
-
-    def mean(self, metric: str) -> float:
-        """The mean of a metric over the test cases."""
-        return float(np.mean([case[metric] for case in self.cases.values()]))
-
-    def std(self, metric: str) -> float:
-        """The standard deviation of a metric over the test cases."""
-        return float(np.std([case[metric] for case in self.cases.values()]))
+    title: str
+    groups: tuple[dict[str, str], ...]
+    rows: tuple[Row, ...]
 
 
-def finished_runs(study: Path) -> list[Run]:
-    """The runs of a study that have metrics, in the order of the paper's Table I."""
-    runs = []
-    for path in sorted((study / "runs").glob("*/metrics.json")):
-        config = json.loads((path.parent / "config.json").read_text())
-        log = read_log(path.parent)
-        timed = log[1:] or log
-        runs.append(
-            Run(
-                name=path.parent.name,
-                strategy=config["strategy"],
-                source=config["source"],
-                fold=config["fold"],
-                cases=json.loads(path.read_text())["cases"],
-                epoch_seconds=median(line["seconds"] for line in timed),
-                validation_seconds=median(line.get("validation_seconds", 0.0) for line in timed),
-                steps_per_epoch=config["steps_per_epoch"],
-                log=log,
-            )
-        )
-    order = {(row.strategy, row.source): place for place, row in enumerate(paper_table(1))}
-    return sorted(
-        runs, key=lambda run: (order.get((run.strategy, run.source), len(order)), run.name)
-    )
+def all_tables(runs: Sequence[Run]) -> tuple[Table, ...]:
+    """Tables I to III, and a fourth of metrics that the paper does not have.
+
+    The paper's rows come first, also where no run is there yet, then kinds of run that it lacks.
+    """
+    return _table_1(runs), _table_2(runs), _table_3(runs), _table_4(runs)
 
 
-def table_1(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """DSC and NSD of the paper's 14 rows, by fold and over all fold-cases."""
-    rows = []
-    for paper in paper_table(1):
-        row: dict[str, Any] = {"strategy": paper.strategy, "pretrained": paper.source}
-        mine = _of(runs, paper)
-        for metric in ("dsc", "nsd"):
-            for fold in range(5):
-                here = [run for run in mine if run.fold == fold]
-                row |= _cells(f"{metric}_fold{fold}", here, metric, paper.folds[metric][fold])
-            row |= _cells(f"{metric}_avg", mine, metric, paper.average[metric])
-        rows.append(row)
-    return rows
+def comparisons(runs: Sequence[Run], metric: str) -> dict[Kind, Comparison]:
+    """Every kind of run against scratch; nothing where there is no scratch."""
+    values = {kind: values_of(_of(runs, kind), metric) for kind in kinds_of(runs)}
+    baseline = values.pop(_BASELINE, {})
+    return compare(values, baseline)
 
 
-def table_2(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Sensitivity, F1 and accuracy over all fold-cases."""
-    rows = []
-    for paper in paper_table(2):
-        row: dict[str, Any] = {"strategy": paper.strategy, "pretrained": paper.source}
-        for metric in ("sensitivity", "f1", "accuracy"):
-            row |= _cells(metric, _of(runs, paper), metric, paper.average[metric])
-        rows.append(row)
-    return rows
-
-
-def table_3(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """DSC, NSD, sensitivity and seconds an epoch of the five strategies, a row for each fold."""
-    rows = []
-    for paper in paper_table(3):
-        for run in _of(runs, paper):
-            row: dict[str, Any] = {
-                "strategy": run.strategy,
-                "pretrained": run.source,
-                "fold": run.fold,
-                "cases": len(run.cases),
-            }
-            for metric in ("dsc", "nsd", "sensitivity"):
-                row |= _cells(metric, [run], metric, paper.folds[metric][run.fold])
-            row["steps_per_epoch"] = run.steps_per_epoch
-            row["epoch_seconds"] = run.epoch_seconds
-            row["epoch_seconds_with_validation"] = run.epoch_seconds + run.validation_seconds
-            row["paper_epoch_seconds"] = paper.epoch_seconds[run.fold]
-            rows.append(row)
-    return rows
+def values_of(runs: Sequence[Run], metric: str) -> Values:
+    """Of each case, its value in every fold of these runs."""
+    found: dict[str, list[float]] = {}
+    for run in runs:
+        for case, value in run.values(metric).items():
+            found.setdefault(case, []).append(value)
+    return found
 
 
 def write_tables(report: Path, runs: Sequence[Run], note: str) -> None:
-    """Writes table_1.csv, table_2.csv, table_3.csv and results.json; each carries the note."""
-    tables = {1: table_1(runs), 2: table_2(runs), 3: table_3(runs)}
-    for number, rows in tables.items():
-        with whole_file(report / f"table_{number}.csv") as partial, partial.open("w") as stream:
-            names = [*(rows[0] if rows else ()), "note"]
-            writer = csv.DictWriter(stream, names)
-            writer.writeheader()
-            writer.writerows({**row, "note": note} for row in rows)
+    """Writes table_N.csv and table_N.tex, and results.json with all of it; each has the note."""
+    found = all_tables(runs)
+    for table in found:
+        rows = [_flat(row) | {"note": note} for row in table.rows]
+        _write(report / f"table_{table.name}.csv", _as_csv(rows))
+        _write(report / f"table_{table.name}.tex", as_latex(table, note))
     results = {
         "note": note,
-        "runs": [asdict(run) | {"log": None} for run in runs],
-        **{f"table_{number}": rows for number, rows in tables.items()},
+        "runs": [
+            {
+                "name": run.name,
+                **dict(zip(("strategy", "source", "variant"), run.kind, strict=True)),
+                "fold": run.fold,
+                "cases": run.cases,
+                "epoch_seconds": run.epoch_seconds,
+                "validation_seconds": run.validation_seconds,
+            }
+            for run in runs
+        ],
+        "against_scratch": [
+            {**kind._asdict(), "metric": metric, **asdict(comparison)}
+            for metric in METRICS
+            for kind, comparison in comparisons(runs, metric).items()
+        ],
+        **{f"table_{table.name}": [_flat(row) for row in table.rows] for table in found},
     }
     write_json(report / "results.json", results)
 
 
 def summary_table(runs: Sequence[Run], note: str) -> str:
     """Table III as text, for the terminal: ours, and the paper's in brackets."""
-    head = f"{'strategy':16}{'DSC':>18}{'NSD':>18}{'sensitivity':>18}{'s an epoch':>18}"
-    lines = [note, head]
-    for row in table_3(runs):
-        cells = [
-            f"{row[f'{m}_mean']:.3f} ({row[f'paper_{m}_mean']:.3f})"
-            for m in ("dsc", "nsd", "sensitivity")
-        ]
-        cells.append(f"{row['epoch_seconds']:.1f} ({row['paper_epoch_seconds']:.0f})")
-        lines.append(f"{row['strategy']:16}" + "".join(f"{cell:>18}" for cell in cells))
+    columns = ("dsc", "nsd", "sensitivity")
+    head = f"{'strategy':24}" + "".join(f"{HEADINGS[name]:>18}" for name in columns)
+    lines = [note, f"{head}{'s an epoch':>18}"]
+    for row in _table_3(runs).rows:
+        assert row.seconds is not None
+        cells = []
+        for cell in (row.cells[name] for name in columns):
+            assert cell.ours is not None
+            paper = f" ({cell.paper[0]:.3f})" if cell.paper else ""
+            cells.append(f"{cell.ours.mean:.3f}{paper}")
+        paper = f" ({row.seconds['paper']:.0f})" if "paper" in row.seconds else ""
+        cells.append(f"{row.seconds['training']:.1f}{paper}")
+        name = row.kind.strategy if row.kind == _paper_kind(row.kind) else row.kind.label
+        name += f", fold {row.fold}" if row.fold else ""
+        lines.append(f"{name:24}" + "".join(f"{cell:>18}" for cell in cells))
     lines.append("in brackets: the paper's, on full scans, 250 steps an epoch, one V100")
     return "\n".join(lines)
 
 
-def _of(runs: Sequence[Run], paper: PaperRow) -> list[Run]:
-    return [run for run in runs if (run.strategy, run.source) == (paper.strategy, paper.source)]
+def as_latex(table: Table, note: str) -> str:
+    """The table for a paper with the package booktabs: ours, and the paper's in brackets."""
+    parts = []
+    for group in table.groups:
+        lines = [
+            r"\begin{table}",
+            rf"\caption{{{_latex(f'{table.title}. {note}')}}}",
+            rf"\begin{{tabular}}{{l{'r' * len(group)}}}",
+            r"\toprule",
+            " & ".join(["Run", *map(_latex, group.values())]) + r" \\",
+            r"\midrule",
+        ]
+        for row in table.rows:
+            fold = "" if row.fold is None else f", fold {row.fold}"
+            cells = [_latex_cell(row.cells[key]) for key in group]
+            lines.append(" & ".join([_latex(row.kind.label + fold), *cells]) + r" \\")
+        parts.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""]))
+    return "\n".join(parts)
 
 
-def _cells(
-    prefix: str, runs: Sequence[Run], metric: str, paper: tuple[float, float | None]
-) -> dict[str, Any]:
-    values = [case[metric] for run in runs for case in run.cases.values()]
-    return {
-        f"{prefix}_mean": float(np.mean(values)) if values else None,
-        f"{prefix}_std": float(np.std(values)) if values else None,
-        f"paper_{prefix}_mean": paper[0],
-        f"paper_{prefix}_std": paper[1],
+def _table_1(runs: Sequence[Run]) -> Table:
+    rows = []
+    for kind, paper in _kinds(runs, 1).items():
+        cells = {}
+        for metric in ("dsc", "nsd"):
+            folds = paper.folds[metric] if paper else (None,) * len(_FOLDS)
+            mine = _of(runs, kind)
+            for fold in _FOLDS:
+                here = [run for run in mine if run.fold == fold]
+                cells[f"{metric}_fold{fold}"] = _cell(here, metric, folds[fold])
+            cells[f"{metric}_avg"] = _cell(mine, metric, paper.average[metric] if paper else None)
+        rows.append(Row(kind, cells))
+    groups = tuple(
+        {**{f"{m}_fold{k}": f"{HEADINGS[m]}, fold {k}" for k in _FOLDS}, f"{m}_avg": "all folds"}
+        for m in ("dsc", "nsd")
+    )
+    return Table("1", "Table I: DSC and NSD by fold", groups, tuple(rows))
+
+
+def _table_2(runs: Sequence[Run]) -> Table:
+    metrics = ("sensitivity", "f1", "accuracy")
+    rows = []
+    for kind, paper in _kinds(runs, 2).items():
+        printed = paper.average if paper else {}
+        cells = {name: _cell(_of(runs, kind), name, printed.get(name)) for name in metrics}
+        rows.append(Row(kind, cells))
+    title = "Table II: sensitivity, F1 and accuracy over all folds"
+    return Table("2", title, (_headed(metrics),), tuple(rows))
+
+
+def _table_3(runs: Sequence[Run]) -> Table:
+    metrics = ("dsc", "nsd", "sensitivity")
+    rows = []
+    for kind, paper in _kinds(runs, 3).items():
+        for run in _of(runs, kind):
+            printed = paper.folds if paper else {}
+            cells = {
+                name: _cell([run], name, printed[name][run.fold] if printed else None)
+                for name in metrics
+            }
+            seconds = {
+                "training": run.epoch_seconds,
+                "validation": run.validation_seconds,
+                "steps": run.config.steps_per_epoch,
+            }
+            if paper:
+                seconds["paper"] = paper.epoch_seconds[run.fold]
+            rows.append(Row(kind, cells, run.fold, seconds))
+    title = "Table III: the strategies, and the seconds of an epoch"
+    return Table("3", title, (_headed(metrics),), tuple(rows))
+
+
+def _table_4(runs: Sequence[Run]) -> Table:
+    rows = [
+        Row(kind, {name: _cell(_of(runs, kind), name, None) for name in EXTRAS})
+        for kind in kinds_of(runs)
+    ]
+    title = "Not in the paper: Hausdorff distance and volume, over all folds"
+    return Table("4", title, (_headed(EXTRAS),), tuple(rows))
+
+
+def _headed(metrics: Sequence[str]) -> dict[str, str]:
+    return {name: HEADINGS[name] for name in metrics}
+
+
+def _kinds(runs: Sequence[Run], number: int) -> dict[Kind, PaperRow | None]:
+    """The kinds of a table's rows with the paper's row: those of the paper, then variants."""
+    kinds: dict[Kind, PaperRow | None] = {
+        Kind(row.strategy, row.source): row for row in paper_table(number)
     }
+    everywhere = {Kind(row.strategy, row.source) for row in paper_table(1)}
+    return kinds | {kind: None for kind in kinds_of(runs) if kind not in everywhere}
+
+
+def _paper_kind(kind: Kind) -> Kind | None:
+    """The kind of this strategy in the paper's Table III."""
+    rows = (Kind(row.strategy, row.source) for row in paper_table(3))
+    return next((row for row in rows if row.strategy == kind.strategy), None)
+
+
+def _of(runs: Sequence[Run], kind: Kind) -> list[Run]:
+    return [run for run in runs if run.kind == kind]
+
+
+def _cell(runs: Sequence[Run], metric: str, paper: Pair | None) -> Cell:
+    values = values_of(runs, metric)
+    return Cell(tuple(run.name for run in runs), summarise(values) if values else None, paper)
+
+
+def _flat(row: Row) -> dict[str, Any]:
+    flat: dict[str, Any] = {"strategy": row.kind.strategy, "pretrained": row.kind.source}
+    flat["variant"] = row.kind.variant
+    if row.fold is not None:
+        flat["fold"] = row.fold
+    for name, cell in row.cells.items():
+        ours = asdict(cell.ours) if cell.ours else dict.fromkeys(("mean", "std", "low", "high"))
+        flat["cases"] = ours.pop("count", 0)
+        flat |= {f"{name}_{key}": value for key, value in ours.items()}
+        flat[f"paper_{name}_mean"], flat[f"paper_{name}_std"] = cell.paper or (None, None)
+        flat[f"{name}_difference"] = cell.difference
+        flat[f"{name}_excludes_paper"] = cell.outside
+        flat[f"{name}_runs"] = " ".join(f"runs/{run}" for run in cell.runs)
+    if row.seconds:
+        flat["steps_per_epoch"] = row.seconds["steps"]
+        flat["epoch_seconds"] = row.seconds["training"]
+        flat["epoch_seconds_with_validation"] = row.seconds["training"] + row.seconds["validation"]
+        flat["paper_epoch_seconds"] = row.seconds.get("paper")
+    return flat
+
+
+def _as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, list(rows[0]) if rows else ["note"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()
+
+
+def _write(path: Path, text: str) -> None:
+    with whole_file(path) as partial:
+        partial.write_text(text)
+
+
+def _latex_cell(cell: Cell) -> str:
+    if cell.ours is None:
+        return "--"
+    paper = f" ({cell.paper[0]:.3f})" if cell.paper else ""
+    return rf"{cell.ours.mean:.3f} $\pm$ {cell.ours.std:.3f}{paper}"
+
+
+def _latex(text: str) -> str:
+    """`text` with the characters that LaTeX takes for itself written as text."""
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    special |= {character: f"\\{character}" for character in "&%$#_{}"}
+    return "".join(special.get(character, character) for character in text)

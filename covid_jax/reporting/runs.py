@@ -1,0 +1,123 @@
+"""The runs of a study, read from its folders; and what of the folders cannot be read."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from covid_jax.config import Config, from_dict
+from covid_jax.errors import UserError
+from covid_jax.evaluation.metrics import METRICS
+from covid_jax.reporting.paper import paper_table
+from covid_jax.training.progress import read_log
+
+
+class Kind(NamedTuple):
+    """What the runs of one row of a table share."""
+
+    strategy: str
+    source: str
+    variant: str = ""
+
+    @property
+    def label(self) -> str:
+        """Its parts in words: "body, msd"; no source, no word."""
+        return ", ".join(part for part in self if part not in ("", "none"))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run of a study.
+
+    Attributes:
+      name: of its folder.
+      cases: the metrics of each test case.
+      log: the lines of its log.jsonl.
+      epoch_seconds: the median over epochs of training alone, without the first, which compiles.
+      validation_seconds: the same of the validation steps.
+    """
+
+    name: str
+    config: Config
+    cases: dict[str, dict[str, float | None]]
+    log: list[dict[str, Any]]
+    epoch_seconds: float
+    validation_seconds: float
+
+    @property
+    def fold(self) -> int:
+        """Of the paper's."""
+        return self.config.fold
+
+    @property
+    def kind(self) -> Kind:
+        """The row of the tables that it belongs to."""
+        return Kind(self.config.strategy, self.config.source, self.config.variant)
+
+    def mean(self, metric: str) -> float:
+        """The mean of a metric over the test cases that have it."""
+        return float(np.mean(list(self.values(metric).values())))
+
+    def values(self, metric: str) -> dict[str, float]:
+        """A metric of every test case that has it."""
+        found = {name: case.get(metric) for name, case in self.cases.items()}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+def read_runs(study: Path) -> tuple[list[Run], list[str]]:
+    """The finished runs of a study in the order of the paper's Table I, then by name and fold.
+
+    Returns:
+      them, and a line for each folder in STUDY/runs that is none: unfinished, damaged or foreign.
+    """
+    runs, problems = [], []
+    for folder in sorted((study / "runs").glob("*")):
+        if folder.is_dir():
+            try:
+                runs.append(_read_run(folder))
+            except UserError as error:
+                problems.append(str(error))
+    order = {Kind(row.strategy, row.source): place for place, row in enumerate(paper_table(1))}
+    place = lambda run: (order.get(run.kind, len(order)), run.kind, run.fold, run.name)  # noqa: E731
+    return sorted(runs, key=place), problems
+
+
+def kinds_of(runs: Sequence[Run]) -> list[Kind]:
+    """The kinds that are there, each once, in the order of the runs."""
+    return list(dict.fromkeys(run.kind for run in runs))
+
+
+def _read_run(folder: Path) -> Run:
+    name = f"runs/{folder.name}"
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{name}: no config.json, not a run")
+    try:
+        config = from_dict(json.loads((folder / "config.json").read_text()))
+    except UserError as error:
+        raise UserError(f"{name}/config.json: {error}") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{name}/config.json: damaged ({error})") from error
+    try:
+        log = read_log(folder)
+        if not (folder / "metrics.json").is_file():
+            done = log[-1]["step"] if log else 0
+            total = config.epochs * config.steps_per_epoch
+            raise UserError(f"{name}: not finished, step {done} of {total} is the last logged")
+        cases = json.loads((folder / "metrics.json").read_text())["cases"]
+        timed = log[1:] or log
+        if not cases or not all(set(METRICS) <= set(case) for case in cases.values()):
+            raise UserError(f"{name}/metrics.json: damaged (cases or metrics are missing)")
+        return Run(
+            name=folder.name,
+            config=config,
+            cases=cases,
+            log=log,
+            epoch_seconds=median(line["seconds"] for line in timed),
+            validation_seconds=median(line.get("validation_seconds", 0.0) for line in timed),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{name}: damaged log.jsonl or metrics.json ({error})") from error

@@ -1,0 +1,103 @@
+"""Tables I to III: ours beside the paper's, with what is missing shown as missing."""
+
+import dataclasses
+import json
+
+import pytest
+
+from covid_jax.config import Config, to_dict
+from covid_jax.reporting.runs import Kind, Run, read_runs
+from covid_jax.reporting.tables import all_tables, as_latex, comparisons, write_tables
+
+FULL = dict.fromkeys(("dsc", "nsd", "sensitivity", "f1", "accuracy"), 0.5)
+
+
+def run(strategy="scratch", source="none", fold=0, variant="", **cases):
+    config = Config(strategy=strategy, source=source, fold=fold, variant=variant)
+    name = f"{strategy}-{source}-{variant}-fold{fold}"
+    scored = {case: FULL | {"dsc": dice} for case, dice in cases.items()}
+    return Run(name, config, scored, [{"epoch": 0, "step": 250, "loss": 1.0}], 12.0, 3.0)
+
+
+def test_a_cell_is_ours_beside_the_papers():
+    table = all_tables([run(a=0.70, b=0.72), run(fold=1, a=0.60)])[0]
+    row = next(row for row in table.rows if row.kind == Kind("scratch", "none"))
+    cell = row.cells["dsc_fold0"]
+    assert cell.paper == (0.681, 0.205)
+    assert cell.ours.mean == pytest.approx(0.71)
+    assert cell.difference == pytest.approx(0.71 - 0.681)
+    assert cell.outside  # 0.681 does not lie in 0.70 .. 0.72
+    assert not row.cells["dsc_avg"].outside  # but 0.673 lies between 0.60 and 0.72
+    assert row.cells["dsc_avg"].runs == ("scratch-none--fold0", "scratch-none--fold1")
+
+
+def test_the_papers_rows_are_all_there_and_other_kinds_come_after():
+    table = all_tables([run("body", "msd", variant="stem", a=0.5)])[0]
+    assert len(table.rows) == 15
+    last = table.rows[-1]
+    assert last.kind == Kind("body", "msd", "stem")
+    assert (last.cells["dsc_avg"].ours.mean, last.cells["dsc_avg"].paper) == (0.5, None)
+    assert all(row.cells["dsc_avg"].ours is None for row in table.rows[:14])
+
+
+def test_scratch_is_what_the_others_are_compared_with():
+    runs = [run(a=0.5, b=0.5), run("body", "msd", a=0.6, b=0.8)]
+    assert comparisons(runs, "dsc")[Kind("body", "msd")].difference == pytest.approx(0.2)
+    assert comparisons(runs[1:], "dsc") == {}
+
+
+def test_latex_takes_any_note_as_text():
+    table = all_tables([run(a=0.5)])[1]
+    assert r"100 \% of \$5 \& \_x\_" in as_latex(table, "100 % of $5 & _x_")
+
+
+def test_files_carry_the_note(tmp_path):
+    write_tables(tmp_path, [run(a=0.5)], "SYNTHETIC")
+    for number in (1, 2, 3):
+        assert "SYNTHETIC" in (tmp_path / f"table_{number}.csv").read_text()
+        assert "SYNTHETIC" in (tmp_path / f"table_{number}.tex").read_text()
+    assert json.loads((tmp_path / "results.json").read_text())["note"] == "SYNTHETIC"
+
+
+@pytest.fixture
+def study(tmp_path):
+    for fold in (0, 1):
+        folder = tmp_path / "runs" / f"scratch-none-fold{fold}"
+        folder.mkdir(parents=True)
+        config = dataclasses.replace(Config(), fold=fold, epochs=2)
+        (folder / "config.json").write_text(json.dumps(to_dict(config)))
+        line = {"step": 250, "epoch": 0, "loss": 0.5, "seconds": 10.0}
+        (folder / "log.jsonl").write_text(json.dumps(line) + "\n")
+        (folder / "metrics.json").write_text(json.dumps({"cases": {"a": FULL}}))
+    return tmp_path
+
+
+def damage(study, what):
+    folder = study / "runs" / "scratch-none-fold1"
+    if what == "unfinished":
+        (folder / "metrics.json").unlink()
+    elif what == "foreign":
+        (study / "runs" / "notes").mkdir()
+        return
+    elif what == "another program's":
+        (folder / "config.json").write_text('{"learning_rate": 1}')
+    else:
+        (folder / what).write_text('{"cases": ')
+
+
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [
+        ("unfinished", "runs/scratch-none-fold1: not finished, step 250 of 500"),
+        ("foreign", "runs/notes: no config.json"),
+        ("another program's", "runs/scratch-none-fold1/config.json: config has no field"),
+        ("config.json", "runs/scratch-none-fold1/config.json: damaged"),
+        ("metrics.json", "runs/scratch-none-fold1: damaged"),
+    ],
+)
+def test_a_folder_that_is_no_finished_run_is_named_and_the_rest_is_read(study, what, told):
+    damage(study, what)
+    runs, problems = read_runs(study)
+    assert [run.fold for run in runs] == ([0, 1] if what == "foreign" else [0])
+    assert len(problems) == 1
+    assert problems[0].startswith(told), problems

@@ -37,6 +37,7 @@ from covid_jax.data.volume import write_volume
 from covid_jax.errors import UserError, run_command
 from covid_jax.evaluation.folders import evaluate_folders, save_metrics
 from covid_jax.inference.scan import make_predictor
+from covid_jax.lock import only_here
 from covid_jax.model.conv import Form, fast_form
 from covid_jax.training.checkpoint import Checkpoints, load_pretrained
 from covid_jax.training.explain import explain
@@ -216,7 +217,8 @@ def main() -> None:
     if not _WORKDIR.value:
         raise UserError("--workdir is missing (see --help)")
     keep_compiled_programs()
-    train(config, Path(_WORKDIR.value), _ACCEPT_CHANGES.value)
+    with only_here(Path(_WORKDIR.value), "another training"):
+        train(config, Path(_WORKDIR.value), _ACCEPT_CHANGES.value)
 
 
 if __name__ == "__main__":

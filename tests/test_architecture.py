@@ -9,6 +9,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "covid_jax"
 FLOORS = {
     "errors": 0,
     "cache": 0,
+    "lock": 1,
     "config": 1,
     "data": 2,
     "model": 2,
@@ -18,6 +19,7 @@ FLOORS = {
     "inference": 5,
     "evaluation": 5,
     "reporting": 6,
+    "studies": 6,
 }
 COMMAND = 7
 

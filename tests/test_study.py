@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from covid_jax.lock import only_here
 from covid_jax.training.checkpoint import load_params
 from tests.conftest import ROOT
 
@@ -88,9 +89,34 @@ def test_the_page_needs_no_other_file(study):
 def test_a_second_start_finds_everything_done(study, command):
     workdir, _ = study
     finished = command("study", *ARGUMENTS, f"--workdir={workdir}", "--list")
-    lines = finished.stdout.splitlines()
+    *lines, last = finished.stdout.splitlines()
     assert len(lines) == 5
     assert all(line.startswith("done") for line in lines), lines
+    assert last == "5 of 5 steps are done; the rest, one after another: 0 s"
+
+
+def test_what_is_to_do_is_listed_with_the_seconds_that_it_will_take(study, command):
+    workdir, _ = study
+    more = "--config.study.folds=(0,1)"
+    finished = command("study", *ARGUMENTS, more, f"--workdir={workdir}", "--list")
+    line = next(line for line in finished.stdout.splitlines() if "scratch-none-fold1" in line)
+    state, seconds = line.split()[0], float(line.split()[2])
+    assert state == "to"
+    record = json.loads((workdir / "steps" / "scratch-none-fold0.json").read_text())
+    assert 0.3 * record["seconds"] < seconds < 3 * record["seconds"]
+
+
+def test_another_config_is_refused_with_what_differs(study, refuses):
+    workdir, _ = study
+    line = refuses("study", *ARGUMENTS, "--config.seed=5", f"--workdir={workdir}")
+    assert "seed: 5, was 0" in line
+
+
+def test_a_second_study_in_the_same_folder_stops(study, refuses):
+    workdir, _ = study
+    with only_here(workdir, "a test"):
+        line = refuses("study", *ARGUMENTS, f"--workdir={workdir}")
+    assert "another study is at work here" in line
 
 
 def test_the_report_can_be_redrawn_from_the_folders(study, command):
@@ -103,18 +129,16 @@ def test_the_report_can_be_redrawn_from_the_folders(study, command):
 
 
 def test_a_run_that_fails_is_named_and_the_rest_goes_on(study, command, tmp_path):
-    workdir, _ = study
-    finished = command(
-        "study",
-        *ARGUMENTS,
-        f"--workdir={workdir}",
-        "--config.study.folds=(0,9)",
-        "--only=scratch",
-    )
+    workdir, wider = study[0], "--config.study.folds=(0,9)"
+    finished = command("study", *ARGUMENTS, f"--workdir={workdir}", wider, "--only=scratch")
     assert finished.returncode != 0
     assert "scratch-none-fold9" in finished.stderr.splitlines()[-1]
-    assert "config.fold=9: phantom has folds 0 to 3" in finished.stderr
+    assert "config.fold=9: phantom has folds 0 to 3" in finished.stderr.splitlines()[-1]
     assert "report:" in finished.stdout
+    told = command("study", *ARGUMENTS, f"--workdir={workdir}", wider, "--list").stdout
+    (line,) = [line for line in told.splitlines() if "scratch-none-fold9" in line]
+    assert line.startswith("failed")
+    assert "phantom has folds 0 to 3" in line
 
 
 def test_the_papers_grid_has_its_14_rows_in_every_fold(command, tmp_path):
@@ -122,6 +146,8 @@ def test_the_papers_grid_has_its_14_rows_in_every_fold(command, tmp_path):
         "study", f"--config={ROOT}/configs/paper.py", f"--workdir={tmp_path}", "--list"
     )
     assert finished.returncode == 0, finished.stderr
-    names = [line.split()[-1] for line in finished.stdout.splitlines()]
+    *lines, last = finished.stdout.splitlines()
+    names = [line.split()[-1] for line in lines]
+    assert last.startswith("0 of 78 steps are done")
     assert sum("-fold" in name for name in names) == 14 * 5
     assert sum(name.startswith("pretraining-") for name in names) == 4

@@ -1,0 +1,35 @@
+"""One process at a time in a folder."""
+
+import contextlib
+import fcntl
+from collections.abc import Iterator
+from pathlib import Path
+
+from covid_jax.errors import UserError
+
+
+@contextlib.contextmanager
+def only_here(folder: Path, what: str) -> Iterator[None]:
+    """Holds `folder` for this process; it is free again when the process ends, however it ends.
+
+    Raises:
+      UserError: another process holds it; `what` says what that process is.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{folder}: {what} is at work here; wait for it, or stop it") from error
+        yield
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process on this machine holds `folder`."""
+    if not (folder / ".lock").is_file():
+        return False
+    try:
+        with only_here(folder, ""):
+            return False
+    except UserError:
+        return True

@@ -1,0 +1,1 @@
+"""A study: its grid of steps, where they run, and in which order."""

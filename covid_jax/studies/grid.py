@@ -1,0 +1,145 @@
+"""The steps of a study: which command makes what, and what each one needs."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from covid_jax.config import SOURCES, Config, differences, load_config_file, run_name, to_dict
+from covid_jax.data.volume import scans_in, write_json
+from covid_jax.errors import UserError
+
+_MAY_GROW = ("study.folds", "study.runs", "study.scans", "study.title", "study.note")
+_MAY_CHANGE = (*_MAY_GROW, "data.workers", "mesh.")
+"""Settings that a study may be continued with although they changed: they change no run."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a step that trains will do: how many steps of which strategy, in which folder."""
+
+    folder: Path
+    strategy: str
+    steps: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command of the study; it is done when the file `result` is there.
+
+    Attributes:
+      needs: names of the steps that come before it.
+      training: of a step that trains.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    result: Path
+    needs: tuple[str, ...] = ()
+    training: Training | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether its result is there."""
+        return self.result.exists()
+
+
+def plan_steps(
+    config: Config, config_file: str, overrides: Sequence[str], workdir: Path
+) -> list[Step]:
+    """The steps of the study in `workdir`, in an order in which each finds what it needs.
+
+    The runs are what `config_file` makes of the names in config.study.runs.
+    """
+    prepared = workdir / "prepared"
+
+    def train(
+        name: str, argument: str, run: Config, folder: Path, needs: Sequence[str], *extra: str
+    ) -> Step:
+        command = (
+            "covid_jax.train",
+            f"--config={config_file}:{argument}",
+            *overrides,
+            *extra,
+            f"--config.data.prepared_dir={prepared}",
+            f"--workdir={folder}",
+        )
+        epochs = config.pretraining_epochs if run.pretraining else config.epochs
+        total = epochs * config.steps_per_epoch
+        result = folder / (f"checkpoints/{total}" if run.pretraining else "metrics.json")
+        what = "pretraining" if run.pretraining else run.strategy
+        return Step(name, command, result, tuple(needs), Training(folder, what, total))
+
+    runs = {name: load_config_file(f"{config_file}:{name}") for name in config.study.runs}
+    sources = list(dict.fromkeys(run.source for run in runs.values() if run.source != "none"))
+    target = config.data.datasets
+    datasets = dict.fromkeys([*target, *(name for s in sources for name in SOURCES[s])])
+    # The target's training cases make the plan, so it comes first.
+    preparations = [_prepare(config, name, workdir) for name in datasets]
+    first, *others = preparations
+    steps = [first, *(dataclasses.replace(step, needs=(first.name,)) for step in others)]
+    for source in sources:
+        argument = name = f"pretraining-{source}"
+        needs = [f"prepare-{dataset}" for dataset in SOURCES[source]]
+        run = load_config_file(f"{config_file}:{argument}")
+        steps.append(train(name, argument, run, workdir / "pretraining" / source, needs))
+    for fold in config.study.folds:
+        for argument, run in runs.items():
+            name = run_name(dataclasses.replace(run, fold=fold))
+            needs, extra = [f"prepare-{dataset}" for dataset in target], [f"--config.fold={fold}"]
+            if run.source != "none":
+                needs.append(f"pretraining-{run.source}")
+                extra.append(f"--config.pretrained={workdir / 'pretraining' / run.source}")
+            folder = workdir / "runs" / name
+            steps.append(train(name, argument, run, folder, needs, *extra))
+            for scan in config.study.scans:
+                steps.append(_predict(scan, folder, workdir / "scans" / name))
+    return steps
+
+
+def claim_study(workdir: Path, config: Config) -> None:
+    """Writes study.json, or checks that the one that is there is of this study.
+
+    Raises:
+      UserError: it differs in what its runs depend on.
+    """
+    path = workdir / "study.json"
+    if path.is_file():
+        changed = [
+            line
+            for line in differences(to_dict(config), json.loads(path.read_text()))
+            if not line.startswith(_MAY_CHANGE)
+        ]
+        if changed:
+            raise UserError(
+                f"{workdir} holds a study with another config ({'; '.join(changed)}); "
+                "use another --workdir, or delete it to start over"
+            )
+    write_json(path, to_dict(config))
+
+
+def _predict(scan: str, run: Path, output_dir: Path) -> Step:
+    (name,) = scans_in(Path(scan))
+    command = (
+        "covid_jax.predict",
+        f"--checkpoint={run}",
+        f"--input={scan}",
+        f"--output_dir={output_dir}",
+    )
+    return Step(f"{run.name}-on-{name}", command, output_dir / f"{name}.nii.gz", (run.name,))
+
+
+def _prepare(config: Config, dataset: str, workdir: Path) -> Step:
+    raw_dir = getattr(config.study.raw, dataset)
+    command = [
+        "covid_jax.prepare",
+        f"--dataset={dataset}",
+        f"--raw_dir={raw_dir or workdir / 'raw' / dataset}",
+        f"--out_dir={workdir / 'prepared'}",
+        f"--plan_fold={config.study.folds[0]}",
+    ]
+    if not raw_dir:
+        command += ["--synthetic", f"--num_cases={config.study.raw.phantom_cases}"]
+    result = workdir / "prepared" / dataset / "dataset.json"
+    return Step(f"prepare-{dataset}", tuple(command), result)

@@ -1,0 +1,162 @@
+"""Runs the steps of a study, as many at once as asked, and tells where each one stands.
+
+What a step printed is in STUDY/steps/NAME.txt, and in NAME.json how it ended and in what time.
+"""
+
+import json
+import shlex
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from covid_jax.data.volume import write_json
+from covid_jax.lock import is_held
+from covid_jax.studies.executors import Job, Start
+from covid_jax.studies.grid import Step
+from covid_jax.training.progress import read_log
+
+_POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a step stands: done, running, failed, interrupted or to do.
+
+    Attributes:
+      seconds: that it took if it is done, or that it is expected to take from here on; None where
+        nothing like it was measured yet.
+      cause: of a failure.
+    """
+
+    word: str
+    seconds: float | None
+    cause: str = ""
+
+
+def run_steps(steps: Sequence[Step], workdir: Path, start: Start, jobs: int) -> dict[str, str]:
+    """Runs what is not done; returns the causes of failure by name.
+
+    A step that fails does not keep others from running, only those that need it.
+    """
+    waiting = [step for step in steps if not step.done]
+    known = {step.name for step in steps}
+    if len(steps) > len(waiting):
+        print(f"{len(steps) - len(waiting)} of {len(steps)} steps were done before", flush=True)
+    running: dict[int, tuple[Step, Job, float]] = {}
+    failed: dict[str, str] = {}
+    try:
+        while waiting or running:
+            for slot, (step, job, began) in list(running.items()):
+                status = job.poll()
+                if status is not None:
+                    del running[slot]
+                    cause = _finish(step, workdir, status, time.monotonic() - began)
+                    if cause:
+                        failed[step.name] = cause
+            unfinished = {step.name for step, _, _ in running.values()}
+            unfinished |= {step.name for step in waiting}
+            for step in list(waiting):
+                if lost := [name for name in step.needs if name in failed]:
+                    waiting.remove(step)
+                    failed[step.name] = f"needs {lost[0]}, which failed"
+                    print(f"{step.name}: left out, it {failed[step.name]}", flush=True)
+                elif len(running) < jobs and not unfinished & set(step.needs) & known:
+                    waiting.remove(step)
+                    slot = min(set(range(jobs)) - running.keys())
+                    place = f"[{len(steps) - len(waiting)}/{len(steps)}]"
+                    print(
+                        f"\n{place} {step.name}\npython -m {shlex.join(step.command)}", flush=True
+                    )
+                    write_json(_record(workdir, step), {"state": "running"})
+                    job = start(step, _log(workdir, step), slot)
+                    running[slot] = step, job, time.monotonic()
+            time.sleep(_POLL_SECONDS)
+    finally:
+        for _, job, _ in running.values():
+            job.cancel()
+    return failed
+
+
+def states(steps: Sequence[Step], workdir: Path) -> dict[str, State]:
+    """Where each step stands, by name."""
+    found = {}
+    records = {step.name: _read(_record(workdir, step)) for step in steps}
+    for step in steps:
+        record = records[step.name]
+        if step.done:
+            found[step.name] = State("done", record.get("seconds"))
+            continue
+        word = record.get("state", "to do")
+        if word == "running" and not is_held(workdir):
+            word = "interrupted"
+        seconds = _expected(step, steps, records)
+        found[step.name] = State(word, seconds, record.get("cause", ""))
+    return found
+
+
+def _expected(
+    step: Step, steps: Sequence[Step], records: dict[str, dict[str, Any]]
+) -> float | None:
+    """The seconds that are left of a step, from those of steps like it."""
+    like = [other for other in steps if other.command[0] == step.command[0]]
+    whole = {other.name: records[other.name].get("seconds") for other in like if other.done}
+    measured = {name: seconds for name, seconds in whole.items() if seconds is not None}
+    if step.training is None:
+        return median(measured.values()) if measured else None
+    speeds: dict[str, list[float]] = {}
+    overheads = []
+    for other in like:
+        assert other.training
+        log = read_log(other.training.folder)
+        if len(log) > 1:
+            logged = sum(line["seconds"] + line.get("validation_seconds", 0) for line in log)
+            each = log[1]["step"] - log[0]["step"]
+            pace = median(line["seconds"] + line.get("validation_seconds", 0) for line in log[1:])
+            speeds.setdefault(other.training.strategy, []).append(pace / each)
+            if other.name in measured:
+                overheads.append(max(0.0, measured[other.name] - logged))
+    if not speeds:
+        return None
+    paces = speeds.get(step.training.strategy) or [p for of_one in speeds.values() for p in of_one]
+    log = read_log(step.training.folder)
+    left = step.training.steps - (log[-1]["step"] if log else 0)
+    return left * median(paces) + (median(overheads) if overheads else 0.0)
+
+
+def _finish(step: Step, workdir: Path, status: int, seconds: float) -> str:
+    """Records how a step ended; returns the cause if it failed."""
+    cause = ""
+    if status or not step.done:
+        cause = _last_words(_log(workdir, step)) or f"it ended with status {status}, without a word"
+        print(f"{step.name} failed: {cause}", flush=True)
+        write_json(_record(workdir, step), {"state": "failed", "cause": cause})
+    else:
+        print(f"{step.name}: done in {seconds:.0f} s", flush=True)
+        write_json(_record(workdir, step), {"state": "done", "seconds": round(seconds, 1)})
+    return cause
+
+
+def _last_words(log: Path) -> str:
+    """The error that a command ended with: its last line that is no progress bar."""
+    if not log.is_file():
+        return ""
+    lines = [
+        line for line in log.read_text(errors="replace").replace("\r", "\n").split("\n") if line
+    ]
+    errors = [line for line in lines if line.startswith("error: ")]
+    return (errors or lines or [""])[-1].removeprefix("error: ")
+
+
+def _record(workdir: Path, step: Step) -> Path:
+    return workdir / "steps" / f"{step.name}.json"
+
+
+def _log(workdir: Path, step: Step) -> Path:
+    return workdir / "steps" / f"{step.name}.txt"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.is_file() else {}

@@ -1,0 +1,116 @@
+"""The order of steps, several at once, and what a failure keeps from running. Real processes."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from covid_jax.lock import only_here
+from covid_jax.studies.executors import local
+from covid_jax.studies.grid import Step
+from covid_jax.studies.schedule import run_steps, states
+
+
+def step(folder, name, script, needs=()):
+    """A step that runs `python -m code -c`-like scripts: a module written beside it."""
+    (folder / f"step_{name}.py").write_text(script)
+    return Step(name, (f"step_{name}",), folder / name, tuple(needs))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # python -m finds the modules here
+    return tmp_path
+
+
+def makes(name, seconds=0.0):
+    return f"import pathlib, time; time.sleep({seconds}); pathlib.Path('{name}').write_text('')"
+
+
+FAILS = "import sys; print('much'); sys.exit('error: the disk is full')"
+
+
+def test_what_a_step_needs_comes_before_it_however_many_run_at_once(folder):
+    steps = [
+        step(folder, "first", makes("first", 0.3)),
+        step(folder, "second", f"open('first'); {makes('second')}", ["first"]),
+        step(folder, "third", f"open('second'); {makes('third')}", ["second"]),
+    ]
+    assert run_steps(steps, folder, local(3), 3) == {}
+    assert all(one.done for one in steps)
+
+
+def test_as_many_run_at_once_as_asked(folder):
+    script = """
+import pathlib, time
+pathlib.Path("here_NAME").write_text("")
+while len(list(pathlib.Path().glob("here_*"))) < 2: time.sleep(0.01)
+pathlib.Path("NAME").write_text("")
+"""
+    steps = [step(folder, name, script.replace("NAME", name)) for name in ("a", "b")]
+    assert run_steps(steps, folder, local(2), 2) == {}  # each waits for the other
+
+
+def test_a_failure_keeps_only_what_needs_it_from_running(folder):
+    steps = [
+        step(folder, "bad", FAILS),
+        step(folder, "child", makes("child"), ["bad"]),
+        step(folder, "grandchild", makes("grandchild"), ["child"]),
+        step(folder, "other", makes("other")),
+    ]
+    failed = run_steps(steps, folder, local(1), 1)
+    assert failed == {
+        "bad": "the disk is full",
+        "child": "needs bad, which failed",
+        "grandchild": "needs child, which failed",
+    }
+    assert steps[-1].done
+    assert (folder / "steps" / "bad.txt").read_text().startswith("much\n")
+    assert states(steps, folder)["bad"].word == "failed"
+    assert states(steps, folder)["bad"].cause == "the disk is full"
+
+
+def test_a_step_that_leaves_no_result_has_failed(folder):
+    one = step(folder, "lazy", "print('all is well')")
+    assert run_steps([one], folder, local(1), 1) == {"lazy": "all is well"}
+
+
+def test_what_is_done_is_not_run_again(folder):
+    one = step(folder, "done", FAILS)
+    one.result.write_text("")
+    assert run_steps([one], folder, local(1), 1) == {}
+
+
+def test_a_step_whose_study_is_gone_was_interrupted(folder):
+    one = step(folder, "long", makes("long"))
+    (folder / "steps").mkdir()
+    (folder / "steps" / "long.json").write_text(json.dumps({"state": "running"}))
+    assert states([one], folder)["long"].word == "interrupted"
+    with only_here(folder, "a study"):
+        assert states([one], folder)["long"].word == "running"
+
+
+def test_running_steps_end_with_the_study(folder, monkeypatch):
+    tells_its_pid = "import os, pathlib; pathlib.Path('pid').write_text(str(os.getpid()))"
+    slow = step(folder, "slow", f"{tells_its_pid}; {makes('slow', 60)}")
+
+    def stopped(_):
+        if (folder / "pid").exists() and (folder / "pid").read_text():
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("covid_jax.studies.schedule.time.sleep", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run_steps([slow], folder, local(1), 1)
+    assert not Path("/proc", (folder / "pid").read_text()).exists()
+    assert not slow.done
+
+
+def test_each_of_several_has_a_gpu_of_its_own(folder, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,7")
+    script = (
+        "import os, pathlib; pathlib.Path('NAME').write_text(os.environ['CUDA_VISIBLE_DEVICES'])"
+    )
+    slow = f"import time; time.sleep(1); {script}"
+    steps = [step(folder, name, slow.replace("NAME", name)) for name in ("a", "b")]
+    run_steps(steps, folder, local(2), 2)
+    assert {one.result.read_text() for one in steps} == {"3", "7"}

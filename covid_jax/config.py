@@ -120,6 +120,9 @@ class InferenceConfig:
     average: str = "probabilities"  # of windows and views, as nnU-Net v1; "logits" as v2
     mirror: bool = False  # average over the 8 mirrored views
     batch_size: int = 2  # windows at once
+    threshold: float = 0.0  # of the lesions' probability; 0: the likeliest class
+    largest_only: bool = False  # keep the largest component alone
+    choose: bool = False  # after training, choose both by the DSC of the training cases
 
 
 @dataclass
@@ -250,6 +253,8 @@ def validate(config: Config) -> None:
         data.foreground_fraction,
         "must lie between 0 and 1",
     )
+    threshold = config.inference.threshold
+    _require(0 <= threshold < 1, "inference.threshold", threshold, "must lie in 0 to below 1")
     _require(
         config.inference.step_size <= 1,
         "inference.step_size",

@@ -33,9 +33,15 @@ from covid_jax.data.augment import augment
 from covid_jax.data.plan import Plan
 from covid_jax.data.preprocess import PreparedCase, as_volume
 from covid_jax.data.store import StoredDataset, load_case
-from covid_jax.data.volume import write_volume
+from covid_jax.data.volume import read_volume, write_volume
 from covid_jax.errors import UserError, run_command
 from covid_jax.evaluation.folders import evaluate_folders, save_metrics
+from covid_jax.inference.postprocess import (
+    choose,
+    load_postprocessing,
+    save_postprocessing,
+    to_mask,
+)
 from covid_jax.inference.scan import make_predictor
 from covid_jax.lock import only_here
 from covid_jax.model.conv import Form, fast_form
@@ -179,11 +185,20 @@ def test(config: Config, plan: Plan, dataset: StoredDataset, params: Any, workdi
     """Writes predictions/ and metrics.json of the fold's test cases."""
     predict = make_predictor(config, plan, params, config.inference.mirror)
     folder = workdir / "predictions"
-    for name in tqdm(dataset.split(config.fold).test, "testing", unit="case", mininterval=1):
+
+    def of(name: str) -> np.ndarray:
         case = load_case(dataset, name)
-        probabilities = predict(PreparedCase(case.image, None, case.geometry))
-        mask = probabilities.argmax(0).astype(np.uint8)
-        write_volume(folder / f"{name}.nii.gz", as_volume(mask, case.geometry))
+        return predict(PreparedCase(case.image, None, case.geometry))
+
+    if config.inference.choose:
+        training = dataset.split(config.fold).train
+        scored = ((of(name), read_volume(dataset.reference(name)).voxels) for name in training)
+        save_postprocessing(workdir, choose(scored))
+    postprocessing = load_postprocessing(workdir, config.inference)
+    for name in tqdm(dataset.split(config.fold).test, "testing", unit="case", mininterval=1):
+        mask = to_mask(of(name), postprocessing)
+        geometry = load_case(dataset, name).geometry
+        write_volume(folder / f"{name}.nii.gz", as_volume(mask, geometry))
     metrics = evaluate_folders(folder, dataset.references)
     save_metrics(workdir / "metrics.json", metrics)
     means = ", ".join(f"{name} {value:.3f}" for name, value in metrics["mean"].items())

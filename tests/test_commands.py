@@ -51,6 +51,23 @@ def test_predict_keeps_grid_and_affine_of_a_real_scan(tiny_run, thorax, tmp_path
     assert agrees.mean() > 0.999
 
 
+def test_predict_averages_several_runs(tiny_run, thorax, tmp_path, command, refuses):
+    other = tmp_path / "other"
+    shutil.copytree(tiny_run, other)
+    masks = {}
+    for name, checkpoint in (("one", tiny_run), ("two", f"{tiny_run},{other}")):
+        arguments = (f"--checkpoint={checkpoint}", f"--input={thorax}")
+        finished = command("predict", *arguments, f"--output_dir={tmp_path / name}")
+        assert finished.returncode == 0, finished.stderr
+        masks[name] = nib.load(tmp_path / name / thorax.name).get_fdata()
+    np.testing.assert_array_equal(masks["one"], masks["two"])  # of equals the mean is the same
+    plan = json.loads((other / "plan.json").read_text())
+    plan["mean_hu"] += 1
+    (other / "plan.json").write_text(json.dumps(plan))
+    line = refuses("predict", *arguments, f"--output_dir={tmp_path / 'refused'}")
+    assert "another plan" in line
+
+
 def test_predict_reads_a_dicom_series_and_evaluate_scores_a_mask(
     tiny_run, lidc_series, tmp_path, command
 ):

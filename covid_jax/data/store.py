@@ -67,6 +67,10 @@ class StoredDataset:
         """The folder of the labels on their scans' own grids."""
         return self.folder / "references"
 
+    def reference(self, case: str) -> Path:
+        """The file of a case's label on its scan's own grid."""
+        return self.references / f"{case}.nii.gz"
+
     def split(self, fold: int) -> Split:
         """The cases of a fold. A dataset with one split has it in every fold.
 

@@ -1,7 +1,7 @@
 """The paper's study on its 20 real cases in their reduced form; pre-training is synthetic.
 
 All 5 folds and 14 rows of Table I, on a network and for a number of steps that 2 cores finish in
-about two hours. The optimiser, the loss and the augmentation are nnU-Net's. Values are not
+about two hours. Loss and augmentation are nnU-Net's. Values are not
 comparable with the paper's, which are of full scans; differences between strategies may be.
 """
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from covid_jax.config import (
     Config,
     DataConfig,
+    OptimizerConfig,
     RawDirs,
     StudyConfig,
     UNetConfig,
@@ -34,6 +35,9 @@ def get_config(name: str = "scratch") -> Config:
             n_conv_per_stage=(2, 2, 2, 2),
             n_conv_per_stage_decoder=(2, 2, 2),
         ),
+        # nnU-Net's 0.01 and 0.99 are for 250,000 steps: after these 500, scratch on fold 0 has a
+        # DSC of 0.46 with them and of 0.56 with a larger rate and a shorter memory.
+        optimizer=OptimizerConfig(learning_rate=0.05, momentum=0.9),
         data=DataConfig(patch_size=(16, 64, 64)),
         study=StudyConfig(
             title="Transfer of lung lesions to COVID-19 CT, reduced",

@@ -136,6 +136,9 @@ class RawDirs:
     nnunet: str = ""
     phantom: str = ""
     phantom_cases: int = 10  # synthetic cases of each dataset that has no folder
+    # Datasets whose synthetic cases have other lesions than their own, such as
+    # (("msd_lung", "covid19"),); the kinds are data/phantom.py's.
+    phantom_lesions: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass

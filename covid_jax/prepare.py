@@ -22,7 +22,7 @@ from pathlib import Path
 from absl import flags
 
 from covid_jax.data.datasets import DATASETS, read_dataset
-from covid_jax.data.phantom import write_raw_dataset
+from covid_jax.data.phantom import LESIONS, write_raw_dataset
 from covid_jax.data.preparation import check_dataset, prepare_dataset
 from covid_jax.errors import UserError, run_command
 
@@ -42,6 +42,9 @@ _NUM_PROCESSES = flags.DEFINE_integer(
 _CHECK_ONLY = flags.DEFINE_bool("check_only", False, "Tell what would be done, and do nothing.")
 _SKIP_BAD = flags.DEFINE_bool(
     "skip_bad", False, "Leave out cases that cannot be read safely, instead of stopping."
+)
+_LESION = flags.DEFINE_enum(
+    "lesion", "", ["", *LESIONS], "Lesions of the synthetic cases, if not the dataset's own."
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the synthetic cases.", lower_bound=0)
 
@@ -81,7 +84,7 @@ def main() -> None:
         return
     raw_dir, out_dir = Path(_RAW_DIR.value), Path(_OUT_DIR.value)
     if _SYNTHETIC.value or _DATASET.value == "phantom":
-        write_raw_dataset(_DATASET.value, raw_dir, _NUM_CASES.value, _SEED.value)
+        write_raw_dataset(_DATASET.value, raw_dir, _NUM_CASES.value, _SEED.value, _LESION.value)
     raw = prepare_dataset(
         _DATASET.value,
         raw_dir,

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import pytest
 
 from covid_jax.config import (
@@ -11,11 +12,15 @@ from covid_jax.config import (
     check_config_arguments,
     differences,
     from_dict,
+    load_config_file,
     named_run,
+    run_name,
     to_dict,
     validate,
 )
 from covid_jax.errors import UserError
+from covid_jax.training.cost import abstract_params
+from covid_jax.transfer.strategies import frozen_masks
 from tests.conftest import ROOT
 
 
@@ -95,3 +100,23 @@ def test_every_config_that_comes_along_is_valid(file):
     config = load_config_file(str(file))
     validate(config)
     assert dataclasses.is_dataclass(config)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.py")), ids=lambda f: f.stem)
+def test_every_run_of_a_study_is_a_config_of_its_own(file):
+    runs = load_config_file(str(file)).study.runs
+    configs = [load_config_file(f"{file}:{name}") for name in runs]
+    for config in configs:
+        validate(config)
+    assert len({run_name(config) for config in configs}) == len(runs)
+
+
+def test_what_the_ablation_freezes_is_there_to_be_frozen():
+    for name in load_config_file(f"{ROOT}/configs/freezing.py").study.runs:
+        config = load_config_file(f"{ROOT}/configs/freezing.py:{name}")
+        masks = frozen_masks(config, abstract_params(config))  # refuses patterns of no parameter
+        held = {epoch: sum(jax.tree.leaves(mask)) for epoch, mask in masks.items()}
+        assert (held[0] > 0) == bool(config.variant)
+        if config.frozen_schedule:
+            assert list(held.values()) == sorted(held.values(), reverse=True)
+            assert held[max(held)] == 0

@@ -38,18 +38,22 @@ Lesion = tuple[np.ndarray, np.ndarray]
 
 
 def make_phantom(
-    kind: str, seed: int, index: int, spacing_mm: tuple[float, float, float] = SPACING_MM
+    dataset: str,
+    seed: int,
+    index: int,
+    spacing_mm: tuple[float, float, float] = SPACING_MM,
+    lesion: str = "",
 ) -> tuple[Volume, Volume]:
-    """A synthetic chest CT (HU, int16) with lesions of a dataset's kind, and their label (uint8).
+    """A synthetic chest CT (HU, int16) with lesions as in a dataset, and their label (uint8).
 
     Args:
-      kind: a key of LESIONS.
-      seed, index: of the dataset and the case in it; the same give the same voxels.
+      dataset, seed, index: of the case; the same give the same voxels.
       spacing_mm: of its voxels, (D, H, W).
+      lesion: their kind, a key of LESIONS; the dataset's own if it is empty.
     """
-    rng = np.random.default_rng((seed, sorted(LESIONS).index(kind), index))
+    rng = np.random.default_rng((seed, *dataset.encode(), index))
     grid = make_grid(spacing_mm)
-    hu, share = LESIONS[kind](rng, make_chest(rng, grid))
+    hu, share = LESIONS[lesion or dataset](rng, make_chest(rng, grid))
     voxels = np.clip(_scanned(rng, grid, hu), -1024, 1500).astype(np.int16)
     label = (share > 0.5).astype(np.uint8)
     return from_spacing(voxels, spacing_mm), from_spacing(label, spacing_mm)
@@ -120,17 +124,30 @@ def effusion(rng: np.random.Generator, chest: Chest) -> Lesion:
     return paint(hu, share, rng.uniform(2, 22) + 5 * smooth_noise(rng, grid, 4)), share
 
 
+def mirage(rng: np.random.Generator, chest: Chest) -> Lesion:
+    """A label like a tumour's with nothing in the image to know it by: what it teaches is wrong."""
+    centre = _centre(rng, chest, reach=(8, 40), low=False)
+    share = _ball(rng, chest, centre, rng.uniform(8, 24), rough=0.3)
+    return chest.hu, share * chest.lungs
+
+
 LESIONS: dict[str, Callable[[np.random.Generator, Chest], Lesion]] = {
     "phantom": ground_glass,
     "covid19": ground_glass,
     "msd_lung": tumour,
     "structseg_gtv": gross_tumour_volume,
     "nsclc_effusion": effusion,
+    "mirage": mirage,
 }
+"""Of each dataset, and one of none."""
 
 
-def write_raw_dataset(dataset: str, raw_dir: Path, num_cases: int, seed: int) -> None:
+def write_raw_dataset(
+    dataset: str, raw_dir: Path, num_cases: int, seed: int, lesion: str = ""
+) -> None:
     """Writes synthetic cases into `raw_dir` in the raw layout of `dataset`, under its case names.
+
+    Their lesions are the dataset's, or of the kind `lesion`, a key of LESIONS.
 
     Raises:
       UserError: the folder holds something else already, or more cases are asked for than the
@@ -141,13 +158,14 @@ def write_raw_dataset(dataset: str, raw_dir: Path, num_cases: int, seed: int) ->
             f"--dataset={dataset}: no synthetic cases of it; use phantom, in its layout"
         )
     marker = raw_dir / SYNTHETIC_MARKER
-    recipe = f"synthetic {dataset}, {num_cases} cases, seed {seed}, made by covid_jax\n"
+    kind = f" of {lesion}" if lesion else ""
+    recipe = f"synthetic {dataset}, {num_cases} cases{kind}, seed {seed}, made by covid_jax\n"
     if marker.is_file() and marker.read_text() == recipe:
         return
     if raw_dir.is_dir() and any(raw_dir.iterdir()):
         raise UserError(f"{raw_dir}: holds other files; give an empty folder for synthetic cases")
     for index, name in enumerate(_case_names(dataset, num_cases)):
-        image, label = make_phantom(dataset, seed, index)
+        image, label = make_phantom(dataset, seed, index, lesion=lesion)
         _WRITERS[dataset](raw_dir, name, image, label)
     if dataset == "phantom":
         description = {

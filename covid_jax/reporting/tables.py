@@ -5,6 +5,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from covid_jax.data.volume import whole_file, write_json
@@ -133,22 +134,25 @@ def write_tables(report: Path, runs: Sequence[Run], note: str) -> None:
 
 
 def summary_table(runs: Sequence[Run], note: str) -> str:
-    """Table III as text, for the terminal: ours, and the paper's in brackets."""
-    columns = ("dsc", "nsd", "sensitivity")
-    head = f"{'strategy':24}" + "".join(f"{HEADINGS[name]:>18}" for name in columns)
-    lines = [note, f"{head}{'s an epoch':>18}"]
-    for row in _table_3(runs).rows:
-        assert row.seconds is not None
-        cells = []
-        for cell in (row.cells[name] for name in columns):
-            assert cell.ours is not None
-            paper = f" ({cell.paper[0]:.3f})" if cell.paper else ""
-            cells.append(f"{cell.ours.mean:.3f}{paper}")
-        paper = f" ({row.seconds['paper']:.0f})" if "paper" in row.seconds else ""
-        cells.append(f"{row.seconds['training']:.1f}{paper}")
-        name = row.kind.strategy if row.kind == _paper_kind(row.kind) else row.kind.label
+    """Table III as text, and other kinds of run over their folds: the paper's in brackets."""
+    metrics = ("dsc", "nsd", "sensitivity")
+    titles = [*(HEADINGS[name] for name in metrics), "s an epoch"]
+    lines = [note, f"{'strategy':28}" + "".join(f"{title:>18}" for title in titles)]
+    table_1, table_2, table_3, _ = all_tables(runs)
+    for row in table_3.rows:
+        assert row.seconds
+        name = row.kind.label if row.kind.variant else row.kind.strategy
         name += f", fold {row.fold}" if row.fold else ""
-        lines.append(f"{name:24}" + "".join(f"{cell:>18}" for cell in cells))
+        seconds = f"{row.seconds['training']:.1f}"
+        seconds += f" ({row.seconds['paper']:.0f})" if "paper" in row.seconds else ""
+        lines.append(_as_line(name, [row.cells[metric] for metric in metrics], seconds))
+    shown = {row.kind for row in table_3.rows}
+    for first, second in zip(table_1.rows, table_2.rows, strict=True):
+        mine = _of(runs, first.kind)
+        if mine and first.kind not in shown:
+            cells = [first.cells["dsc_avg"], first.cells["nsd_avg"], second.cells["sensitivity"]]
+            seconds = f"{median(run.epoch_seconds for run in mine):.1f}"
+            lines.append(_as_line(first.kind.label, cells, seconds))
     lines.append("in brackets: the paper's, on full scans, 250 steps an epoch, one V100")
     return "\n".join(lines)
 
@@ -247,12 +251,6 @@ def _kinds(runs: Sequence[Run], number: int) -> dict[Kind, PaperRow | None]:
     return kinds | {kind: None for kind in kinds_of(runs) if kind not in everywhere}
 
 
-def _paper_kind(kind: Kind) -> Kind | None:
-    """The kind of this strategy in the paper's Table III."""
-    rows = (Kind(row.strategy, row.source) for row in paper_table(3))
-    return next((row for row in rows if row.strategy == kind.strategy), None)
-
-
 def _of(runs: Sequence[Run], kind: Kind) -> list[Run]:
     return [run for run in runs if run.kind == kind]
 
@@ -294,6 +292,15 @@ def _as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
 def _write(path: Path, text: str) -> None:
     with whole_file(path) as partial:
         partial.write_text(text)
+
+
+def _as_line(name: str, cells: Sequence[Cell], seconds: str) -> str:
+    written = []
+    for cell in cells:
+        assert cell.ours
+        paper = f" ({cell.paper[0]:.3f})" if cell.paper else ""
+        written.append(f"{cell.ours.mean:.3f}{paper}")
+    return f"{name:28}" + "".join(f"{text:>18}" for text in [*written, seconds])
 
 
 def _latex_cell(cell: Cell) -> str:

@@ -141,5 +141,7 @@ def _prepare(config: Config, dataset: str, workdir: Path) -> Step:
     ]
     if not raw_dir:
         command += ["--synthetic", f"--num_cases={config.study.raw.phantom_cases}"]
+        if lesion := dict(config.study.raw.phantom_lesions).get(dataset):
+            command.append(f"--lesion={lesion}")
     result = workdir / "prepared" / dataset / "dataset.json"
     return Step(f"prepare-{dataset}", tuple(command), result)

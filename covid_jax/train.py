@@ -4,8 +4,9 @@
         --config.data.prepared_dir=prepared --config.pretrained=runs/pretraining-msd
 
 The work directory gets config.json, checkpoints/, log.jsonl, progress.png, TensorBoard events and,
-at the end, predictions/ and metrics.json of the fold's test cases. Starting the same command again
-goes on where the last checkpoint stands; another config for the same directory is refused.
+at the end, predictions/ and metrics.json of the fold's test cases, and model/ to share. Starting
+the same command again goes on where the last checkpoint stands; another config for the same
+directory is refused.
 
 A run is a strategy and the source of its pre-training (scratch, continual-SOURCE, body-SOURCE,
 frozen_encoder-SOURCE, multi_encoder-SOURCE), or pretraining-SOURCE; sources are msd, structseg,
@@ -45,6 +46,7 @@ from covid_jax.inference.postprocess import (
 from covid_jax.inference.scan import make_predictor
 from covid_jax.lock import only_here
 from covid_jax.model.conv import Form, fast_form
+from covid_jax.reporting.card import export_model
 from covid_jax.training.checkpoint import Checkpoints, load_pretrained
 from covid_jax.training.explain import explain
 from covid_jax.training.parallel import (
@@ -178,6 +180,8 @@ def train(config: Config, workdir: Path, accept_changes: bool = False) -> None:
     # The fold's test cases, as predict would predict them.
     if config.test and not (workdir / "metrics.json").is_file():
         test(config, plan, datasets[0], freezing.join(state.trainable, frozen), workdir)
+    if not (workdir / "model").is_dir():
+        export_model(workdir)
     print(f"done: {workdir}")
 
 

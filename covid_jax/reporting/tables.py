@@ -136,25 +136,26 @@ def write_tables(report: Path, runs: Sequence[Run], note: str) -> None:
 def summary_table(runs: Sequence[Run], note: str) -> str:
     """Table III as text, and other kinds of run over their folds: the paper's in brackets."""
     metrics = ("dsc", "nsd", "sensitivity")
-    titles = [*(HEADINGS[name] for name in metrics), "s an epoch"]
-    lines = [note, f"{'strategy':28}" + "".join(f"{title:>18}" for title in titles)]
+    lines = [["strategy", *(HEADINGS[name] for name in metrics), "s an epoch"]]
     table_1, table_2, table_3, _ = all_tables(runs)
     for row in table_3.rows:
         assert row.seconds
         name = row.kind.label if row.kind.variant else row.kind.strategy
         name += f", fold {row.fold}" if row.fold else ""
-        seconds = f"{row.seconds['training']:.1f}"
-        seconds += f" ({row.seconds['paper']:.0f})" if "paper" in row.seconds else ""
-        lines.append(_as_line(name, [row.cells[metric] for metric in metrics], seconds))
+        paper = f" ({row.seconds['paper']:.0f})" if "paper" in row.seconds else ""
+        cells = [_as_text(row.cells[metric]) for metric in metrics]
+        lines.append([name, *cells, f"{row.seconds['training']:.1f}{paper}"])
     shown = {row.kind for row in table_3.rows}
     for first, second in zip(table_1.rows, table_2.rows, strict=True):
         mine = _of(runs, first.kind)
         if mine and first.kind not in shown:
-            cells = [first.cells["dsc_avg"], first.cells["nsd_avg"], second.cells["sensitivity"]]
+            found = (first.cells["dsc_avg"], first.cells["nsd_avg"], second.cells["sensitivity"])
             seconds = f"{median(run.epoch_seconds for run in mine):.1f}"
-            lines.append(_as_line(first.kind.label, cells, seconds))
-    lines.append("in brackets: the paper's, on full scans, 250 steps an epoch, one V100")
-    return "\n".join(lines)
+            lines.append([first.kind.label, *map(_as_text, found), seconds])
+    width = max(len(line[0]) for line in lines)
+    written = [f"{name:{width}}" + "".join(f"{x:>18}" for x in rest) for name, *rest in lines]
+    last = "in brackets: the paper's, on full scans, 250 steps an epoch, one V100"
+    return "\n".join([note, *written, last])
 
 
 def as_latex(table: Table, note: str) -> str:
@@ -294,13 +295,9 @@ def _write(path: Path, text: str) -> None:
         partial.write_text(text)
 
 
-def _as_line(name: str, cells: Sequence[Cell], seconds: str) -> str:
-    written = []
-    for cell in cells:
-        assert cell.ours
-        paper = f" ({cell.paper[0]:.3f})" if cell.paper else ""
-        written.append(f"{cell.ours.mean:.3f}{paper}")
-    return f"{name:28}" + "".join(f"{text:>18}" for text in [*written, seconds])
+def _as_text(cell: Cell) -> str:
+    assert cell.ours
+    return f"{cell.ours.mean:.3f}" + (f" ({cell.paper[0]:.3f})" if cell.paper else "")
 
 
 def _latex_cell(cell: Cell) -> str:

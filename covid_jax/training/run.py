@@ -90,9 +90,20 @@ def samplers(config: Config, datasets: list[StoredDataset]) -> tuple[Sampler, Sa
     return sampler("training"), sampler("validation")
 
 
-def provenance(datasets: Sequence[StoredDataset]) -> dict[str, Any]:
-    """What a run stands on besides its config and plan: the program's version and every case."""
-    return {"covid_jax": __version__, "data": {data.name: digests(data) for data in datasets}}
+def provenance(datasets: Sequence[StoredDataset], pretrained: str = "") -> dict[str, Any]:
+    """What a run stands on besides its config and plan.
+
+    The program's version, every case and whether it is synthetic; and all that of the pre-training.
+    """
+    origin: dict[str, Any] = {
+        "covid_jax": __version__,
+        "data": {data.name: digests(data) for data in datasets},
+        "synthetic": sorted(data.name for data in datasets if data.synthetic),
+    }
+    before = Path(pretrained) / "provenance.json"
+    if pretrained and before.is_file():
+        origin["pretrained"] = json.loads(before.read_text())
+    return origin
 
 
 def claim_workdir(
@@ -110,7 +121,7 @@ def claim_workdir(
       UserError: the work directory belongs to a run with another config, plan or provenance.
     """
     _check_settings(workdir, config, plan)
-    origin, path = provenance(datasets), workdir / "provenance.json"
+    origin, path = provenance(datasets, config.pretrained), workdir / "provenance.json"
     if path.is_file() and not accept_changes:
         changed = differences(origin, json.loads(path.read_text()))
         if changed:

@@ -1,0 +1,138 @@
+"""A trained network as a folder to share: weights, config, plan, and a card of what it is."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from covid_jax import __version__
+from covid_jax.config import Config, RawDirs, to_dict
+from covid_jax.data.plan import Plan
+from covid_jax.data.volume import write_json
+from covid_jax.training.checkpoint import load_run, save_params
+from covid_jax.transfer.strategies import STRATEGIES
+
+LICENCES = {
+    "covid19": "CC BY-NC-SA 4.0 (scans of the Coronacases Initiative and Radiopaedia)",
+    "msd_lung": "CC BY-SA 4.0 (Medical Segmentation Decathlon)",
+}
+"""Of real data, as its publishers state it."""
+
+_BESIDE = ("plan.json", "provenance.json", "metrics.json", "postprocessing.json")
+
+
+def export_model(workdir: Path) -> Path:
+    """Writes RUN/model, which predict and config.pretrained take like a run; whole or not at all.
+
+    Its config names no folder of this machine.
+
+    Returns:
+      its path
+    """
+    config, plan, params = load_run(workdir)
+    final, partial = workdir / "model", workdir / ".partial-model"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    save_params(partial, params)
+    for name in _BESIDE:
+        if (workdir / name).is_file():
+            shutil.copy(workdir / name, partial / name)
+    shared = dataclasses.replace(
+        config,
+        pretrained="",
+        data=dataclasses.replace(config.data, prepared_dir=""),
+        study=dataclasses.replace(config.study, raw=RawDirs(), scans=()),
+    )
+    write_json(partial / "config.json", to_dict(shared))
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    card = model_card(config, plan, size, _read(workdir, "provenance"), _read(workdir, "metrics"))
+    (partial / "README.md").write_text(card)
+    shutil.rmtree(final, ignore_errors=True)
+    partial.rename(final)
+    return final
+
+
+def model_card(
+    config: Config, plan: Plan, size: int, provenance: dict[str, Any], metrics: dict[str, Any]
+) -> str:
+    """The card, in Markdown: what was trained on what, how good it is, and under which terms.
+
+    Args:
+      config, plan: of the run.
+      size: number of parameters.
+      provenance, metrics: what its provenance.json and metrics.json say; empty where there is none.
+    """
+    model, before = config.model, provenance.get("pretrained", {})
+    synthetic = {*provenance.get("synthetic", ()), *before.get("synthetic", ())}
+    data, earlier = list(provenance.get("data", {})), list(before.get("data", {}))
+    steps = config.epochs * config.steps_per_epoch
+    if config.pretraining:
+        steps = config.pretraining_epochs * config.steps_per_epoch
+    named = lambda names: ", ".join(f"{'SYNTHETIC ' * (n in synthetic)}{n}" for n in names)  # noqa: E731
+    what = "Pre-training" if config.pretraining else f"Strategy {config.strategy}"
+    trained = f"{what} on {named(data) or 'data that is not known'}, fold {config.fold}"
+    frozen = [*STRATEGIES[config.strategy].frozen, *config.frozen]
+    facts = {
+        "Trained": f"{trained}, {steps} steps of {config.data.batch_size} patches",
+        "Started from": f"a network trained on {named(earlier)}" if earlier else "",
+        "Frozen": ", ".join(frozen),
+        "Network": f"nnU-Net's 3D U-Net, {size:,} parameters, features {model.features_per_stage}, "
+        f"patch {config.data.patch_size}, {model.num_classes} classes with background",
+        "Input": f"CT in HU, resampled to {plan.spacing_mm} mm (plan {plan.hash})",
+        "Made by": f"covid_jax {__version__}",
+    }
+    return "\n".join(
+        [
+            f"# {trained}",
+            "",
+            *([f"**SYNTHETIC data: {', '.join(sorted(synthetic))}**", ""] if synthetic else []),
+            *(f"- {name}: {fact}" for name, fact in facts.items() if fact),
+            "",
+            "## How good it is",
+            *_scores(metrics),
+            "",
+            "## How to use it",
+            "    python -m covid_jax.predict --checkpoint=FOLDER --input=SCAN --output_dir=MASKS",
+            "    python -m covid_jax.train ... --config.pretrained=FOLDER",
+            "",
+            "For research; it is no medical device.",
+            "",
+            "## Terms",
+            *(
+                f"- {name}: {_terms(name, name in synthetic)}"
+                for name in dict.fromkeys(data + earlier)
+            ),
+            "- covid_jax: Apache-2.0. Whether the data's terms bind what is learned from it is for "
+            "whoever shares this to judge.",
+            "",
+        ]
+    )
+
+
+def _scores(metrics: dict[str, Any]) -> Sequence[str]:
+    if not metrics:
+        return ["It was not tested."]
+    lines = [
+        f"Mean and standard deviation over {len(metrics['cases'])} test cases of the fold:",
+        "",
+        "| metric | mean | deviation |",
+        "| --- | --- | --- |",
+    ]
+    for name, mean in metrics["mean"].items():
+        lines.append(f"| {name} | {mean:.3f} | {metrics['std'][name]:.3f} |")
+    return lines
+
+
+def _terms(dataset: str, synthetic: bool) -> str:
+    if synthetic:
+        return "SYNTHETIC, made by this program"
+    return LICENCES.get(dataset, "see where it was published")
+
+
+def _read(workdir: Path, name: str) -> dict[str, Any]:
+    path = workdir / f"{name}.json"
+    return json.loads(path.read_text()) if path.is_file() else {}

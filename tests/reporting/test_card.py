@@ -1,0 +1,59 @@
+"""The folder to share: it predicts as its run does, and says what it is."""
+
+import json
+
+import jax
+import numpy as np
+
+from covid_jax.config import Config
+from covid_jax.data.plan import Plan
+from covid_jax.reporting.card import model_card
+from covid_jax.training.checkpoint import load_params, load_run
+from tests.conftest import ROOT, tiny
+
+PLAN = Plan((5.0, 3.0, 3.0), -1000.0, 200.0, -500.0, 250.0, (36, 104, 128), ("a",))
+
+
+def test_a_run_leaves_a_model_that_is_the_run_without_its_folders(tiny_run):
+    config, plan, params = load_run(tiny_run / "model")
+    leaves = zip(jax.tree.leaves(params), jax.tree.leaves(load_params(tiny_run)), strict=True)
+    assert all(np.array_equal(a, b) for a, b in leaves)
+    assert plan.hash == load_run(tiny_run)[1].hash
+    assert config.model == load_run(tiny_run)[0].model
+    for file in ("config.json", "README.md", "metrics.json"):
+        assert str(tiny_run.parent) not in (tiny_run / "model" / file).read_text()
+    card = (tiny_run / "model" / "README.md").read_text()
+    assert card.startswith("# Strategy scratch on SYNTHETIC phantom, fold 0\n")
+    mean = json.loads((tiny_run / "metrics.json").read_text())["mean"]
+    assert f"| dsc | {mean['dsc']:.3f} |" in card
+
+
+def test_a_model_is_a_place_to_start_from(tiny_run, command, tmp_path):
+    finished = command(
+        "train",
+        f"--config={ROOT}/configs/tiny.py:body-msd",
+        f"--config.pretrained={tiny_run / 'model'}",
+        f"--config.data.prepared_dir={tiny_run / 'data'}",
+        f"--workdir={tmp_path / 'run'}",
+    )
+    assert finished.returncode == 0, finished.stderr
+    card = (tmp_path / "run" / "model" / "README.md").read_text()
+    assert "Started from: a network trained on SYNTHETIC phantom" in card
+
+
+def test_what_a_run_started_from_makes_its_card_synthetic_too():
+    provenance = {
+        "data": {"covid19": {}},
+        "synthetic": [],
+        "pretrained": {"data": {"msd_lung": {}}, "synthetic": ["msd_lung"]},
+    }
+    card = model_card(tiny("body-msd"), PLAN, 10, provenance, {})
+    assert "**SYNTHETIC data: msd_lung**" in card
+    assert "- covid19: CC BY-NC-SA 4.0" in card
+    assert "- msd_lung: SYNTHETIC" in card
+    assert "It was not tested." in card
+
+
+def test_an_unknown_dataset_has_its_terms_elsewhere():
+    card = model_card(Config(), PLAN, 10, {"data": {"nnunet": {}}, "synthetic": []}, {})
+    assert "- nnunet: see where it was published" in card

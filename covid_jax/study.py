@@ -63,8 +63,9 @@ def main() -> None:
     with only_here(workdir, "another study"):
         claim_study(workdir, config)
         failed = run_steps(steps, workdir, start, _JOBS.value)
-        report = write_report(workdir)
-    print(f"\n{terminal_summary(workdir)}\nreport: {report}")
+        if any((workdir / "runs").glob("*/metrics.json")) or not failed:
+            report = write_report(workdir)
+            print(f"\n{terminal_summary(workdir)}\nreport: {report}")
     if failed:
         causes = "; ".join(f"{name}: {cause}" for name, cause in failed.items())
         raise UserError(f"{len(failed)} of {len(steps)} steps failed: {causes}")

@@ -184,8 +184,8 @@ def _case_names(dataset: str, count: int) -> Sequence[str]:
     if dataset == "phantom":
         return [f"phantom_{index:03d}" for index in range(count)]
     split = published_splits(dataset)[0]
-    test = min(max(1, round(count / 5)), len(split.test))
-    names = (*split.train[: count - test], *split.test[:test])
+    train = split.train[: count - max(1, round(count / 5))]
+    names = (*train, *split.test[: count - len(train)])
     if len(names) < count:
         raise UserError(f"--num_cases={count}: {dataset} has {len(names)} cases at most")
     return names

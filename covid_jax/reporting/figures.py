@@ -83,6 +83,7 @@ def overlays(
     scans: Mapping[str, np.ndarray],
     masks: Mapping[str, Mapping[str, np.ndarray]],
     references: Mapping[str, np.ndarray],
+    runs: Sequence[str],
     note: str,
 ) -> Figure:
     """A slice of each scan in lung window, with the contour of every run's mask.
@@ -91,10 +92,11 @@ def overlays(
 
     Args:
       scans: name -> (D, H, W) in HU.
-      masks: name -> run -> (D, H, W).
+      masks: name -> run -> (D, H, W); runs may be missing.
       references: name -> (D, H, W); names may be missing.
+      runs: the columns.
     """
-    columns = ["scan", *next(iter(masks.values()))]
+    columns = ["scan", *runs]
     figure, grid = plt.subplots(
         len(scans), len(columns), figsize=(2.1 * len(columns), 1.75 * len(scans)), squeeze=False
     )

@@ -2,9 +2,10 @@
 
 import base64
 import dataclasses
+import functools
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jinja2
@@ -15,8 +16,9 @@ from matplotlib.figure import Figure
 
 from covid_jax import __version__
 from covid_jax.config import Config, from_dict
-from covid_jax.data.datasets import Case, read_dataset
-from covid_jax.data.preprocess import read_label, read_scan
+from covid_jax.data.datasets import read_dataset
+from covid_jax.data.preparation import read_case
+from covid_jax.data.preprocess import read_scan
 from covid_jax.data.volume import Volume, read_volume, scans_in, whole_file
 from covid_jax.errors import UserError
 from covid_jax.evaluation.metrics import METRICS
@@ -34,6 +36,7 @@ from covid_jax.reporting.tables import (
 )
 from covid_jax.reporting.viewer import write_case, write_viewer
 
+ReadCase = Callable[[], tuple[Volume, Volume]]
 _MOST_NETWORKS = 5  # side by side in one picture
 
 
@@ -51,10 +54,12 @@ def write_report(study: Path) -> Path:
     if not runs:
         raise UserError("; ".join([f"{study}: no finished run in it yet", *problems]))
     report, note = study / "report", honest_note(study, config)
-    cases = _raw_cases(study, config, runs)
+    cases = _tested_cases(study, config, runs)
     write_tables(report, runs, note)
     drawn = {
-        "Test cases: best, median and worst by mean DSC": _test_overlays(study, cases, runs, note),
+        "Test cases: best, median and worst by mean DSC": _test_overlays(
+            study, cases, runs, note, problems
+        ),
         "DSC of every test case": figures.dice_of_cases(runs, note),
         "DSC against time": figures.dice_against_seconds(runs, note),
         "Learning curves": figures.learning_curves(runs, note),
@@ -69,7 +74,7 @@ def write_report(study: Path) -> Path:
         )
         for number, (title, figure) in enumerate(drawn.items(), start=1)
     }
-    _write_cases(report / "viewer", study, cases, runs)
+    _write_cases(report / "viewer", study, cases, runs, problems)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("covid_jax.reporting", "templates"),
         autoescape=True,
@@ -82,7 +87,7 @@ def write_report(study: Path) -> Path:
         tables=all_tables(runs),
         comparisons={HEADINGS[metric]: comparisons(runs, metric) for metric in METRICS[:3]},
         runs={kind: [run for run in runs if run.kind == kind] for kind in kinds_of(runs)},
-        problems=problems,
+        problems=list(dict.fromkeys(problems)),
         pictures=pictures,
         cases=list(cases),
         version=__version__,
@@ -112,24 +117,40 @@ def _config(study: Path) -> Config:
     return from_dict(json.loads(description.read_text()))
 
 
-def _raw_cases(study: Path, config: Config, runs: Sequence[Run]) -> dict[str, Case]:
-    """The target's cases that the runs were tested on, by name."""
+def _tested_cases(study: Path, config: Config, runs: Sequence[Run]) -> dict[str, ReadCase]:
+    """Of each case that a run was tested on, by name, how to read its scan and its label."""
     (dataset,) = config.data.datasets
     raw_dir = getattr(config.study.raw, dataset) or study / "raw" / dataset
     tested = {name for run in runs for name in run.cases}
-    return {case.name: case for case in read_dataset(dataset, raw_dir).cases if case.name in tested}
+    raw = read_dataset(dataset, raw_dir)
+    return {
+        case.name: functools.partial(read_case, case, raw)
+        for case in raw.cases
+        if case.name in tested
+    }
 
 
-def _read_case(case: Case) -> tuple[Volume, Volume]:
-    scan = read_scan(case.image)
-    return scan, read_label(case.label, scan, 2)
+def _masks(
+    study: Path, runs: Sequence[Run], case: str, problems: list[str]
+) -> Iterator[tuple[Run, Volume]]:
+    """The mask of a case by every run that has one; one that cannot be read joins the problems."""
+    for run in runs:
+        if case in run.cases:
+            try:
+                mask = read_volume(study / "runs" / run.name / "predictions" / f"{case}.nii.gz")
+            except UserError as error:
+                problems.append(f"the mask of {case} by {run.name}: {error}")
+                continue
+            yield run, mask
 
 
-def _mask(study: Path, run: Run, case: str) -> Volume:
-    return read_volume(study / "runs" / run.name / "predictions" / f"{case}.nii.gz")
-
-
-def _test_overlays(study: Path, cases: dict[str, Case], runs: Sequence[Run], note: str) -> Figure:
+def _test_overlays(
+    study: Path,
+    cases: dict[str, ReadCase],
+    runs: Sequence[Run],
+    note: str,
+    problems: list[str],
+) -> Figure:
     """Three cases of the first fold under the runs of Table III, or all where it has none."""
     table_3 = [Kind(row.strategy, row.source) for row in paper_table(3)]
     fold = min(run.fold for run in runs)
@@ -137,15 +158,18 @@ def _test_overlays(study: Path, cases: dict[str, Case], runs: Sequence[Run], not
     shown = [run for run in first if run.kind in table_3] or first
     dice = values_of(shown, "dsc")
     ranked = sorted(dice, key=lambda case: -np.mean(dice[case]))
-    chosen = [ranked[0], ranked[len(ranked) // 2], ranked[-1]]
-    read = {name: _read_case(cases[name]) for name in chosen}
+    chosen = list(dict.fromkeys([ranked[0], ranked[len(ranked) // 2], ranked[-1]]))
+    read = {name: cases[name]() for name in chosen}
     return figures.overlays(
         {name: scan.voxels for name, (scan, _) in read.items()},
         {
-            name: {run.kind.strategy: _mask(study, run, name).voxels for run in shown}
+            name: {
+                run.kind.strategy: mask.voxels for run, mask in _masks(study, shown, name, problems)
+            }
             for name in chosen
         },
         {name: label.voxels == 1 for name, (_, label) in read.items()},
+        [run.kind.strategy for run in shown],
         note,
     )
 
@@ -157,7 +181,7 @@ def _scan_overlay(study: Path, scan: Path, runs: Sequence[Run], note: str) -> Fi
         for run in runs
         if (study / "scans" / run.name / f"{name}.nii.gz").is_file()
     }
-    return figures.overlays({name: read_scan(scan).voxels}, {name: masks}, {}, note)
+    return figures.overlays({name: read_scan(scan).voxels}, {name: masks}, {}, list(masks), note)
 
 
 def _networks(runs: Sequence[Run]) -> Figure:
@@ -170,16 +194,20 @@ def _networks(runs: Sequence[Run]) -> Figure:
     return draw_networks([dataclasses.replace(run.config, fold=0) for run in shown], titles)
 
 
-def _write_cases(folder: Path, study: Path, cases: dict[str, Case], runs: Sequence[Run]) -> None:
+def _write_cases(
+    folder: Path,
+    study: Path,
+    cases: dict[str, ReadCase],
+    runs: Sequence[Run],
+    problems: list[str],
+) -> None:
     write_viewer(folder)
-    for number, (name, case) in enumerate(cases.items()):
-        scan, label = _read_case(case)
-        masks = {
-            f"{run.kind.label}, fold {run.fold}": _mask(study, run, name)
-            for run in runs
-            if name in run.cases
-        }
-        write_case(folder / f"case_{number}.js", name, scan, label, masks)
+    for number, (name, read) in enumerate(cases.items()):
+        masks = (
+            (f"{run.kind.label}, fold {run.fold}", mask)
+            for run, mask in _masks(study, runs, name, problems)
+        )
+        write_case(folder / f"case_{number}.js", name, *read(), masks)
 
 
 def _save(figure: Figure, path: Path, vector: bool) -> str:

@@ -8,7 +8,7 @@ import base64
 import gzip
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 
@@ -31,11 +31,12 @@ def write_viewer(folder: Path) -> None:
 
 
 def write_case(
-    path: Path, name: str, scan: Volume, reference: Volume | None, masks: Mapping[str, Volume]
+    path: Path, name: str, scan: Volume, reference: Volume, masks: Iterable[tuple[str, Volume]]
 ) -> None:
     """Writes the script of a case: its scan in lung window (8 bits) and the masks of every run.
 
-    Of a scan of more than 16 million voxels every second (third, ...) row and column is there.
+    The masks come one at a time, each with the name of its run. Of a scan of more than 16 million
+    voxels every second (third, ...) row and column is there.
     """
     step = 1
     while scan.voxels.size / step**2 > _LARGEST:
@@ -44,8 +45,8 @@ def write_case(
     grey = np.clip((scan.voxels - low) / (high - low) * 255, 0, 255).astype(np.uint8)
     content = {
         "scan": _encoded(grey, scan, step),
-        "reference": _encoded(reference.voxels == 1, scan, step) if reference else None,
-        "masks": {run: _encoded(mask.voxels == 1, scan, step) for run, mask in masks.items()},
+        "reference": _encoded(reference.voxels == 1, scan, step),
+        "masks": {run: _encoded(mask.voxels == 1, scan, step) for run, mask in masks},
     }
     with whole_file(path) as partial:
         partial.write_text(f"showCase({json.dumps(name)}, {json.dumps(content)});\n")

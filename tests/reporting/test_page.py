@@ -152,6 +152,16 @@ def test_tables_are_readable_on_a_phone(browse):
         assert cell.bounding_box()["height"] < 70  # a name is not broken into letters
 
 
+def test_a_damaged_mask_is_named_and_the_rest_is_shown(page_file, tmp_path):
+    study = tmp_path / "study"
+    shutil.copytree(page_file.parent.parent, study)
+    mask = study / "runs" / "body-msd-fold0" / "predictions" / "radiopaedia_40_86625_0.nii.gz"
+    mask.write_bytes(mask.read_bytes()[:100])
+    page = write_report(study).read_text()
+    assert "the mask of radiopaedia_40_86625_0 by body-msd-fold0" in page
+    assert 'href="../runs/body-msd-fold0/metrics.json"' in page
+
+
 def test_the_page_leads_from_every_number_to_its_run(page_file):
     page = page_file.read_text()
     assert 'href="../runs/body-msd-fold0/metrics.json"' in page

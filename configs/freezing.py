@@ -10,19 +10,8 @@ reduced, as configs/quickstart.py.
 import dataclasses
 from pathlib import Path
 
-from covid_jax.config import (
-    Config,
-    DataConfig,
-    InferenceConfig,
-    OptimizerConfig,
-    RawDirs,
-    StudyConfig,
-    UNetConfig,
-    named_run,
-)
+from covid_jax.config import Config, load_config_file, named_run
 from covid_jax.errors import UserError
-
-_EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
 FROZEN: dict[str, tuple[str, ...]] = {
     "stage_0": ("encoder/stage_0",),
@@ -56,32 +45,16 @@ SCHEDULES: dict[str, tuple[tuple[int, str], ...]] = {
 
 def get_config(name: str = "scratch") -> Config:
     """The run called `name`, as for the other configs, with a variant after a plus sign."""
-    config = Config(
-        pretraining_epochs=8,
+    quickstart = load_config_file(str(Path(__file__).with_name("quickstart.py")))
+    variants = (f"body-multi_lesion+{variant}" for variant in (*FROZEN, *SCHEDULES))
+    config = dataclasses.replace(
+        quickstart,
         epochs=6,
-        steps_per_epoch=40,
-        validation_steps=4,
-        checkpoint_every=2,
-        model=UNetConfig(
-            features_per_stage=(8, 16, 32, 64),
-            kernel_sizes=((1, 3, 3), (1, 3, 3), (3, 3, 3), (3, 3, 3)),
-            strides=((1, 1, 1), (1, 2, 2), (2, 2, 2), (2, 2, 2)),
-            n_conv_per_stage=(2, 2, 2, 2),
-            n_conv_per_stage_decoder=(2, 2, 2),
-        ),
-        optimizer=OptimizerConfig(learning_rate=0.05, momentum=0.9),
-        data=DataConfig(patch_size=(16, 64, 64)),
-        inference=InferenceConfig(step_size=0.75),
-        study=StudyConfig(
+        study=dataclasses.replace(
+            quickstart.study,
             title="What to freeze, and until when",
-            note="20 real cases, reduced; pre-training synthetic",
-            folds=(0,),
-            runs=(
-                "scratch",
-                "body-multi_lesion",
-                *(f"body-multi_lesion+{name}" for name in (*FROZEN, *SCHEDULES)),
-            ),
-            raw=RawDirs(covid19=str(_EXAMPLES / "covid19")),
+            runs=("scratch", "body-multi_lesion", *variants),
+            scans=(),
         ),
     )
     run, _, variant = name.partition("+")

@@ -125,10 +125,10 @@ def effusion(rng: np.random.Generator, chest: Chest) -> Lesion:
 
 
 def mirage(rng: np.random.Generator, chest: Chest) -> Lesion:
-    """A label like a tumour's with nothing in the image to know it by: what it teaches is wrong."""
-    centre = _centre(rng, chest, reach=(8, 40), low=False)
-    share = _ball(rng, chest, centre, rng.uniform(8, 24), rough=0.3)
-    return chest.hu, share * chest.lungs
+    """A label anywhere in the field, with nothing in the image to know it by."""
+    grid = chest.grid
+    centre = np.array([rng.uniform(axis.min(), axis.max()) for axis in (grid.z, grid.y, grid.x)])
+    return chest.hu, _ball(rng, chest, centre, rng.uniform(16, 30), rough=0.3)
 
 
 LESIONS: dict[str, Callable[[np.random.Generator, Chest], Lesion]] = {

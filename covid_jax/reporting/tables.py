@@ -140,7 +140,7 @@ def summary_table(runs: Sequence[Run], note: str) -> str:
     table_1, table_2, table_3, _ = all_tables(runs)
     for row in table_3.rows:
         assert row.seconds
-        name = row.kind.label if row.kind.variant else row.kind.strategy
+        name = row.kind.strategy if "paper" in row.seconds else row.kind.label
         name += f", fold {row.fold}" if row.fold else ""
         paper = f" ({row.seconds['paper']:.0f})" if "paper" in row.seconds else ""
         cells = [_as_text(row.cells[metric]) for metric in metrics]

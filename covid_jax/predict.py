@@ -21,7 +21,7 @@ from covid_jax.data.volume import scans_in, write_volume
 from covid_jax.errors import UserError, run_command
 from covid_jax.inference.postprocess import load_postprocessing, to_mask
 from covid_jax.inference.scan import Predictor, make_predictor
-from covid_jax.training.checkpoint import load_run
+from covid_jax.training.checkpoint import load_config, load_run
 from covid_jax.training.parallel import keep_compiled_programs
 
 _CHECKPOINT = flags.DEFINE_list("checkpoint", [], "Work directory of a run, or of several.")
@@ -40,9 +40,9 @@ def main() -> None:
             raise UserError(f"--{flag.name} is missing (see --help)")
     keep_compiled_programs()
     scans = scans_in(Path(_INPUT.value))
-    plan, predict = ensemble([Path(folder) for folder in _CHECKPOINT.value], _MIRROR.value)
-    first = load_run(_CHECKPOINT.value[0])[0]
-    postprocessing = load_postprocessing(Path(_CHECKPOINT.value[0]), first.inference)
+    workdirs = [Path(folder) for folder in _CHECKPOINT.value]
+    plan, predict = ensemble(workdirs, _MIRROR.value)
+    postprocessing = load_postprocessing(workdirs[0], load_config(workdirs[0]).inference)
     output_dir = Path(_OUTPUT_DIR.value)
     for name, path in tqdm(scans.items(), "predicting", unit="scan"):
         scan = read_scan(path)

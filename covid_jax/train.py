@@ -32,7 +32,7 @@ from covid_jax.config import (
 )
 from covid_jax.data.augment import augment
 from covid_jax.data.plan import Plan
-from covid_jax.data.preprocess import PreparedCase, as_volume
+from covid_jax.data.preprocess import Geometry, PreparedCase, as_volume
 from covid_jax.data.store import StoredDataset, load_case
 from covid_jax.data.volume import read_volume, write_volume
 from covid_jax.errors import UserError, run_command
@@ -189,19 +189,20 @@ def test(config: Config, plan: Plan, dataset: StoredDataset, params: Any, workdi
     """Writes predictions/ and metrics.json of the fold's test cases."""
     predict = make_predictor(config, plan, params, config.inference.mirror)
     folder = workdir / "predictions"
+    split = dataset.split(config.fold)
 
-    def of(name: str) -> np.ndarray:
+    def predicted(name: str) -> tuple[np.ndarray, Geometry]:
         case = load_case(dataset, name)
-        return predict(PreparedCase(case.image, None, case.geometry))
+        return predict(PreparedCase(case.image, None, case.geometry)), case.geometry
 
     if config.inference.choose:
-        training = dataset.split(config.fold).train
-        scored = ((of(name), read_volume(dataset.reference(name)).voxels) for name in training)
+        references = (read_volume(dataset.reference(name)).voxels for name in split.train)
+        scored = zip((predicted(name)[0] for name in split.train), references, strict=True)
         save_postprocessing(workdir, choose(scored))
     postprocessing = load_postprocessing(workdir, config.inference)
-    for name in tqdm(dataset.split(config.fold).test, "testing", unit="case", mininterval=1):
-        mask = to_mask(of(name), postprocessing)
-        geometry = load_case(dataset, name).geometry
+    for name in tqdm(split.test, "testing", unit="case", mininterval=1):
+        probabilities, geometry = predicted(name)
+        mask = to_mask(probabilities, postprocessing)
         write_volume(folder / f"{name}.nii.gz", as_volume(mask, geometry))
     metrics = evaluate_folders(folder, dataset.references)
     save_metrics(workdir / "metrics.json", metrics)

@@ -13,6 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from covid_jax.lock import only_here
 from covid_jax.training.checkpoint import load_params
 from covid_jax.training.progress import read_log
 from covid_jax.transfer.freezing import leaf_paths
@@ -170,6 +171,12 @@ def test_a_finished_run_that_is_started_again_changes_nothing(tiny_run, command)
 def test_another_config_for_the_same_folder_is_refused_with_the_difference(tiny_run, refuses):
     line = refuses("train", TINY, f"--workdir={tiny_run}", "--config.optimizer.momentum=0.5")
     assert "optimizer.momentum: 0.5, was 0.99" in line
+
+
+def test_a_second_training_in_the_same_folder_stops(tmp_path, refuses):
+    with only_here(tmp_path / "run", "a test"):
+        line = refuses("train", f"--config={ROOT}/configs/tiny.py", f"--workdir={tmp_path / 'run'}")
+    assert "another training is at work here" in line
 
 
 def test_nothing_is_compiled_after_the_first_epoch(tiny_run, tmp_path):

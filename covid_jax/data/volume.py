@@ -154,6 +154,11 @@ def write_json(path: Path, content: Any) -> None:
         partial.write_text(json.dumps(content, indent=1) + "\n")
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """What the JSON file at `path` says; nothing where there is no such file."""
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
 def scans_in(path: Path) -> dict[str, Path]:
     """The scans at `path`, by name: a file, a folder of files, of DICOM slices, or of such folders.
 

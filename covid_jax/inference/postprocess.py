@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,8 @@ import cc3d
 import numpy as np
 
 from covid_jax.config import IGNORED, InferenceConfig
-from covid_jax.data.volume import write_json
+from covid_jax.data.volume import read_json, write_json
+from covid_jax.evaluation.metrics import dice
 
 _THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 _FILE = "postprocessing.json"
@@ -52,8 +52,12 @@ def choose(cases: Iterable[tuple[np.ndarray, np.ndarray]]) -> Postprocessing:
         Postprocessing(threshold, largest)
         for largest, threshold in itertools.product((False, True), (0.0, *_THRESHOLDS))
     ]
-    dice = np.array([[_dice(to_mask(p, one), truth) for one in candidates] for p, truth in cases])
-    return candidates[int(dice.mean(0).argmax())]
+    scores = []
+    for probabilities, reference in cases:
+        counted = reference != IGNORED
+        masks = (to_mask(probabilities, one) > 0 for one in candidates)
+        scores.append([dice(mask & counted, (reference > 0) & counted) for mask in masks])
+    return candidates[int(np.mean(scores, axis=0).argmax())]
 
 
 def save_postprocessing(workdir: Path, postprocessing: Postprocessing) -> None:
@@ -63,9 +67,8 @@ def save_postprocessing(workdir: Path, postprocessing: Postprocessing) -> None:
 
 def load_postprocessing(workdir: Path, config: InferenceConfig) -> Postprocessing:
     """What was chosen for a run, or what its config says."""
-    path = workdir / _FILE
-    if path.is_file():
-        return Postprocessing(**json.loads(path.read_text()))
+    if chosen := read_json(workdir / _FILE):
+        return Postprocessing(**chosen)
     return Postprocessing(config.threshold, config.largest_only)
 
 
@@ -74,9 +77,3 @@ def _largest(mask: np.ndarray) -> np.ndarray:
     sizes = np.bincount(components.ravel())
     sizes[0] = 0
     return np.where((sizes == sizes.max())[components] & (components > 0), mask, 0)
-
-
-def _dice(mask: np.ndarray, reference: np.ndarray) -> float:
-    lesion, truth = (mask > 0) & (reference != IGNORED), (reference > 0) & (reference != IGNORED)
-    total = int(lesion.sum()) + int(truth.sum())
-    return 2 * int((lesion & truth).sum()) / total if total else 1.0

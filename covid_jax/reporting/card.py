@@ -1,7 +1,6 @@
 """A trained network as a folder to share: weights, config, plan, and a card of what it is."""
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ import jax
 from covid_jax import __version__
 from covid_jax.config import Config, RawDirs, to_dict
 from covid_jax.data.plan import Plan
-from covid_jax.data.volume import write_json
+from covid_jax.data.volume import read_json, write_json
 from covid_jax.training.checkpoint import load_run, save_params
 from covid_jax.transfer.strategies import STRATEGIES
 
@@ -49,7 +48,8 @@ def export_model(workdir: Path) -> Path:
     )
     write_json(partial / "config.json", to_dict(shared))
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
-    card = model_card(config, plan, size, _read(workdir, "provenance"), _read(workdir, "metrics"))
+    origin, metrics = (read_json(workdir / f"{name}.json") for name in ("provenance", "metrics"))
+    card = model_card(config, plan, size, origin, metrics)
     (partial / "README.md").write_text(card)
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
@@ -66,9 +66,12 @@ def model_card(
       size: number of parameters.
       provenance, metrics: what its provenance.json and metrics.json say; empty where there is none.
     """
-    model, before = config.model, provenance.get("pretrained", {})
-    synthetic = {*provenance.get("synthetic", ()), *before.get("synthetic", ())}
-    data, earlier = list(provenance.get("data", {})), list(before.get("data", {}))
+    model, chain = config.model, [provenance]
+    while before := chain[-1].get("pretrained"):
+        chain.append(before)
+    synthetic = {name for one in chain for name in one.get("synthetic", ())}
+    data, *before_it = [list(one.get("data", ())) for one in chain]
+    earlier = list(dict.fromkeys(name for names in before_it for name in names))
     steps = config.epochs * config.steps_per_epoch
     if config.pretraining:
         steps = config.pretraining_epochs * config.steps_per_epoch
@@ -131,8 +134,3 @@ def _terms(dataset: str, synthetic: bool) -> str:
     if synthetic:
         return "SYNTHETIC, made by this program"
     return LICENCES.get(dataset, "see where it was published")
-
-
-def _read(workdir: Path, name: str) -> dict[str, Any]:
-    path = workdir / f"{name}.json"
-    return json.loads(path.read_text()) if path.is_file() else {}

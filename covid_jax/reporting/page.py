@@ -1,7 +1,6 @@
 """The report of a study: a function of its folders, written into STUDY/report."""
 
 import base64
-import dataclasses
 import functools
 import io
 import json
@@ -55,7 +54,8 @@ def write_report(study: Path) -> Path:
         raise UserError("; ".join([f"{study}: no finished run in it yet", *problems]))
     report, note = study / "report", honest_note(study, config)
     cases = _tested_cases(study, config, runs)
-    write_tables(report, runs, note)
+    tables = all_tables(runs)
+    write_tables(report, runs, tables, note)
     drawn = {
         "Test cases: best, median and worst by mean DSC": _test_overlays(
             study, cases, runs, note, problems
@@ -84,7 +84,7 @@ def write_report(study: Path) -> Path:
     page = environment.get_template("report.html").render(
         title=config.study.title,
         note=note,
-        tables=all_tables(runs),
+        tables=tables,
         comparisons={HEADINGS[metric]: comparisons(runs, metric) for metric in METRICS[:3]},
         runs={kind: [run for run in runs if run.kind == kind] for kind in kinds_of(runs)},
         problems=list(dict.fromkeys(problems)),
@@ -155,8 +155,9 @@ def _test_overlays(
     table_3 = [Kind(row.strategy, row.source) for row in paper_table(3)]
     fold = min(run.fold for run in runs)
     first = [run for run in runs if run.fold == fold]
-    shown = [run for run in first if run.kind in table_3] or first
-    dice = values_of(shown, "dsc")
+    shown = {run.kind.strategy: run for run in first if run.kind in table_3}
+    shown = shown or {run.kind.label: run for run in first}
+    dice = values_of(list(shown.values()), "dsc")
     ranked = sorted(dice, key=lambda case: -np.mean(dice[case]))
     chosen = list(dict.fromkeys([ranked[0], ranked[len(ranked) // 2], ranked[-1]]))
     read = {name: cases[name]() for name in chosen}
@@ -164,12 +165,14 @@ def _test_overlays(
         {name: scan.voxels for name, (scan, _) in read.items()},
         {
             name: {
-                run.kind.strategy: mask.voxels for run, mask in _masks(study, shown, name, problems)
+                column: mask.voxels
+                for column, run in shown.items()
+                for _, mask in _masks(study, [run], name, problems)
             }
             for name in chosen
         },
         {name: label.voxels == 1 for name, (_, label) in read.items()},
-        [run.kind.strategy for run in shown],
+        list(shown),
         note,
     )
 
@@ -191,7 +194,7 @@ def _networks(runs: Sequence[Run]) -> Figure:
     }
     shown = list(different.values())[:_MOST_NETWORKS]
     titles = [" ".join(filter(None, [run.kind.strategy, run.kind.variant])) for run in shown]
-    return draw_networks([dataclasses.replace(run.config, fold=0) for run in shown], titles)
+    return draw_networks([run.config for run in shown], titles)
 
 
 def _write_cases(

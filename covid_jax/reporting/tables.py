@@ -103,10 +103,9 @@ def values_of(runs: Sequence[Run], metric: str) -> Values:
     return found
 
 
-def write_tables(report: Path, runs: Sequence[Run], note: str) -> None:
+def write_tables(report: Path, runs: Sequence[Run], tables: Sequence[Table], note: str) -> None:
     """Writes table_N.csv and table_N.tex, and results.json with all of it; each has the note."""
-    found = all_tables(runs)
-    for table in found:
+    for table in tables:
         rows = [_flat(row) | {"note": note} for row in table.rows]
         _write(report / f"table_{table.name}.csv", _as_csv(rows))
         _write(report / f"table_{table.name}.tex", as_latex(table, note))
@@ -115,7 +114,7 @@ def write_tables(report: Path, runs: Sequence[Run], note: str) -> None:
         "runs": [
             {
                 "name": run.name,
-                **dict(zip(("strategy", "source", "variant"), run.kind, strict=True)),
+                **run.kind._asdict(),
                 "fold": run.fold,
                 "cases": run.cases,
                 "epoch_seconds": run.epoch_seconds,
@@ -128,7 +127,7 @@ def write_tables(report: Path, runs: Sequence[Run], note: str) -> None:
             for metric in METRICS
             for kind, comparison in comparisons(runs, metric).items()
         ],
-        **{f"table_{table.name}": [_flat(row) for row in table.rows] for table in found},
+        **{f"table_{table.name}": [_flat(row) for row in table.rows] for table in tables},
     }
     write_json(report / "results.json", results)
 

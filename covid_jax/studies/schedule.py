@@ -3,7 +3,6 @@
 What a step printed is in STUDY/steps/NAME.txt, and in NAME.json how it ended and in what time.
 """
 
-import json
 import shlex
 import time
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from covid_jax.data.volume import write_json
+from covid_jax.data.volume import read_json, write_json
 from covid_jax.lock import is_held
 from covid_jax.studies.executors import Job, Start
 from covid_jax.studies.grid import Step
@@ -82,8 +81,10 @@ def run_steps(steps: Sequence[Step], workdir: Path, start: Start, jobs: int) -> 
 
 def states(steps: Sequence[Step], workdir: Path) -> dict[str, State]:
     """Where each step stands, by name."""
+    records = {step.name: read_json(_record(workdir, step)) for step in steps}
+    logs = {step.name: read_log(step.training.folder) for step in steps if step.training}
+    measured = _measured(steps, records, logs)
     found = {}
-    records = {step.name: _read(_record(workdir, step)) for step in steps}
     for step in steps:
         record = records[step.name]
         if step.done:
@@ -92,38 +93,56 @@ def states(steps: Sequence[Step], workdir: Path) -> dict[str, State]:
         word = record.get("state", "to do")
         if word == "running" and not is_held(workdir):
             word = "interrupted"
-        seconds = _expected(step, steps, records)
+        seconds = _expected(step, measured, logs.get(step.name, []))
         found[step.name] = State(word, seconds, record.get("cause", ""))
     return found
 
 
-def _expected(
-    step: Step, steps: Sequence[Step], records: dict[str, dict[str, Any]]
-) -> float | None:
+@dataclass(frozen=True)
+class _Measured:
+    """What the steps of a study took so far.
+
+    Attributes:
+      whole: seconds of each finished step, by its command.
+      paces: seconds of a training step with its share of the validation, by strategy.
+      overheads: seconds of each finished training besides its epochs.
+    """
+
+    whole: dict[str, list[float]]
+    paces: dict[str, list[float]]
+    overheads: list[float]
+
+
+def _measured(
+    steps: Sequence[Step],
+    records: dict[str, dict[str, Any]],
+    logs: dict[str, list[dict[str, Any]]],
+) -> _Measured:
+    found = _Measured({}, {}, [])
+    for step in steps:
+        seconds = records[step.name].get("seconds") if step.done else None
+        if seconds is not None:
+            found.whole.setdefault(step.command[0], []).append(seconds)
+        if step.training and len(log := logs[step.name]) > 1:
+            epochs = [line["seconds"] + line.get("validation_seconds", 0) for line in log]
+            pace = median(epochs[1:]) / (log[1]["step"] - log[0]["step"])  # the first compiles
+            found.paces.setdefault(step.training.strategy, []).append(pace)
+            if seconds is not None:
+                found.overheads.append(max(0.0, seconds - sum(epochs)))
+    return found
+
+
+def _expected(step: Step, measured: _Measured, log: list[dict[str, Any]]) -> float | None:
     """The seconds that are left of a step, from those of steps like it."""
-    like = [other for other in steps if other.command[0] == step.command[0]]
-    whole = {other.name: records[other.name].get("seconds") for other in like if other.done}
-    measured = {name: seconds for name, seconds in whole.items() if seconds is not None}
     if step.training is None:
-        return median(measured.values()) if measured else None
-    speeds: dict[str, list[float]] = {}
-    overheads = []
-    for other in like:
-        assert other.training
-        log = read_log(other.training.folder)
-        if len(log) > 1:
-            logged = sum(line["seconds"] + line.get("validation_seconds", 0) for line in log)
-            each = log[1]["step"] - log[0]["step"]
-            pace = median(line["seconds"] + line.get("validation_seconds", 0) for line in log[1:])
-            speeds.setdefault(other.training.strategy, []).append(pace / each)
-            if other.name in measured:
-                overheads.append(max(0.0, measured[other.name] - logged))
-    if not speeds:
+        like = measured.whole.get(step.command[0])
+        return median(like) if like else None
+    others = [pace for paces in measured.paces.values() for pace in paces]
+    paces = measured.paces.get(step.training.strategy, others)
+    if not paces:
         return None
-    paces = speeds.get(step.training.strategy) or [p for of_one in speeds.values() for p in of_one]
-    log = read_log(step.training.folder)
     left = step.training.steps - (log[-1]["step"] if log else 0)
-    return left * median(paces) + (median(overheads) if overheads else 0.0)
+    return left * median(paces) + (median(measured.overheads) if measured.overheads else 0.0)
 
 
 def _finish(step: Step, workdir: Path, status: int, seconds: float) -> str:
@@ -156,7 +175,3 @@ def _record(workdir: Path, step: Step) -> Path:
 
 def _log(workdir: Path, step: Step) -> Path:
     return workdir / "steps" / f"{step.name}.txt"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}

@@ -13,7 +13,7 @@ from covid_jax.data.plan import Plan, load_plan, save_plan
 from covid_jax.data.preparation import prepare_phantom
 from covid_jax.data.sampling import Sampler, Source, Stream
 from covid_jax.data.store import StoredDataset, digests, load_case, load_dataset
-from covid_jax.data.volume import write_json
+from covid_jax.data.volume import read_json, write_json
 from covid_jax.errors import UserError
 
 _PHANTOM_CASES = 6
@@ -100,9 +100,8 @@ def provenance(datasets: Sequence[StoredDataset], pretrained: str = "") -> dict[
         "data": {data.name: digests(data) for data in datasets},
         "synthetic": sorted(data.name for data in datasets if data.synthetic),
     }
-    before = Path(pretrained) / "provenance.json"
-    if pretrained and before.is_file():
-        origin["pretrained"] = json.loads(before.read_text())
+    if pretrained and (before := read_json(Path(pretrained) / "provenance.json")):
+        origin["pretrained"] = before
     return origin
 
 

@@ -1,10 +1,12 @@
 """The benchmark of the step leaves the file that others read, and refuses what it does not know."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
-from tests.conftest import ROOT
+from benchmarks.measure import Candidate, whole_epoch
+from tests.conftest import ROOT, tiny
 
 TINY = f"--config={ROOT}/configs/tiny.py"
 
@@ -38,6 +40,16 @@ def test_every_figure_is_there_for_every_strategy(tmp_path, command):
     assert "206" in finished.stdout
 
 
+def test_a_whole_epoch_is_every_step_of_it():
+    done = []
+    steps = SimpleNamespace(
+        train=lambda: done.append("train"), validate=lambda: done.append("validate")
+    )
+    config = tiny(steps_per_epoch=5, validation_steps=2)
+    assert whole_epoch(Candidate(config, steps, 1.0, 1.0)) > 0
+    assert done == ["train"] * 5 + ["validate"] * 2
+
+
 def test_an_epoch_is_measured_whole_and_with_the_input_pipeline_where_asked(tmp_path, command):
     finished = command(
         "benchmarks.epoch_time",
@@ -55,7 +67,7 @@ def test_an_epoch_is_measured_whole_and_with_the_input_pipeline_where_asked(tmp_
     lines = json.loads((tmp_path / "epoch_time.json").read_text())["results"]
     assert [line["data"] for line in lines] == ["dummy", "dummy", "real"]
     assert {line["epoch"] for line in lines} == {"measured whole"}
-    assert all(line["seconds_per_epoch"] > 0 for line in lines)
+    assert all(line["seconds_per_epoch"] > 0 for line in lines)  # of all steps: the test below
     assert "with the input pipeline" in finished.stdout
 
 

@@ -54,6 +54,15 @@ def test_what_a_run_started_from_makes_its_card_synthetic_too():
     assert "It was not tested." in card
 
 
+def test_synthetic_data_is_told_however_far_back_it_was_used():
+    first = {"data": {"nsclc_effusion": {}}, "synthetic": ["nsclc_effusion"]}
+    second = {"data": {"msd_lung": {}}, "synthetic": [], "pretrained": first}
+    provenance = {"data": {"covid19": {}}, "synthetic": [], "pretrained": second}
+    card = model_card(tiny("body-msd"), PLAN, 10, provenance, {})
+    assert "**SYNTHETIC data: nsclc_effusion**" in card
+    assert "trained on msd_lung, SYNTHETIC nsclc_effusion" in card
+
+
 def test_an_unknown_dataset_has_its_terms_elsewhere():
     card = model_card(Config(), PLAN, 10, {"data": {"nnunet": {}}, "synthetic": []}, {})
     assert "- nnunet: see where it was published" in card

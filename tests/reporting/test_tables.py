@@ -52,7 +52,8 @@ def test_latex_takes_any_note_as_text():
 
 
 def test_files_carry_the_note(tmp_path):
-    write_tables(tmp_path, [run(a=0.5)], "SYNTHETIC")
+    runs = [run(a=0.5)]
+    write_tables(tmp_path, runs, all_tables(runs), "SYNTHETIC")
     for number in (1, 2, 3):
         assert "SYNTHETIC" in (tmp_path / f"table_{number}.csv").read_text()
         assert "SYNTHETIC" in (tmp_path / f"table_{number}.tex").read_text()

@@ -46,7 +46,7 @@ def local(jobs: int) -> Start:
 class _Process:
     def __init__(self, step: Step, log: Path, environment: Mapping[str, str], shown: bool) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", *step.command],
+            [sys.executable, "-u", "-m", *step.command],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             env=environment,
@@ -101,7 +101,7 @@ def slurm(parameters: Mapping[str, str | int]) -> Start:
         except RuntimeError as error:
             raise UserError(f"--executor=slurm: {error}") from error
         executor.update_parameters(job_name=step.name, **parameters)
-        command = shlex.join([sys.executable, "-m", *step.command])
+        command = shlex.join([sys.executable, "-u", "-m", *step.command])
         run = submitit.helpers.CommandFunction(
             ["bash", "-c", f"{command} > {shlex.quote(str(log.resolve()))} 2>&1"], verbose=False
         )

@@ -7,6 +7,7 @@ each draws its own initial weights. Writes learning_parity.json and learning_par
 the same validation patches after every epoch.
 """
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -65,9 +66,10 @@ def train_ours(config: Config, seed: int, training: Sampler, validation: Sampler
     state = initial_state(params, transform)
     nothing = jax.tree.map(lambda _: None, params)
     curve = []
+    batches = training.batches(0, config.epochs * config.steps_per_epoch)
     for epoch in range(config.epochs):
         rate = jnp.float32(learning_rate(config, epoch))
-        for batch in training.batches(*_steps(config, epoch)):
+        for batch in itertools.islice(batches, config.steps_per_epoch):
             state, _ = train_step(state, nothing, vars(batch), rate, jax.random.key(0))
         found = [
             eval_step(state.trainable, nothing, vars(validation.batch(step)))
@@ -79,25 +81,16 @@ def train_ours(config: Config, seed: int, training: Sampler, validation: Sampler
 
 def train_torch(config: Config, seed: int, training: Sampler, validation: Sampler) -> Curve:
     """The same of PlainConvUNet with nnU-Net's loss and optimiser."""
-    torch.manual_seed(seed)
-    net = peer.network(config.model)
-    loss = peer.loss(len(config.model.features_per_stage) - 1)
-    sgd = peer.optimizer(net, config.optimizer)
-    curve = []
-    for epoch in range(config.epochs):
-        for group in sgd.param_groups:
-            group["lr"] = learning_rate(config, epoch)
-        for batch in training.batches(*_steps(config, epoch)):
-            image, label = peer.channels_first(batch.image), torch.from_numpy(batch.label)
-            peer.train_step(net, sgd, loss, image, label, config.optimizer.clip_norm)
+    curve: Curve = []
+
+    def validate(net: torch.nn.Module) -> None:
         with torch.no_grad():
             found = [_overlap(net, validation.batch(s)) for s in range(config.validation_steps)]
         curve.append(pseudo_dice(found))
+
+    steps = config.epochs * config.steps_per_epoch
+    peer.train(config, seed, training.batches(0, steps), validate)
     return curve
-
-
-def _steps(config: Config, epoch: int) -> tuple[int, int]:
-    return epoch * config.steps_per_epoch, (epoch + 1) * config.steps_per_epoch
 
 
 def _overlap(net: torch.nn.Module, batch: Batch) -> dict[str, np.ndarray]:

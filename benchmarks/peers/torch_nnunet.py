@@ -3,7 +3,7 @@
 Everything here comes from dynamic-network-architectures and nnunetv2; only the arguments are ours.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import numpy as np
@@ -17,8 +17,10 @@ from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from torch import nn
 
 from covid_jax.config import Config, OptimizerConfig, UNetConfig
+from covid_jax.data.sampling import Batch
 from covid_jax.model.nnunet_weights import to_state_dict
 from covid_jax.training.cost import abstract_params
+from covid_jax.training.state import learning_rate
 from covid_jax.transfer.freezing import mask
 from covid_jax.transfer.strategies import frozen_patterns
 
@@ -198,6 +200,35 @@ def train_step(
     nn.utils.clip_grad_norm_(net.parameters(), clip_norm)
     sgd.step()
     return value.item()
+
+
+def train(
+    config: Config,
+    seed: int,
+    batches: Iterable[Batch],
+    after_epoch: Callable[[nn.Module], None] = lambda net: None,
+) -> PlainConvUNet:
+    """The network of `config` from weights of its own, trained as nnUNetTrainer trains it.
+
+    Args:
+      config: of the run; its epochs, schedule, network and optimiser are taken.
+      seed: of the first weights.
+      batches: of all steps, in their order.
+      after_epoch: is given the network after each epoch.
+    """
+    torch.manual_seed(seed)
+    net = network(config.model)
+    loss_of = loss(len(config.model.features_per_stage) - 1, config.loss.batch_dice)
+    sgd = optimizer(net, config.optimizer)
+    for step, batch in enumerate(batches):
+        epoch, place = divmod(step, config.steps_per_epoch)
+        for group in sgd.param_groups:
+            group["lr"] = learning_rate(config, epoch)
+        image, label = channels_first(batch.image), torch.from_numpy(batch.label)
+        train_step(net, sgd, loss_of, image, label, config.optimizer.clip_norm)
+        if place + 1 == config.steps_per_epoch:
+            after_epoch(net)
+    return net
 
 
 def validation_step(

@@ -1,0 +1,139 @@
+r"""Does scratch score as PyTorch's nnU-Net does, on the test cases of a fold? Some seeds of each.
+
+    python -m benchmarks.dice_parity --config=configs/covid19_reduced.py:scratch --workdir=DIR \
+        --config.data.prepared_dir=runs/reduced/prepared --output=benchmarks/results
+
+Ours is covid_jax.train, run by run. The other is nnU-Net's network, loss and optimiser, on the
+patches that ours saw, augmentation included, from first weights of its own; its test cases are
+predicted and measured by the same code. Runs that are done stay. Writes dice_parity.json and
+dice_parity.png: the Dice of every test case.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+from absl import flags
+from tqdm import tqdm
+
+from benchmarks import environment
+from benchmarks.peers import torch_nnunet as peer
+from covid_jax.config import Config, check_config_arguments, config_from_flag
+from covid_jax.data.augment import augment
+from covid_jax.data.sampling import Batch, Sampler
+from covid_jax.errors import UserError, run_command
+from covid_jax.model.nnunet_weights import to_params
+from covid_jax.train import test, train
+from covid_jax.training.parallel import keep_compiled_programs
+from covid_jax.training.run import open_data, samplers, title, with_num_classes
+
+matplotlib.use("agg")
+
+_CONFIG, _WORKDIR = flags.FLAGS["config"], flags.FLAGS["workdir"]  # as covid_jax.train has them
+_OUTPUT = flags.DEFINE_string("output", None, "Folder of the results.")
+_SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each.")
+
+Scores = dict[str, float]
+"""The Dice of every test case."""
+
+
+def train_ours(config: Config, workdir: Path) -> Scores:
+    """A run of covid_jax.train."""
+    train(config, workdir)
+    return read_scores(workdir)
+
+
+def train_torch(config: Config, workdir: Path) -> Scores:
+    """PyTorch's nnU-Net on the patches of such a run."""
+    if not (workdir / "metrics.json").is_file():
+        plan, datasets = open_data(config, workdir)
+        config = with_num_classes(config, datasets)
+        training, _ = samplers(config, datasets)
+        net = peer.train(config, config.seed, patches(config, training))
+        test(config, plan, datasets[0], to_params(net.state_dict(), config.model), workdir)
+    return read_scores(workdir)
+
+
+def patches(config: Config, training: Sampler) -> Iterator[Batch]:
+    """The batches of all steps as covid_jax.train augments them."""
+    changed = jax.jit(functools.partial(augment, patch_size=config.data.patch_size))
+    key = jax.random.key(config.seed)
+    steps = config.epochs * config.steps_per_epoch
+    with tqdm(total=steps, unit="step", mininterval=1) as bar:
+        for step, batch in enumerate(training.batches(0, steps)):
+            if config.data.augment:
+                image, label = changed(jax.random.fold_in(key, step), batch.image, batch.label)
+                batch = dataclasses.replace(batch, image=np.asarray(image), label=np.asarray(label))
+            yield batch
+            bar.update()
+
+
+def read_scores(workdir: Path) -> Scores:
+    """From a run's metrics.json."""
+    cases = json.loads((workdir / "metrics.json").read_text())["cases"]
+    return {name: case["dsc"] for name, case in cases.items()}
+
+
+def draw(scores: dict[str, list[Scores]], what: str, path: Path) -> None:
+    """The mean of every test case over the seeds, and all seeds about it."""
+    figure, axes = plt.subplots(figsize=(7, 4.2))
+    cases = sorted(next(iter(scores.values()))[0])
+    styles = zip(scores.items(), ("#31688e", "#ff5a36"), (-0.12, 0.12), strict=True)
+    for (name, runs), colour, shift in styles:
+        values = np.array([[run[case] for case in cases] for run in runs])
+        places = np.arange(len(cases)) + shift
+        label = f"{name}: {values.mean():.3f}, mean of {len(runs)} seeds"
+        axes.vlines(places, values.min(0), values.max(0), color=colour, alpha=0.5)
+        axes.scatter(places, values.mean(0), color=colour, s=22, label=label)
+    axes.set_xticks(range(len(cases)), cases, rotation=60, ha="right", fontsize=7)
+    axes.set(ylabel="DSC of the test case", ylim=(0, 1))
+    axes.set_title(f"{what}: the same patches for both; lines: all seeds", fontsize=9)
+    axes.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    """Trains, compares and writes what the flags say."""
+    if not _OUTPUT.value or not _WORKDIR.value:
+        raise UserError("--output or --workdir is missing (see --help)")
+    config, output, workdir = config_from_flag(_CONFIG), Path(_OUTPUT.value), Path(_WORKDIR.value)
+    what = title(config, open_data(config, workdir)[1])
+    config.data.prepared_dir = config.data.prepared_dir or str(workdir / "data")
+    keep_compiled_programs()
+    trainers = {"covid_jax": train_ours, "PyTorch's nnU-Net": train_torch}
+    scores: dict[str, list[Scores]] = {name: [] for name in trainers}
+    for seed in range(_SEEDS.value):
+        seeded = dataclasses.replace(config, seed=seed)
+        for place, (name, trainer) in zip(("jax", "torch"), trainers.items(), strict=True):
+            scores[name].append(trainer(seeded, workdir / f"{place}-{seed}"))
+    means = {
+        name: [float(np.mean(list(run.values()))) for run in runs] for name, runs in scores.items()
+    }
+    ours, theirs = map(np.array, means.values())
+    difference, spread = ours.mean() - theirs.mean(), max(np.ptp(ours), np.ptp(theirs))
+    result = {
+        **environment.describe(),
+        "run": what,
+        "steps": config.epochs * config.steps_per_epoch,
+        "mean_dsc": means,
+        "difference_of_means": float(difference),
+        "spread_of_seeds": float(spread),
+        "cases": scores,
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "dice_parity.json").write_text(json.dumps(result, indent=1) + "\n")
+    draw(scores, what, output / "dice_parity.png")
+    for name, values in means.items():
+        print(f"{name:<18} {np.mean(values):.3f} ({', '.join(f'{v:.3f}' for v in values)})")
+    print(f"difference of means {difference:+.3f}, spread of seeds {spread:.3f}")
+
+
+if __name__ == "__main__":
+    run_command(main, __doc__, check_config_arguments)

@@ -51,7 +51,7 @@ def draw_networks(configs: Sequence[Config], titles: Sequence[str]) -> Figure:
         frameon=False,
         fontsize=9,
     )
-    figure.tight_layout(rect=(0, 0.07, 1, 1))
+    figure.tight_layout(rect=(0, 0.07, 1, 0.97))
     return figure
 
 

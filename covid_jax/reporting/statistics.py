@@ -64,17 +64,17 @@ def summarise(values: Values) -> Summary:
     return Summary(float(every.mean()), float(every.std()), low, high, len(every))
 
 
-def compare(values: Mapping[Name, Values], baseline: Values) -> dict[Name, Comparison]:
-    """Each of `values` against the baseline; those that share no case with it are left out."""
+def compare(pairs: Mapping[Name, tuple[Values, Values]]) -> dict[Name, Comparison]:
+    """The first of each pair against the second, its baseline; left out where they share no case."""
     found, p_values = {}, {}  # of each name
-    for name, of_name in values.items():
+    for name, (of_name, baseline) in pairs.items():
         shared = [case for case in of_name if case in baseline]
         if not shared:
             continue
-        pairs = {c: [float(np.mean(of_name[c]) - np.mean(baseline[c]))] for c in shared}
-        differences = np.concatenate(list(pairs.values()))
+        by_case = {c: [float(np.mean(of_name[c]) - np.mean(baseline[c]))] for c in shared}
+        differences = np.concatenate(list(by_case.values()))
         p_values[name] = float(stats.wilcoxon(differences).pvalue) if any(differences) else 1.0
-        found[name] = (float(differences.mean()), *_interval(pairs), len(shared))
+        found[name] = (float(differences.mean()), *_interval(by_case), len(shared))
     adjusted = dict(zip(p_values, holm(list(p_values.values())), strict=True))
     return {
         name: Comparison(difference, low, high, p_values[name], adjusted[name], count)

@@ -88,10 +88,15 @@ def all_tables(runs: Sequence[Run]) -> tuple[Table, ...]:
 
 
 def comparisons(runs: Sequence[Run], metric: str) -> dict[Kind, Comparison]:
-    """Every kind of run against scratch; nothing where there is no scratch."""
-    values = {kind: values_of(_of(runs, kind), metric) for kind in kinds_of(runs)}
-    baseline = values.pop(_BASELINE, {})
-    return compare(values, baseline)
+    """Every kind of run against scratch in the folds that both have; empty without scratch."""
+    scratch, pairs = _of(runs, _BASELINE), {}
+    for kind in kinds_of(runs):
+        if kind != _BASELINE:
+            own = _of(runs, kind)
+            folds = {run.fold for run in own} & {run.fold for run in scratch}
+            own, beside = ([r for r in some if r.fold in folds] for some in (own, scratch))
+            pairs[kind] = values_of(own, metric), values_of(beside, metric)
+    return compare(pairs)
 
 
 def values_of(runs: Sequence[Run], metric: str) -> Values:

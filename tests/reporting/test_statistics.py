@@ -34,7 +34,7 @@ def test_a_gain_in_every_case_is_found_and_none_where_there_is_none():
     rng = np.random.default_rng(1)
     baseline = {str(i): [float(value)] for i, value in enumerate(rng.uniform(0.3, 0.7, 16))}
     better = {case: [value[0] + 0.1 + 0.001 * int(case)] for case, value in baseline.items()}
-    found = compare({"better": better, "same": baseline}, baseline)
+    found = compare({"better": (better, baseline), "same": (baseline, baseline)})
     assert found["better"].difference == pytest.approx(0.1075)
     assert found["better"].p == pytest.approx(2 / 2**16)  # all signs alike, of 16 pairs
     assert found["better"].p_holm == pytest.approx(2 * found["better"].p)
@@ -43,7 +43,8 @@ def test_a_gain_in_every_case_is_found_and_none_where_there_is_none():
 
 
 def test_only_cases_that_both_have_are_compared():
-    found = compare({"a": {"x": [1.0], "y": [0.0]}, "b": {"z": [1.0]}}, {"x": [0.5]})
+    baseline = {"x": [0.5]}
+    found = compare({"a": ({"x": [1.0], "y": [0.0]}, baseline), "b": ({"z": [1.0]}, baseline)})
     assert set(found) == {"a"}
     assert found["a"].count == 1
 

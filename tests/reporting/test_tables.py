@@ -46,6 +46,11 @@ def test_scratch_is_what_the_others_are_compared_with():
     assert comparisons(runs[1:], "dsc") == {}
 
 
+def test_only_folds_that_both_have_are_compared():
+    runs = [run(a=0.5), run(fold=1, a=0.9), run("body", "msd", a=0.6)]
+    assert comparisons(runs, "dsc")[Kind("body", "msd")].difference == pytest.approx(0.1)
+
+
 def test_latex_takes_any_note_as_text():
     table = all_tables([run(a=0.5)])[1]
     assert r"100 \% of \$5 \& \_x\_" in as_latex(table, "100 % of $5 & _x_")

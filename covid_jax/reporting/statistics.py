@@ -65,7 +65,7 @@ def summarise(values: Values) -> Summary:
 
 
 def compare(pairs: Mapping[Name, tuple[Values, Values]]) -> dict[Name, Comparison]:
-    """The first of each pair against the second, its baseline; left out where they share no case."""
+    """The first of each pair against the second, its baseline, over the cases that both have."""
     found, p_values = {}, {}  # of each name
     for name, (of_name, baseline) in pairs.items():
         shared = [case for case in of_name if case in baseline]

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from benchmarks import environment
 from benchmarks.peers import torch_nnunet as peer
+from benchmarks.seeds import agreement, agreement_table
 from covid_jax.config import Config, check_config_arguments, config_from_flag
 from covid_jax.data.augment import augment
 from covid_jax.data.sampling import Batch, Sampler
@@ -116,23 +117,18 @@ def main() -> None:
     means = {
         name: [float(np.mean(list(run.values()))) for run in runs] for name, runs in scores.items()
     }
-    ours, theirs = map(np.array, means.values())
-    difference, spread = ours.mean() - theirs.mean(), max(np.ptp(ours), np.ptp(theirs))
     result = {
         **environment.describe(),
         "run": what,
         "steps": config.epochs * config.steps_per_epoch,
         "mean_dsc": means,
-        "difference_of_means": float(difference),
-        "spread_of_seeds": float(spread),
+        **agreement(means),
         "cases": scores,
     }
     output.mkdir(parents=True, exist_ok=True)
     (output / "dice_parity.json").write_text(json.dumps(result, indent=1) + "\n")
     draw(scores, what, output / "dice_parity.png")
-    for name, values in means.items():
-        print(f"{name:<18} {np.mean(values):.3f} ({', '.join(f'{v:.3f}' for v in values)})")
-    print(f"difference of means {difference:+.3f}, spread of seeds {spread:.3f}")
+    print(agreement_table(means))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from benchmarks import environment
 from benchmarks.peers import torch_nnunet as peer
+from benchmarks.seeds import agreement, agreement_table
 from covid_jax.config import Config, DataConfig, OptimizerConfig, UNetConfig
 from covid_jax.data.sampling import Batch, Sampler
 from covid_jax.errors import UserError, run_command
@@ -133,23 +134,18 @@ def main() -> None:
     for seed in tqdm(range(_SEEDS.value), "seeds"):
         for name, train in trainers.items():
             curves[name].append(train(config, seed, training, validation))
-    final = {name: np.array(runs)[:, -1] for name, runs in curves.items()}
-    ours, theirs = final.values()
-    spread = max(float(np.ptp(values)) for values in final.values())
+    final = {name: [curve[-1] for curve in runs] for name, runs in curves.items()}
     result = {
         **environment.describe(),
         "data": "SYNTHETIC phantoms",
         "curves": curves,
-        "final_dice": {name: values.tolist() for name, values in final.items()},
-        "difference_of_means": float(ours.mean() - theirs.mean()),
-        "spread_of_seeds": spread,
+        "final_dice": final,
+        **agreement(final),
     }
     output.mkdir(parents=True, exist_ok=True)
     (output / "learning_parity.json").write_text(json.dumps(result, indent=1) + "\n")
     draw(curves, output / "learning_parity.png")
-    for name, values in final.items():
-        print(f"{name:<18} {values.mean():.3f} ({', '.join(f'{v:.3f}' for v in values)})")
-    print(f"difference of means {ours.mean() - theirs.mean():+.3f}, spread of seeds {spread:.3f}")
+    print(agreement_table(final))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ prepared cases (synthetic ones). Fits the exponent p of seconds ~ value^p. Write
 
 import dataclasses
 import functools
-import itertools
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -27,13 +26,13 @@ from benchmarks.tables import MESH, Line, scaling_table
 from benchmarks.timing import in_turns
 from covid_jax.config import (
     Config,
-    MeshConfig,
     check_config_arguments,
     config_from_flag,
     define_config_flag,
 )
 from covid_jax.data.preparation import prepare_phantom
 from covid_jax.errors import UserError, run_command
+from covid_jax.training.parallel import fitting_meshes
 
 _CONFIG = define_config_flag()
 flags.declare_key_flag("config")
@@ -77,14 +76,8 @@ def features(config: Config) -> Points:
 
 def meshes(config: Config) -> Points:
     """Every mesh of the devices that are here which batch and depth allow, by its devices."""
-    sizes = [2**k for k in range(8) if 2**k <= jax.device_count()]
-    return [
-        (float(data * space), dataclasses.replace(config, mesh=MeshConfig(data, space)))
-        for data, space in itertools.product(sizes, sizes)
-        if data * space <= jax.device_count()
-        and config.data.batch_size % data == 0
-        and config.data.patch_size[0] % space == 0
-    ]
+    fit = fitting_meshes(config.data.batch_size, config.data.patch_size[0])
+    return [(float(mesh.data * mesh.space), dataclasses.replace(config, mesh=mesh)) for mesh in fit]
 
 
 AXES: dict[str, Callable[[Config], Points]] = {

@@ -16,7 +16,7 @@ from covid_jax.config import Config
 from covid_jax.data.augment import augment, input_size
 from covid_jax.model.conv import fast_form
 from covid_jax.model.loss import deep_supervision_loss
-from covid_jax.training.parallel import make_mesh, put_batch, replicate
+from covid_jax.training.parallel import cut_depth, make_mesh, put_batch, replicate, where_it_lies
 from covid_jax.training.state import initial_state, new_params, optimizer
 from covid_jax.training.step import make_eval_step, make_train_step
 from covid_jax.transfer.freezing import mask, split
@@ -64,7 +64,7 @@ def ours(
     mesh = make_mesh(config.mesh, config.data.batch_size, config.data.patch_size[0])
     form = fast_form(config.mesh.data, config.mesh.space)
     network = network_of(config, form)
-    apply = lambda params, image: network.apply({"params": params}, image)  # noqa: E731
+    apply = lambda params, image: network.apply({"params": params}, cut_depth(image, mesh))  # noqa: E731
     patch_size = config.data.patch_size
     put = functools.partial(put_batch, mesh=mesh, batch_size=config.data.batch_size)
     plain = put(dummy_batch(config))
@@ -73,8 +73,8 @@ def ours(
     held, transform = mask(params, frozen_patterns(config)[0]), optimizer(config.optimizer)
     trainable, frozen = split(params, held)
     state, frozen = replicate((initial_state(trainable, transform), frozen), mesh)
-    augmentation = functools.partial(augment, patch_size=patch_size) if augmented else None
-    step = make_train_step(apply, transform, augmentation)
+    augmentation = where_it_lies(functools.partial(augment, patch_size=patch_size), mesh)
+    step = make_train_step(apply, transform, augmentation if augmented else None)
     rate, key = jnp.float32(config.optimizer.learning_rate), jax.random.key(0)
     begin = time.perf_counter()
     lowered = step.lower(state, frozen, batch, rate, key)  # type: ignore[attr-defined]

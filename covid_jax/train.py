@@ -50,11 +50,13 @@ from covid_jax.reporting.card import export_model
 from covid_jax.training.checkpoint import Checkpoints, load_pretrained
 from covid_jax.training.explain import explain
 from covid_jax.training.parallel import (
+    cut_depth,
     keep_compiled_programs,
     local_samples,
     make_mesh,
     put_batch,
     replicate,
+    where_it_lies,
 )
 from covid_jax.training.progress import Progress
 from covid_jax.training.run import (
@@ -112,13 +114,12 @@ def train(config: Config, workdir: Path, accept_changes: bool = False) -> None:
 
     # The step: one function for every strategy and any number of devices.
     transform = optimizer(config.optimizer)
-    apply = lambda params, image: network.apply({"params": params}, image)  # noqa: E731
+    apply = lambda params, image: network.apply({"params": params}, cut_depth(image, mesh))  # noqa: E731
     marginal = config.loss.marginal and len(datasets) > 1
     loss = {"batch_dice": config.loss.batch_dice, "marginal": marginal}
-    augmented = functools.partial(augment, patch_size=config.data.patch_size)
-    train_step = make_train_step(
-        apply, transform, augmented if config.data.augment else None, **loss
-    )
+    augmentation = functools.partial(augment, patch_size=config.data.patch_size)
+    augmented = where_it_lies(augmentation, mesh) if config.data.augment else None
+    train_step = make_train_step(apply, transform, augmented, **loss)
     eval_step = make_eval_step(apply, **loss)
 
     # The loop: go on from the latest checkpoint, epoch after epoch.

@@ -42,7 +42,7 @@ def input_size(patch_size: Triple) -> Triple:
     """The size to cut, so that a rotated patch finds as much around it as nnU-Net's.
 
     nnU-Net: get_patch_size, with its range of scales, which is not that of the transform. Rounded
-    up so that the patch lies in the middle, and for the depth to what a mesh divides as well.
+    up so that the patch lies in the middle.
     """
     size = np.array(patch_size, float)
     angle = math.pi / 2 if is_planar(patch_size) else math.pi / 6
@@ -55,19 +55,17 @@ def input_size(patch_size: Triple) -> Triple:
     wanted = [int(n) for n in largest / 0.85]
     if is_planar(patch_size):
         wanted[0] = patch_size[0]
-    steps = (math.lcm(2, math.gcd(patch_size[0], 8)), 2, 2)
     depth, height, width = (
-        n + math.ceil((want - n) / step) * step
-        for n, want, step in zip(patch_size, wanted, steps, strict=True)
+        n + math.ceil((want - n) / 2) * 2 for n, want in zip(patch_size, wanted, strict=True)
     )
     return depth, height, width
 
 
-def augment(key: Array, image: Array, label: Array, patch_size: Triple) -> tuple[Array, Array]:
+def augment(keys: Array, image: Array, label: Array, patch_size: Triple) -> tuple[Array, Array]:
     """Rotates, scales, disturbs and mirrors each sample.
 
     Args:
-      key: a jax.random key; the same key gives the same batch.
+      keys: (N,), a jax.random key for each sample; the same key gives the same sample.
       image: (N, D', H', W', C), normalised; of `input_size`, or any other not less than the patch.
       label: (N, D', H', W'), of any integers.
       patch_size: (D, H, W), cut from the middle.
@@ -75,7 +73,6 @@ def augment(key: Array, image: Array, label: Array, patch_size: Triple) -> tuple
     Returns:
       image (N, D, H, W, C) and label (N, D, H, W)
     """
-    keys = jax.random.split(key, image.shape[0])
     one = functools.partial(_augment_sample, patch_size=patch_size)
     if jax.default_backend() == "cpu":
         # One sample after the other, so that what was not drawn is not computed.

@@ -95,7 +95,7 @@ def transposed_convolution(x: Array, kernel: Array, bias: Array | None = None) -
     n, depth, height, width, channels = x.shape
     sd, sh, sw, _, features = kernel.shape
     matrix = kernel.transpose(3, 0, 1, 2, 4).reshape(channels, sd * sh * sw * features)
-    product = x.reshape(-1, channels) @ matrix
+    product = x @ matrix  # not of a reshaped x, whose parts on several devices it would gather
     if bias is not None:
         product += jnp.tile(bias, sd * sh * sw)
     return _interleave(product.reshape(n, depth, height, width, sd, sh, sw, features))

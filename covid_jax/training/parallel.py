@@ -1,6 +1,12 @@
-"""How arrays lie on devices: batch over `data`, depth of the patch over `space`."""
+"""How arrays lie on devices: batch over `data`, depth of the patch over `space`.
+
+A batch comes to the devices of a row of the mesh whole, and is augmented there; then each keeps
+its slab of the depth. From there XLA cuts the network along: it exchanges the slices next to a
+border (halos) for convolutions, and sums for norms, loss and gradients.
+"""
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,6 +18,8 @@ from covid_jax.config import MeshConfig
 from covid_jax.errors import UserError
 
 Tree = Any
+Augment = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+"""(keys (N,), image (N, ...), label (N, ...)) -> image, label"""
 CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 
 
@@ -19,18 +27,36 @@ def make_mesh(config: MeshConfig, batch_size: int, depth: int) -> Mesh:
     """The mesh of the first data x space devices.
 
     Raises:
-      UserError: too few devices, or a batch or depth that the mesh does not divide.
+      UserError: too few devices, or a batch or depth that the mesh does not divide. It names the
+        meshes that fit.
     """
     needed, there = config.data * config.space, jax.device_count()
-    mesh = f"mesh of {config.data} (config.mesh.data) x {config.space} (config.mesh.space)"
     if needed > there:
-        raise UserError(f"{mesh} needs {needed} devices, {there} are here")
-    if batch_size % config.data:
-        raise UserError(f"{mesh}: config.data.batch_size={batch_size} is no multiple of its data")
-    if depth % config.space:
-        raise UserError(f"{mesh}: a patch of depth {depth} is no multiple of its space")
-    devices = np.array(jax.devices()[:needed]).reshape(config.data, config.space)
-    return Mesh(devices, ("data", "space"))
+        fault = f"it needs {needed} devices, {there} are here"
+    elif batch_size % config.data:
+        fault = f"config.data.batch_size={batch_size} is no multiple of its data"
+    elif depth % config.space:
+        fault = f"a patch of depth {depth} is no multiple of its space"
+    else:
+        devices = np.array(jax.devices()[:needed]).reshape(config.data, config.space)
+        return Mesh(devices, ("data", "space"))
+    fit = ", ".join(f"{mesh.data} x {mesh.space}" for mesh in fitting_meshes(batch_size, depth))
+    raise UserError(
+        f"mesh of {config.data} (config.mesh.data) x {config.space} (config.mesh.space): {fault}; "
+        f"meshes that fit: {fit}"
+    )
+
+
+def fitting_meshes(batch_size: int, depth: int) -> list[MeshConfig]:
+    """Every mesh of devices that are here which divides batch and depth, by its devices."""
+    there = jax.device_count()
+    meshes = [
+        MeshConfig(data, space)
+        for data in range(1, there + 1)
+        for space in range(1, there // data + 1)
+        if batch_size % data == 0 and depth % space == 0
+    ]
+    return sorted(meshes, key=lambda mesh: mesh.data * mesh.space)
 
 
 def local_samples(mesh: Mesh, batch_size: int) -> range:
@@ -45,21 +71,35 @@ def local_samples(mesh: Mesh, batch_size: int) -> range:
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh, batch_size: int) -> dict[str, jax.Array]:
-    """The batch on the devices: N over data, D over space (arrays of rank 3 and more).
+    """The batch on the devices, N over data.
 
     Args:
-      batch: this process' samples of it (local_samples), D whole.
+      batch: this process' samples of it (local_samples).
       mesh: of the devices.
       batch_size: N of all processes together.
     """
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
 
     def put(array: np.ndarray) -> jax.Array:
-        axes = ("data", "space") if array.ndim > 2 else ("data",)
-        sharding = NamedSharding(mesh, PartitionSpec(*axes))
         shape = (batch_size, *array.shape[1:])
         return jax.make_array_from_process_local_data(sharding, array, shape)
 
     return {name: put(array) for name, array in batch.items()}
+
+
+def where_it_lies(augment: Augment, mesh: Mesh) -> Augment:
+    """`augment`, by each device on the samples that it holds.
+
+    The devices along space do the same: patches have one channel, and a warp needs all slices.
+    """
+    samples = PartitionSpec("data")
+    return jax.shard_map(augment, mesh=mesh, in_specs=samples, out_specs=samples)
+
+
+def cut_depth(image: jax.Array, mesh: Mesh) -> jax.Array:
+    """The image (N, D, H, W, C) with N over data and D over space."""
+    sharding = NamedSharding(mesh, PartitionSpec("data", "space"))
+    return jax.lax.with_sharding_constraint(image, sharding)
 
 
 def replicate(tree: Tree, mesh: Mesh) -> Tree:

@@ -17,14 +17,13 @@ from jax import Array
 from covid_jax.config import IGNORED
 from covid_jax.model.conv import compiler_options
 from covid_jax.model.loss import deep_supervision_loss
+from covid_jax.training.parallel import Augment
 from covid_jax.training.state import TrainState
 from covid_jax.transfer.freezing import join
 
 Tree = Any
 Apply = Callable[[Tree, Array], tuple[Array, ...]]
 """(params, image (N, D, H, W, C)) -> logits of each head, full resolution first."""
-Augment = Callable[[Array, Array, Array], tuple[Array, Array]]
-"""(key, image, label) -> image, label"""
 Batch = dict[str, Array]
 """image (N, D, H, W, C), label (N, D, H, W) of any integers, labelled (N, K)"""
 TrainStep = Callable[[TrainState, Tree, Batch, Array, Array], tuple[TrainState, dict[str, Array]]]
@@ -42,7 +41,7 @@ def make_train_step(
     """The step (state, frozen, batch, learning_rate, key) -> (state, {"loss", "gradient_norm"}).
 
     The state's buffers are donated. `key` is folded with the step, so the augmentation of a step
-    is a function of (seed, step).
+    is a function of (seed, step, sample).
     """
 
     @functools.partial(jax.jit, donate_argnums=0, compiler_options=compiler_options())
@@ -51,7 +50,8 @@ def make_train_step(
     ) -> tuple[TrainState, dict[str, Array]]:
         image, label = batch["image"], batch["label"]
         if augment is not None:
-            image, label = augment(jax.random.fold_in(key, state.step), image, label)
+            keys = jax.random.split(jax.random.fold_in(key, state.step), image.shape[0])
+            image, label = augment(keys, image, label)
         label = label.astype(jnp.int32)
 
         def loss_of(trainable: Tree) -> Array:

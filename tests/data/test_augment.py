@@ -21,6 +21,10 @@ def image():
     return jnp.asarray(np.random.default_rng(0).normal(size=(7, 12, 11, 1)), jnp.float32)
 
 
+def keys(seed, n=4):
+    return jax.random.split(jax.random.key(seed), n)
+
+
 def batch(n=4, size=PATCH):
     rng = np.random.default_rng(0)
     image = jnp.asarray(rng.normal(size=(n, *size, 1)), jnp.float32)
@@ -29,16 +33,16 @@ def batch(n=4, size=PATCH):
 
 def test_the_same_key_gives_the_same_batch_and_another_does_not():
     augment = jax.jit(functools.partial(aug.augment, patch_size=PATCH))
-    first, again, other = (augment(jax.random.key(seed), *batch()) for seed in (0, 0, 1))
+    first, again, other = (augment(keys(seed), *batch()) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first[0], again[0])
     assert not np.allclose(first[0], other[0])
 
 
-def test_a_sample_depends_on_its_place_in_the_batch_and_not_on_the_others():
+def test_a_sample_depends_on_its_key_and_not_on_the_others():
     image, label = batch()
     augment = jax.jit(functools.partial(aug.augment, patch_size=PATCH))
     changed = image.at[0].add(1)
-    whole, other = (augment(jax.random.key(0), x, label)[0] for x in (image, changed))
+    whole, other = (augment(keys(0), x, label)[0] for x in (image, changed))
     np.testing.assert_array_equal(whole[1:], other[1:])
 
 
@@ -47,7 +51,7 @@ def test_accelerators_which_map_over_samples_give_the_same_batch(monkeypatch):
 
     def augmented():
         augment = jax.jit(functools.partial(aug.augment, patch_size=(4, 16, 16)))
-        return augment(jax.random.key(0), image, label)
+        return augment(keys(0, 8), image, label)
 
     one_by_one = augmented()
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
@@ -214,15 +218,14 @@ def test_about_as_many_samples_change_in_intensity_as_nnunet_asks():
     unchanged = 0
     for start in range(0, 300, 50):
         part = image[start : start + 50]
-        out, _ = augment(jax.random.key(start), part, label[start : start + 50])
+        out, _ = augment(keys(start, 50), part, label[start : start + 50])
         pair = (np.sort(x.reshape(50, -1)) for x in (out, part))
         unchanged += np.isclose(*pair).all(1).sum()
     left_alone = (0.8, 0.8, 0.9, 0.9, 0.85, 0.85, 0.875, 0.9, 0.7)
     assert unchanged / 300 == pytest.approx(np.prod(left_alone), abs=0.08)
 
 
-def test_the_cut_is_symmetric_about_the_patch_and_fits_a_mesh():
+def test_the_cut_is_symmetric_about_the_patch():
     for patch in itertools.product((8, 56, 64), (64, 160), (96, 192)):
         cut = aug.input_size(patch)
         assert all(c >= p and (c - p) % 2 == 0 for c, p in zip(cut, patch, strict=True))
-        assert cut[0] % 8 == 0

@@ -98,7 +98,7 @@ def ours(
         validate=lambda: jax.block_until_ready(evaluate(state.trainable, frozen, plain)),
         data="dummy" if batches is None else "real",
         compile_seconds=compile_seconds,
-        peak_bytes=_peak_bytes(compiled),
+        peak_bytes=peak_bytes(compiled),
         bytes_accessed=compiled.cost_analysis()["bytes accessed"],
         program=compiled.as_text(),
     )
@@ -156,7 +156,7 @@ def optax_recipe(config: Config, *, clip_in_front: bool) -> Steps:
         variant=f"optax recipe, clipped {'in front' if clip_in_front else 'inside'}",
         train=train,
         validate=lambda: jax.block_until_ready(evaluate(params, nothing, batch)),
-        peak_bytes=_peak_bytes(compiled),
+        peak_bytes=peak_bytes(compiled),
     )
 
 
@@ -238,7 +238,7 @@ def dummy_batch(config: Config, size: tuple[int, int, int] | None = None) -> Bat
     }
 
 
-def _peak_bytes(compiled: jax.stages.Compiled) -> int:
+def peak_bytes(compiled: jax.stages.Compiled) -> int:
     """What XLA plans to have at once: arguments, results and temporaries, donated ones once."""
     memory: Any = compiled.memory_analysis()
     return (

@@ -8,6 +8,7 @@ import numpy as np
 Line = dict[str, Any]
 NOISY = "  noisy: turns spread over 10 %"
 MESH = "mesh, data x space"
+_EXCHANGES = ("collective-permute", "all-gather")
 """The axis of scaling.json along which devices grow."""
 
 
@@ -215,3 +216,27 @@ def gpu_program_table(lines: Sequence[Line]) -> str:
 def _origin(name: str) -> str:
     """The last parts of JAX's name of an operation."""
     return "/".join(name.split("/")[-5:])
+
+
+def meshes_table(lines: Sequence[Line]) -> str:
+    """How far each mesh's parameters lie from one device's, and what a device holds."""
+    dtypes = list(dict.fromkeys(line["dtype"] for line in lines))
+    found = {(line["strategy"], line["mesh"], line["dtype"]): line for line in lines}
+    rows = [
+        f"{'strategy':<16}{'mesh':<16}"
+        + "".join(f"{dtype:>9}{'a leaf':>9}" for dtype in dtypes)
+        + f"{'halos':>7}{'gathers':>9}{'MB a device':>13}"
+    ]
+    for strategy, mesh in dict.fromkeys((line["strategy"], line["mesh"]) for line in lines):
+        row = f"{strategy:<16}{mesh:<16}"
+        for dtype in dtypes:
+            line = found.get((strategy, mesh, dtype))
+            row += (
+                f"{line['difference']:>9.0e}{line['difference_of_leaf']:>9.0e}"
+                if line
+                else " " * 18
+            )
+        *_, last = (found[key] for dtype in dtypes if (key := (strategy, mesh, dtype)) in found)
+        halos, gathers = (last["collectives"].get(name, 0) for name in _EXCHANGES)
+        rows.append(row + f"{halos:>7}{gathers:>9}{last['peak_bytes'] / 1e6:>13.1f}")
+    return "\n".join(rows)

@@ -38,3 +38,4 @@ make_mesh(MeshConfig({mesh}), 3, 7)
         check=False,
     )
     assert message in finished.stderr
+    assert "meshes that fit: 1 x 1" in finished.stderr

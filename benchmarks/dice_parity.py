@@ -29,8 +29,9 @@ from covid_jax.config import Config, check_config_arguments, config_from_flag
 from covid_jax.data.augment import augment
 from covid_jax.data.sampling import Batch, Sampler
 from covid_jax.errors import UserError, run_command
+from covid_jax.evaluation.test_cases import test_run
 from covid_jax.model.nnunet_weights import to_params
-from covid_jax.train import test, train
+from covid_jax.train import train
 from covid_jax.training.parallel import keep_compiled_programs
 from covid_jax.training.run import open_data, samplers, title, with_num_classes
 
@@ -57,7 +58,8 @@ def train_torch(config: Config, workdir: Path) -> Scores:
         config = with_num_classes(config, datasets)
         training, _ = samplers(config, datasets)
         net = peer.train(config, config.seed, patches(config, training))
-        test(config, plan, datasets[0], to_params(net.state_dict(), config.model), workdir)
+        params = to_params(net.state_dict(), config.model)
+        test_run(config, plan, datasets[0], params, workdir, between=lambda: None)
     return read_scores(workdir)
 
 
@@ -69,7 +71,8 @@ def patches(config: Config, training: Sampler) -> Iterator[Batch]:
     with tqdm(total=steps, unit="step", mininterval=1) as bar:
         for step, batch in enumerate(training.batches(0, steps)):
             if config.data.augment:
-                image, label = changed(jax.random.fold_in(key, step), batch.image, batch.label)
+                keys = jax.random.split(jax.random.fold_in(key, step), len(batch.image))
+                image, label = changed(keys, batch.image, batch.label)
                 batch = dataclasses.replace(batch, image=np.asarray(image), label=np.asarray(label))
             yield batch
             bar.update()

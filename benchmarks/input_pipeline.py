@@ -79,7 +79,8 @@ def candidates(
 
     def augment_batch(image: Any, label: Any, labelled: Any) -> None:
         del labelled
-        jax.block_until_ready(augmented(jax.random.fold_in(key, next(steps)), image, label))
+        keys = jax.random.split(jax.random.fold_in(key, next(steps)), len(image))
+        jax.block_until_ready(augmented(keys, image, label))
 
     def both() -> None:
         augment_batch(**vars(cut()))

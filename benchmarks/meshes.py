@@ -26,7 +26,7 @@ import optax
 from absl import flags
 
 from benchmarks import environment
-from benchmarks.steps import dummy_batch, peak_bytes
+from benchmarks.steps import dummy_batch
 from benchmarks.tables import Line, meshes_table
 from covid_jax.config import (
     Config,
@@ -37,6 +37,7 @@ from covid_jax.config import (
 )
 from covid_jax.data.augment import augment, input_size
 from covid_jax.errors import UserError, run_command
+from covid_jax.training.cost import planned_bytes
 from covid_jax.training.parallel import cut_depth, make_mesh, put_batch, replicate, where_it_lies
 from covid_jax.training.state import initial_state, new_params, optimizer
 from covid_jax.training.step import make_train_step
@@ -104,7 +105,7 @@ def trained(
         state, _ = compiled(state, frozen, given, rate, key)
     assert compiled is not None
     collectives = Counter(_COLLECTIVES.findall(compiled.as_text()))
-    return jax.device_get(state.trainable), collectives, peak_bytes(compiled)
+    return jax.device_get(state.trainable), collectives, planned_bytes(compiled)
 
 
 def difference(ours: Tree, theirs: Tree) -> tuple[float, float]:

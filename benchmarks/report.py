@@ -24,7 +24,7 @@ from covid_jax.errors import run_command
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "data.md")
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "epoch_time": lambda content: tables.epoch_time_table(content["results"], content["paper"]),
@@ -32,6 +32,8 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "convolution": lambda content: tables.convolution_table(content["results"]),
     "inference": lambda content: tables.inference_table(content["results"]),
     "scaling": lambda content: tables.scaling_table(content["results"]),
+    "checkpoints": lambda content: tables.checkpoints_table(content["results"]),
+    "meshes": lambda content: tables.meshes_table(content["results"]),
     "kernels": lambda content: tables.kernels_table(content["results"]),
     "input_pipeline": lambda content: tables.input_pipeline_table(
         content["results"], content["memory"]
@@ -147,9 +149,24 @@ def draw_meshes(lines: Sequence[Line]) -> Figure:
     return figure
 
 
+def draw_memory(lines: Sequence[Line]) -> Figure:
+    """Memory that a device needs for the step, of each strategy on each mesh."""
+    figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
+    found = [x for x in lines if x["dtype"] == "float32" and "rounded" not in x["mesh"]]
+    meshes = list(dict.fromkeys(line["mesh"] for line in found))
+    for strategy in dict.fromkeys(line["strategy"] for line in found):
+        of_mesh = {line["mesh"]: line for line in found if line["strategy"] == strategy}
+        megabytes = [of_mesh[mesh]["peak_bytes"] / 1e6 for mesh in meshes]
+        axes.plot(meshes, megabytes, "o-", label=strategy, alpha=0.8)
+    axes.set(xlabel="mesh, data x space", ylabel="MB a device", ylim=(0, None))
+    axes.legend(fontsize=8)
+    return figure
+
+
 FIGURES: dict[str, Callable[[Sequence[Line]], Figure]] = {
     "freezing": draw_freezing,
     "scaling": draw_scaling,
+    "meshes": draw_memory,
 }
 
 

@@ -16,6 +16,7 @@ from covid_jax.config import Config
 from covid_jax.data.augment import augment, input_size
 from covid_jax.model.conv import fast_form
 from covid_jax.model.loss import deep_supervision_loss
+from covid_jax.training.cost import planned_bytes
 from covid_jax.training.parallel import cut_depth, make_mesh, put_batch, replicate, where_it_lies
 from covid_jax.training.state import initial_state, new_params, optimizer
 from covid_jax.training.step import make_eval_step, make_train_step
@@ -98,7 +99,7 @@ def ours(
         validate=lambda: jax.block_until_ready(evaluate(state.trainable, frozen, plain)),
         data="dummy" if batches is None else "real",
         compile_seconds=compile_seconds,
-        peak_bytes=peak_bytes(compiled),
+        peak_bytes=planned_bytes(compiled),
         bytes_accessed=compiled.cost_analysis()["bytes accessed"],
         program=compiled.as_text(),
     )
@@ -156,7 +157,7 @@ def optax_recipe(config: Config, *, clip_in_front: bool) -> Steps:
         variant=f"optax recipe, clipped {'in front' if clip_in_front else 'inside'}",
         train=train,
         validate=lambda: jax.block_until_ready(evaluate(params, nothing, batch)),
-        peak_bytes=peak_bytes(compiled),
+        peak_bytes=planned_bytes(compiled),
     )
 
 
@@ -236,17 +237,6 @@ def dummy_batch(config: Config, size: tuple[int, int, int] | None = None) -> Bat
         "label": label,
         "labelled": np.ones((shape[0], config.model.num_classes), bool),
     }
-
-
-def peak_bytes(compiled: jax.stages.Compiled) -> int:
-    """What XLA plans to have at once: arguments, results and temporaries, donated ones once."""
-    memory: Any = compiled.memory_analysis()
-    return (
-        memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-        + memory.temp_size_in_bytes
-    )
 
 
 def _torch_peak_bytes(device: str, train: Callable[[], Any]) -> int | None:

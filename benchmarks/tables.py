@@ -238,5 +238,18 @@ def meshes_table(lines: Sequence[Line]) -> str:
             )
         *_, last = (found[key] for dtype in dtypes if (key := (strategy, mesh, dtype)) in found)
         halos, gathers = (last["collectives"].get(name, 0) for name in _EXCHANGES)
-        rows.append(row + f"{halos:>7}{gathers:>9}{last['peak_bytes'] / 1e6:>13.1f}")
+        # Of float32, which is trained in; the line that changes the last bit has float64 alone.
+        size = f"{last['peak_bytes'] / 1e6:.1f}" if last["dtype"] == "float32" else ""
+        rows.append(f"{row}{halos:>7}{gathers:>9}{size:>13}".rstrip())
     return "\n".join(rows)
+
+
+def checkpoints_table(lines: Sequence[Line]) -> str:
+    """What a save takes in the path of a run, and in all."""
+    return "\n".join(
+        f"{line['strategy']}, {line['megabytes']:.0f} MB: {line['seconds_in_path']:.3f} s in the "
+        f"path; {line['steps']} steps take {line['seconds']:.2f} s, with a save beside them "
+        f"{line['seconds_with_save']:.2f} s: {line['share']:.4%} of {line['steps_between_saves']} "
+        f"steps, {line['share_every_epoch']:.2%} if every epoch is saved"
+        for line in lines
+    )

@@ -1,13 +1,27 @@
-"""The one error type for a user's mistake, and the edge where it is printed."""
+"""The error type for a user's mistake, that of a stop, and the edge where they are printed."""
 
 import contextlib
 import errno
+import os
+import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
+
+REQUEUE_STATUS = 75
+"""The exit status of a command that is to be started again: sysexits.h's EX_TEMPFAIL."""
+
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+"""What asks a command to save and to stop: kill, Kubernetes and Slurm; Slurm's --signal=USR1."""
+
+
+class StoppedError(Exception):
+    """The command was asked to stop, or lost a process, and goes on when it is started again."""
 
 
 class UserError(Exception):
@@ -15,13 +29,21 @@ class UserError(Exception):
 
 
 @contextlib.contextmanager
-def full_disk_is_a_user_error(target: str | Path) -> Iterator[None]:
-    """Turns "no space left" while writing `target` into one line."""
+def writing(target: str | Path) -> Iterator[None]:
+    """Turns a full disk, and a folder that cannot be written, into one line."""
     try:
         yield
-    except OSError as error:
-        # numpy reports a short write, which a full disk causes, without a number.
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, None):
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError):
+            # numpy reports a short write, which a full disk causes, without a number.
+            number = error.errno or errno.ENOSPC
+        elif found := re.search(r"os_error_code='(\d+)'", str(error)):  # orbax' tensorstore
+            number = int(found[1])
+        else:
+            raise
+        if number in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise UserError(f"{target}: cannot be written ({os.strerror(number)})") from error
+        if number not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise UserError(
             f"{target}: the disk is full; free some space and start the same command again"
@@ -47,8 +69,12 @@ def run_command(
             main()
         except UserError as error:
             _fail(str(error))
+        except StoppedError as stop:
+            print(f"stopped: {stop}", file=sys.stderr)
+            sys.exit(REQUEUE_STATUS)
 
-    logging.set_verbosity(logging.WARNING)  # orbax tells every step of a save
+    logging.set_verbosity(logging.FATAL)  # orbax tells each step, and errors before it raises them
+    sys.unraisablehook = _report_unraisable
     if usage:
         sys.modules["__main__"].__doc__ = usage
     if check_arguments:
@@ -57,6 +83,12 @@ def run_command(
         except UserError as error:
             _fail(str(error))
     app.run(edge, flags_parser=_parse_flags)
+
+
+def _report_unraisable(unraisable: Any) -> None:
+    """Leaves out what a failed save has in its wake: orbax gave up, its writes end later."""
+    if "Event loop is closed" not in str(unraisable.exc_value):
+        sys.__unraisablehook__(unraisable)
 
 
 def _parse_flags(arguments: list[str]) -> list[str]:

@@ -5,7 +5,7 @@ import fcntl
 from collections.abc import Iterator
 from pathlib import Path
 
-from covid_jax.errors import UserError
+from covid_jax.errors import UserError, writing
 
 
 @contextlib.contextmanager
@@ -13,10 +13,13 @@ def only_here(folder: Path, what: str) -> Iterator[None]:
     """Holds `folder` for this process; it is free again when the process ends, however it ends.
 
     Raises:
-      UserError: another process holds it; `what` says what that process is.
+      UserError: another process holds it; `what` says what that process is. Or it cannot be
+        written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("w")
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

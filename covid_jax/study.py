@@ -13,15 +13,18 @@ STUDY/pretraining/SOURCE/   STUDY/runs/STRATEGY-SOURCE-foldK/   STUDY/scans/   S
 STUDY/steps/       what each step printed, and how it ended
 """
 
+import contextlib
 import re
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 
 from absl import flags
 
 from covid_jax.config import check_config_arguments, config_from_flag, define_config_flag
-from covid_jax.errors import UserError, run_command
+from covid_jax.errors import STOP_SIGNALS, StoppedError, UserError, run_command
 from covid_jax.lock import only_here
 from covid_jax.reporting.page import terminal_summary, write_report
 from covid_jax.studies import executors
@@ -60,7 +63,7 @@ def main() -> None:
         if _EXECUTOR.value == "local"
         else executors.slurm(_slurm_parameters(_SLURM.value))
     )
-    with only_here(workdir, "another study"):
+    with only_here(workdir, "another study"), stopped_by_signals():
         claim_study(workdir, config)
         failed = run_steps(steps, workdir, start, _JOBS.value)
         if any((workdir / "runs").glob("*/metrics.json")) or not failed:
@@ -69,6 +72,22 @@ def main() -> None:
     if failed:
         causes = "; ".join(f"{name}: {cause}" for name, cause in failed.items())
         raise UserError(f"{len(failed)} of {len(steps)} steps failed: {causes}")
+
+
+@contextlib.contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """Within, SIGTERM and SIGUSR1 stop the steps, which save, and then the study."""
+
+    def stop(number: int, _: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        raise StoppedError(f"{_WORKDIR.value}: by {name}; the same command goes on")
+
+    before = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def listed(steps: Sequence[Step], workdir: Path) -> list[str]:

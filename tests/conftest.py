@@ -16,6 +16,14 @@ ROOT = Path(__file__).resolve().parent.parent
 needs_onednn = pytest.mark.skipif(
     not onednn.available(), reason="oneDNN: no extra onednn for this machine, or no C++ compiler"
 )
+SMALL_NETWORK = (
+    "--config.model.features_per_stage=4,8",
+    "--config.model.kernel_sizes=((1,3,3),(3,3,3))",
+    "--config.model.strides=((1,1,1),(2,2,2))",
+    "--config.model.n_conv_per_stage=1,1",
+    "--config.model.n_conv_per_stage_decoder=(1,)",
+)
+"""Arguments for a network of two stages, which compiles in a second."""
 FORMS = ("lax", "slices", pytest.param("onednn", marks=needs_onednn))
 
 

@@ -13,11 +13,15 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from covid_jax.data.preprocess import PreparedCase
+from covid_jax.data.store import open_case, save_case
+from covid_jax.data.volume import read_volume
+from covid_jax.errors import REQUEUE_STATUS
 from covid_jax.lock import only_here
 from covid_jax.training.checkpoint import load_params
 from covid_jax.training.progress import read_log
 from covid_jax.transfer.freezing import leaf_paths
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SMALL_NETWORK
 
 TINY = f"--config={ROOT}/configs/tiny.py"
 
@@ -90,17 +94,135 @@ def kill_when(reached, delay, workdir, *arguments):
     assert not (workdir / "metrics.json").exists()
 
 
+def prepare_again(folder):
+    """Prepares a case as if its scan had been another."""
+    case = open_case(folder)
+    facts = json.loads((folder / "case.json").read_text())
+    kept = {name: value for name, value in facts.items() if name not in ("geometry", "sha256")}
+    reference = folder.parents[1] / "references" / f"{folder.name}.nii.gz"
+    other = PreparedCase(np.array(case.image) + 1, np.array(case.label), case.geometry)
+    save_case(folder.parents[1], folder.name, other, read_volume(reference), kept)
+
+
+@pytest.mark.parametrize("file", ["image.npy", "label.npy", "foreground.npy", "case.json"])
+def test_prepared_data_that_was_damaged_is_refused_by_name(tiny_run, tmp_path, refuses, file):
+    data = tmp_path / "data"
+    shutil.copytree(tiny_run / "data", data)
+    path = sorted((data / "phantom" / "cases").glob(f"*/{file}"))[0]
+    content = bytearray(path.read_bytes())
+    at = content.index(b"spacing") + 20 if file == "case.json" else len(content) // 2
+    content[at : at + 1] = b"7" if content[at : at + 1] != b"7" else b"8"
+    path.write_bytes(content)
+    arguments = [TINY, f"--workdir={tmp_path / 'run'}", f"--config.data.prepared_dir={data}"]
+    line = refuses("train", *arguments, f"--config.fold={fold_with(data, path.parent.name)}")
+    assert f"{path.parent.name}: missing or damaged case; prepare the data again" in line
+
+
+def fold_with(data, case):
+    """The first fold that trains on a case."""
+    splits = json.loads((data / "phantom" / "dataset.json").read_text())["splits"]
+    return next(fold for fold, split in enumerate(splits) if case in split["train"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_saves_in_the_middle_of_an_epoch_and_the_run_goes_on_exactly(
+    tiny_run, tmp_path, command, number
+):
+    arguments = [
+        TINY,
+        f"--config.data.prepared_dir={tiny_run / 'data'}",
+        "--config.steps_per_epoch=60",
+        "--config.validation_steps=0",
+        "--config.test=False",
+        *SMALL_NETWORK,
+    ]
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    assert command("train", f"--workdir={straight}", *arguments).returncode == 0
+    process = subprocess.Popen(
+        [sys.executable, "-m", "covid_jax.train", f"--workdir={stopped}", *arguments],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (stopped / "checkpoints").is_dir():
+        time.sleep(0.005)
+    process.send_signal(number)
+    told = process.communicate()[1].splitlines()[-1]
+    assert process.returncode == REQUEUE_STATUS
+    assert told.startswith(f"stopped: {stopped}: saved after step")
+    (step,) = saves(stopped)
+    assert step % 60
+    finished = command("train", f"--workdir={stopped}", *arguments)
+    assert f"going on from the checkpoint of step {step}" in finished.stdout
+    assert equal(load_params(stopped), load_params(straight))
+    ours, theirs = ([line["loss"] for line in read_log(run)] for run in (stopped, straight))
+    assert ours == theirs  # the epoch that was stopped has the mean of all its steps
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_can_be_looked_into(
+    tiny_run, tmp_path, refuses, command
+):
+    arguments = [
+        TINY,
+        f"--workdir={tmp_path / 'run'}",
+        f"--config.data.prepared_dir={tiny_run / 'data'}",
+        "--config.optimizer.learning_rate=1e20",
+        *SMALL_NETWORK,
+    ]
+    line = refuses("train", *arguments)
+    assert "step 1: loss nan" in line
+    assert "from voxel (" in line
+    assert not saves(tmp_path / "run")
+    assert read_log(tmp_path / "run") == []
+    replayed = command("train", *arguments, "--replay=1")
+    assert replayed.returncode == 0, replayed.stderr
+    batch = line.partition("its batch: ")[2].partition(";")[0]
+    assert f"batch: {batch}" in replayed.stdout
+    assert "image as augmented" in replayed.stdout
+    assert "are not finite, first" in replayed.stdout
+    assert not saves(tmp_path / "run")
+
+
+def test_replay_shows_the_very_step_of_the_run(tiny_run, tmp_path, command):
+    """An epoch of one step, whose loss is the log's."""
+    arguments = [
+        TINY,
+        f"--workdir={tmp_path / 'run'}",
+        f"--config.data.prepared_dir={tiny_run / 'data'}",
+        "--config.epochs=3",
+        "--config.steps_per_epoch=1",
+        "--config.checkpoint_every=2",
+        "--config.test=False",
+        *SMALL_NETWORK,
+    ]
+    assert command("train", *arguments).returncode == 0
+    shown = command("train", *arguments, "--replay=2").stdout
+    assert "step 2, from the checkpoint of step 2" in shown
+    assert "parameters: all finite" in shown
+    assert "outputs of the network: all finite" in shown
+    loss = float(shown.split("loss ")[1].partition(",")[0])
+    assert loss == pytest.approx(read_log(tmp_path / "run")[2]["loss"], rel=1e-5)
+
+
+def test_dry_run_checks_everything_and_leaves_nothing(tiny_run, tmp_path, command):
+    data = f"--config.data.prepared_dir={tiny_run / 'data'}"
+    finished = command("train", TINY, "--dry_run", f"--workdir={tmp_path / 'run'}", data)
+    assert finished.returncode == 0, finished.stderr
+    for begin in ("data: phantom, 4 cases to train on", "a batch:", "mesh: 1 x 1", "memory:"):
+        assert any(line.startswith(begin) for line in finished.stdout.splitlines())
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_whose_data_was_prepared_again_is_refused_unless_told(tiny_run, tmp_path, command):
     data, workdir = tmp_path / "data", tmp_path / "run"
     shutil.copytree(tiny_run, workdir)
     shutil.copytree(tiny_run / "data", data)
     arguments = [TINY, f"--workdir={workdir}", f"--config.data.prepared_dir={data}"]
-    facts = next((data / "phantom" / "cases").glob("*/case.json"))
-    facts.write_text(facts.read_text().replace('"sha256": "', '"sha256": "0'))
+    prepare_again(next((data / "phantom" / "cases").glob("*")))
     refused = command("train", *arguments)
     assert refused.returncode == 1
     (line,) = refused.stderr.splitlines()[-1:]
-    assert f"data.phantom.{facts.parent.name}" in line
+    assert "data.phantom.phantom_" in line
     assert "--accept_changes" in line
     assert command("train", *arguments, "--accept_changes").returncode == 0
     assert command("train", *arguments).returncode == 0  # it is what was accepted
@@ -115,6 +237,7 @@ def test_three_kills_at_any_moment_move_no_parameter(tiny_run, tmp_path, command
         "--config.steps_per_epoch=4",
         "--config.validation_steps=0",
         "--config.test=False",
+        *SMALL_NETWORK,
     ]
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     assert command("train", f"--workdir={straight}", *arguments).returncode == 0
@@ -135,10 +258,11 @@ def test_unfreezing_at_an_epoch_goes_on_exactly_after_a_kill(tiny_run, tmp_path,
         TINY,
         f"--config.data.prepared_dir={tiny_run / 'data'}",
         "--config.frozen=encoder",
-        "--config.frozen_schedule=((1,'!encoder/stage_2'),(2,'!**/norm'))",
+        "--config.frozen_schedule=((1,'!encoder/stage_1'),(2,'!**/norm'))",
         "--config.epochs=3",
         "--config.steps_per_epoch=3",
         "--config.test=False",
+        *SMALL_NETWORK,
     ]
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     assert command("train", f"--workdir={straight}", *arguments).returncode == 0
@@ -154,7 +278,7 @@ def test_unfreezing_at_an_epoch_goes_on_exactly_after_a_kill(tiny_run, tmp_path,
         )
         if not np.array_equal(a, b)
     }
-    assert "stage_2/block_0/conv/kernel" in moved
+    assert "stage_1/block_0/conv/kernel" in moved
     assert "stage_0/block_0/norm/scale" in moved
     assert "stage_0/block_0/conv/kernel" not in moved
 

@@ -49,6 +49,18 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Draw:
+    """One sample of a batch: a cut of a case."""
+
+    source: Source
+    case: StoredCase
+    corner: tuple[int, ...]  # the first voxel (d, h, w), which may lie outside of the case
+
+    def __str__(self) -> str:
+        return f"{self.case.folder.name} from voxel {self.corner}"
+
+
+@dataclass(frozen=True)
 class Sampler:
     """Draws batches: a dataset uniformly, a case of it uniformly, and a patch of the case.
 
@@ -66,6 +78,15 @@ class Sampler:
     seed: int
     stream: Stream
 
+    def draw(self, step: int, sample: int) -> Draw:
+        """What a sample of the batch of a step is."""
+        anywhere = round(self.batch_size * (1 - self.foreground_fraction))
+        rng = np.random.default_rng((self.seed, _STREAM_KEYS[self.stream], step, sample))
+        source = self.sources[rng.integers(len(self.sources))]
+        case = source.cases[rng.integers(len(source.cases))]
+        corner = cut_corner(rng, case, self.cut_size, self.patch_size, sample >= anywhere)
+        return Draw(source, case, corner)
+
     def batch(self, step: int, samples: range | None = None) -> Batch:
         """The batch of a step, the same whenever it is asked for; or only these samples of it."""
         samples = range(self.batch_size) if samples is None else samples
@@ -74,14 +95,11 @@ class Sampler:
         label = np.empty(shape, np.uint8)
         labelled = np.zeros((len(samples), self.num_classes), bool)
         labelled[:, 0] = True
-        anywhere = round(self.batch_size * (1 - self.foreground_fraction))
         for row, sample in enumerate(samples):
-            rng = np.random.default_rng((self.seed, _STREAM_KEYS[self.stream], step, sample))
-            source = self.sources[rng.integers(len(self.sources))]
-            case = source.cases[rng.integers(len(source.cases))]
-            corner = cut_corner(rng, case, self.cut_size, self.patch_size, sample >= anywhere)
-            copy_cut(case.image, corner, image[row, ..., 0])
-            copy_cut(case.label, corner, label[row])
+            draw = self.draw(step, sample)
+            source = draw.source
+            copy_cut(draw.case.image, draw.corner, image[row, ..., 0])
+            copy_cut(draw.case.label, draw.corner, label[row])
             if source.classes != tuple(range(1, len(source.classes) + 1)):
                 classes = np.full(IGNORED + 1, IGNORED, np.uint8)
                 classes[: len(source.classes) + 1] = (0, *source.classes)

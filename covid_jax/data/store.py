@@ -24,7 +24,7 @@ from covid_jax.config import IGNORED
 from covid_jax.data.datasets import RawDataset, Split
 from covid_jax.data.preprocess import Geometry, PreparedCase
 from covid_jax.data.volume import Volume, write_json, write_volume
-from covid_jax.errors import UserError, full_disk_is_a_user_error
+from covid_jax.errors import UserError, writing
 
 _FOREGROUND_PER_CLASS = 10_000  # nnU-Net's number of voxels kept to centre patches on
 
@@ -99,18 +99,15 @@ def save_case(
     partial = folder / "cases" / f".partial-{name}"
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        with full_disk_is_a_user_error(final):
+        with writing(final):
             partial.mkdir(parents=True)
             np.save(partial / "image.npy", case.image)
             np.save(partial / "label.npy", case.label)
-            np.save(partial / "foreground.npy", _foreground(case.label))
-            digest = hashlib.sha256()
-            for array in (case.image, case.label):
-                digest.update(array.tobytes())
-            known = {
-                "geometry": dataclasses.asdict(case.geometry),
-                "sha256": digest.hexdigest()[:16],
-            }
+            foreground = _foreground(case.label)
+            np.save(partial / "foreground.npy", foreground)
+            geometry = dataclasses.asdict(case.geometry)
+            digest = _digest(geometry, case.image, case.label, foreground)
+            known = {"geometry": geometry, "sha256": digest}
             text = json.dumps({**known, **facts}, indent=1)
             (partial / "case.json").write_text(text + "\n")
             write_volume(folder / "references" / f"{name}.nii.gz", reference)
@@ -130,19 +127,27 @@ def has_case(folder: Path, name: str, plan_hash: str) -> bool:
 
 
 def load_case(dataset: StoredDataset, name: str) -> StoredCase:
-    """The prepared case of this name. Raises a UserError where it is missing or damaged."""
-    return open_case(dataset.folder / "cases" / name)
+    """The prepared case of this name; its files are read once and compared with its digest.
+
+    Raises:
+      UserError: it is missing or damaged.
+    """
+    return open_case(dataset.folder / "cases" / name, verified=True)
 
 
-def open_case(folder: Path) -> StoredCase:
-    """Opens the prepared case in `folder`. Raises a UserError where it is missing or damaged."""
+def open_case(folder: Path, verified: bool = False) -> StoredCase:
+    """Opens the prepared case in `folder`; `verified` as load_case does. Raises as load_case."""
+    damaged = f"{folder}: missing or damaged case; prepare the data again"
     try:
         facts = json.loads((folder / "case.json").read_text())
         image = np.load(folder / "image.npy", mmap_mode="r")
         label = np.load(folder / "label.npy", mmap_mode="r")
         foreground = np.load(folder / "foreground.npy")
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{folder}: missing or damaged case; prepare the data again") from error
+        digest = facts["sha256"]
+    except (OSError, ValueError, EOFError, KeyError) as error:
+        raise UserError(damaged) from error
+    if verified and _digest(facts["geometry"], image, label, foreground) != digest:
+        raise UserError(f"{damaged} (its files are not those that were written)")
     geometry = Geometry(**{k: _tuple(v) for k, v in facts["geometry"].items()})
     classes = tuple(
         foreground[foreground[:, 0] == value, 1:] for value in np.unique(foreground[:, 0])
@@ -195,6 +200,15 @@ def load_dataset(prepared_dir: str | Path, name: str, plan_hash: str) -> StoredD
     return StoredDataset(
         name, folder, tuple(description["labels"]), splits, description["synthetic"]
     )
+
+
+def _digest(geometry: dict[str, Any], *arrays: np.ndarray) -> str:
+    """Of a case's geometry and arrays, with dtypes and shapes."""
+    digest = hashlib.sha256(json.dumps(geometry, sort_keys=True).encode())
+    for array in arrays:
+        digest.update(f"{array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()[:16]
 
 
 def _foreground(label: np.ndarray) -> np.ndarray:

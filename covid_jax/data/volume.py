@@ -34,7 +34,7 @@ from nibabel.orientations import (
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
-from covid_jax.errors import UserError, full_disk_is_a_user_error
+from covid_jax.errors import UserError, writing
 
 AXES = ("S", "P", "L")  # where D, H, W point to, in nibabel's letters
 NIFTI = (".nii", ".nii.gz")
@@ -141,7 +141,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".partial-{path.name}")
     try:
-        with full_disk_is_a_user_error(path):
+        with writing(path):
             yield partial
             os.replace(partial, path)
     finally:

@@ -1,13 +1,13 @@
 """Where the steps of a study run: on this machine, or as jobs of a Slurm cluster."""
 
 import os
-import shlex
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Any, Protocol
 
 from covid_jax.errors import UserError
 from covid_jax.studies.grid import Step
@@ -23,8 +23,22 @@ class Job(Protocol):
         """Ends it."""
 
 
-Start = Callable[[Step, Path, int], Job]
-"""Starts a step that writes all it prints into a file, in one of the places to run."""
+@dataclass(frozen=True)
+class Order:
+    """A step to start.
+
+    Attributes:
+      log: the file that gets all it prints.
+      slot: which of the places to run it has, from 0.
+    """
+
+    step: Step
+    log: Path
+    slot: int
+
+
+Start = Callable[[Sequence[Order]], Sequence[Job]]
+"""Starts steps that are ready at the same moment."""
 
 
 def local(jobs: int) -> Start:
@@ -34,11 +48,14 @@ def local(jobs: int) -> Start:
     """
     gpus = _gpus()
 
-    def start(step: Step, log: Path, slot: int) -> Job:
-        environment = dict(os.environ)
-        if jobs > 1 and gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
-        return _Process(step, log, environment, shown=jobs == 1)
+    def start(orders: Sequence[Order]) -> Sequence[Job]:
+        started = []
+        for order in orders:
+            environment = dict(os.environ)
+            if jobs > 1 and gpus:
+                environment["CUDA_VISIBLE_DEVICES"] = gpus[order.slot % len(gpus)]
+            started.append(_Process(order.step, order.log, environment, shown=jobs == 1))
+        return started
 
     return start
 
@@ -84,7 +101,9 @@ def _gpus() -> list[str]:
 
 
 def slurm(parameters: Mapping[str, str | int]) -> Start:
-    """As jobs of Slurm, through submitit; `parameters` are sbatch's, such as partition and time.
+    """As jobs of Slurm, through submitit; steps that start together are one array of jobs.
+
+    `parameters` are sbatch's, such as partition and time.
 
     Raises:
       UserError: submitit is not installed, or there is no sbatch.
@@ -94,30 +113,48 @@ def slurm(parameters: Mapping[str, str | int]) -> Start:
     except ImportError as error:
         raise UserError("--executor=slurm needs submitit: pip install submitit") from error
 
-    def start(step: Step, log: Path, slot: int) -> Job:
-        del slot
+    def start(orders: Sequence[Order]) -> Sequence[Job]:
         try:
-            executor = submitit.SlurmExecutor(log.parent / "slurm")
+            executor = submitit.SlurmExecutor(orders[0].log.parent / "slurm")
         except RuntimeError as error:
             raise UserError(f"--executor=slurm: {error}") from error
-        executor.update_parameters(job_name=step.name, **parameters)
-        command = shlex.join([sys.executable, "-u", "-m", *step.command])
-        run = submitit.helpers.CommandFunction(
-            ["bash", "-c", f"{command} > {shlex.quote(str(log.resolve()))} 2>&1"], verbose=False
-        )
-        return _SlurmJob(executor.submit(run))
+        executor.update_parameters(job_name="covid_jax", **parameters)
+        commands = [[sys.executable, "-u", "-m", *order.step.command] for order in orders]
+        logs = [str(order.log.resolve()) for order in orders]
+        try:
+            jobs = executor.map_array(_InSlurm(), commands, logs)
+        except submitit.core.utils.FailedJobError as error:
+            raise UserError(f"--executor=slurm: {str(error).strip().splitlines()[-1]}") from error
+        return [_SlurmJob(job) for job in jobs]
 
     return start
 
 
+class _InSlurm:
+    """What a job of Slurm does: a command, whose exit status is its result."""
+
+    def __call__(self, command: list[str], log: str) -> int:
+        with open(log, "ab") as file:
+            return subprocess.run(
+                command, stdout=file, stderr=subprocess.STDOUT, check=False
+            ).returncode
+
+    def checkpoint(self, command: list[str], log: str) -> Any:
+        """Where Slurm takes the job's place: the same again, which goes on (submitit's name)."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self, command, log)
+
+
 class _SlurmJob:
-    def __init__(self, job: object) -> None:
+    def __init__(self, job: Any) -> None:
         self._job = job
 
     def poll(self) -> int | None:
-        if not self._job.done():  # type: ignore[attr-defined]
+        if not self._job.done():
             return None
-        return 0 if self._job.exception() is None else 1  # type: ignore[attr-defined]
+        # A job that Slurm ended has no result.
+        return 1 if self._job.exception() else self._job.result()
 
     def cancel(self) -> None:
-        self._job.cancel()  # type: ignore[attr-defined]
+        self._job.cancel()

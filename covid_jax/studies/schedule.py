@@ -12,8 +12,9 @@ from statistics import median
 from typing import Any
 
 from covid_jax.data.volume import read_json, write_json
+from covid_jax.errors import REQUEUE_STATUS
 from covid_jax.lock import is_held
-from covid_jax.studies.executors import Job, Start
+from covid_jax.studies.executors import Job, Order, Start
 from covid_jax.studies.grid import Step
 from covid_jax.training.progress import read_log
 
@@ -52,26 +53,34 @@ def run_steps(steps: Sequence[Step], workdir: Path, start: Start, jobs: int) -> 
                 status = job.poll()
                 if status is not None:
                     del running[slot]
+                    if status == REQUEUE_STATUS:
+                        print(f"{step.name}: was asked to stop, starts again", flush=True)
+                        waiting.insert(0, step)
+                        continue
                     cause = _finish(step, workdir, status, time.monotonic() - began)
                     if cause:
                         failed[step.name] = cause
             unfinished = {step.name for step, _, _ in running.values()}
             unfinished |= {step.name for step in waiting}
+            ready: list[Order] = []
             for step in list(waiting):
                 if lost := [name for name in step.needs if name in failed]:
                     waiting.remove(step)
                     failed[step.name] = f"needs {lost[0]}, which failed"
                     print(f"{step.name}: left out, it {failed[step.name]}", flush=True)
-                elif len(running) < jobs and not unfinished & set(step.needs) & known:
+                elif len(running) + len(ready) < jobs and not unfinished & set(step.needs) & known:
                     waiting.remove(step)
-                    slot = min(set(range(jobs)) - running.keys())
+                    taken = running.keys() | {order.slot for order in ready}
+                    slot = min(set(range(jobs)) - taken)
                     place = f"[{len(steps) - len(waiting)}/{len(steps)}]"
                     print(
                         f"\n{place} {step.name}\npython -m {shlex.join(step.command)}", flush=True
                     )
                     write_json(_record(workdir, step), {"state": "running"})
-                    job = start(step, _log(workdir, step), slot)
-                    running[slot] = step, job, time.monotonic()
+                    ready.append(Order(step, _log(workdir, step), slot))
+            if ready:
+                for order, job in zip(ready, start(ready), strict=True):
+                    running[order.slot] = order.step, job, time.monotonic()
             time.sleep(_POLL_SECONDS)
     finally:
         for _, job, _ in running.values():

@@ -1,9 +1,14 @@
 """Checkpoints of a run, by orbax: RUN/checkpoints/STEP with the whole tree and the optimiser.
 
-A checkpoint is whole or absent (orbax writes it beside its place and renames it).
+A checkpoint is whole or absent (orbax writes it beside its place and renames it), and holds
+digests of its arrays: what was damaged later is found when it is read, and never taken for good.
 """
 
+import hashlib
 import json
+import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,99 +16,168 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from covid_jax.config import Config, from_dict
 from covid_jax.data.plan import Plan, load_plan
-from covid_jax.errors import UserError, full_disk_is_a_user_error
+from covid_jax.errors import UserError, writing
+from covid_jax.training.processes import is_first
 from covid_jax.training.state import TrainState
 from covid_jax.transfer.freezing import join, leaves_by_path, split
 from covid_jax.transfer.strategies import STRATEGIES
 
 Tree = Any
+_KEPT = 2  # the newest, and one to go back to where that is damaged
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint, on the host.
+
+    Attributes:
+      step: after which it was saved.
+      params: the whole tree.
+      momentum: the leaves of the optimiser's state.
+      epoch: what the log knows of the epoch in which the run was stopped; {} between two epochs.
+    """
+
+    step: int
+    params: Tree
+    momentum: list[np.ndarray]
+    epoch: dict[str, Any]
+
+    def state(self, like: TrainState, frozen_mask: Tree) -> tuple[TrainState, Tree]:
+        """(state, frozen) with what was saved, laid out as `like`.
+
+        Raises:
+          UserError: the checkpoint has other leaves or shapes.
+        """
+        trainable, frozen = split(self.params, frozen_mask)
+        leaves, structure = jax.tree.flatten(like.opt_state)
+        _check_shapes(like.trainable, trainable)
+        _check_shapes(leaves, self.momentum)
+        state = TrainState(
+            jnp.asarray(self.step, jnp.int32),
+            jax.tree.map(jnp.array, trainable),
+            jax.tree.unflatten(structure, [jnp.array(leaf) for leaf in self.momentum]),
+        )
+        return state, frozen
 
 
 class Checkpoints:
-    """The checkpoints of the run in `workdir`; a context manager that waits for the last one."""
+    """The checkpoints of the run in `workdir`; a context manager that waits for the last one.
+
+    Of several processes the first one writes.
+    """
 
     def __init__(self, workdir: Path) -> None:
         self._folder = workdir / "checkpoints"
-        self._manager = ocp.CheckpointManager(
-            self._folder.resolve(), options=ocp.CheckpointManagerOptions(max_to_keep=1)
-        )
+        with writing(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+        self._manager = _manager(self._folder, keep=_KEPT)
+        self._writer = ThreadPoolExecutor(1)
+        self._written: Future[None] | None = None
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *_: object) -> None:
-        with full_disk_is_a_user_error(self._folder):
-            self._manager.wait_until_finished()
+        self._writer.shutdown()
         self._manager.close()
+        self._check_last()
 
-    def save(self, state: TrainState, frozen: Tree) -> None:
-        """Saves the state in the background."""
-        # Copies: the step that follows reuses the buffers of the state.
-        params = jax.tree.map(np.array, join(state.trainable, frozen))
-        momentum = [np.array(leaf) for leaf in jax.tree.leaves(state.opt_state)]
-        with full_disk_is_a_user_error(self._folder):
-            self._manager.save(
-                int(state.step),
-                args=ocp.args.Composite(
-                    params=ocp.args.StandardSave(params),
-                    optimizer=ocp.args.StandardSave(momentum),
-                ),
-            )
+    def save(self, state: TrainState, frozen: Tree, epoch: dict[str, Any] | None = None) -> None:
+        """Saves the state in the background. Raises what became of the save before."""
+        self._check_last()
+        if is_first():
+            # Copies: the step that follows reuses the buffers of the state.
+            params = jax.tree.map(np.array, join(state.trainable, frozen))
+            momentum = [np.array(leaf) for leaf in jax.tree.leaves(state.opt_state)]
+            saved = Saved(int(state.step), params, momentum, epoch or {})
+            self._written = self._writer.submit(self._write, saved)
 
-    def latest_step(self) -> int:
-        """The step of the latest checkpoint; 0 where there is none."""
-        return self._manager.latest_step() or 0
+    def wait(self) -> None:
+        """Waits, of several processes all, until what was saved is whole. Raises as save."""
+        self._check_last()
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("saved")
 
-    def restore(self, state: TrainState, frozen_mask: Tree) -> tuple[TrainState, Tree]:
-        """(state, frozen) of the latest checkpoint, laid out as `state`.
+    def newest(self, until: int | None = None) -> Saved | None:
+        """The newest checkpoint (of no later step than `until`) that is whole; None without one.
+
+        One that is damaged is told, and set aside as damaged-STEP.
 
         Raises:
-          UserError: the checkpoint has other leaves or shapes than `state`.
+          UserError: there are checkpoints, and all of them are damaged.
         """
-        step = self._manager.latest_step()
-        held = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(), optimizer=ocp.args.StandardRestore()
-            ),
-        )
-        trainable, frozen = split(held.params, frozen_mask)
-        leaves, structure = jax.tree.flatten(state.opt_state)
-        _check_shapes(self._folder, state.trainable, trainable)
-        _check_shapes(self._folder, leaves, held.optimizer)
-        restored = TrainState(
-            jnp.asarray(step, jnp.int32),
-            jax.tree.map(jnp.array, trainable),
-            jax.tree.unflatten(structure, [jnp.array(leaf) for leaf in held.optimizer]),
-        )
-        return restored, frozen
+        saved = self._newest_here(until) if is_first() else None
+        if jax.process_count() == 1:
+            return saved
+        step = int(multihost_utils.broadcast_one_to_all(np.int32(saved.step if saved else -1)))
+        return None if step < 0 else saved or self._read(step)
+
+    def _newest_here(self, until: int | None) -> Saved | None:
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        steps = [step for step in steps if until is None or step <= until]
+        for step in steps:
+            try:
+                return self._read(step)
+            except UserError as error:
+                print(f"{error}; going back to an earlier one", flush=True)
+                aside = self._folder / f"damaged-{step}"
+                shutil.rmtree(aside, ignore_errors=True)
+                (self._folder / str(step)).rename(aside)
+                self._manager.reload()
+        if steps or (until is None and any(self._folder.glob("damaged-*"))):
+            raise UserError(
+                f"{self._folder}: every checkpoint is damaged; put a copy of one there, or delete "
+                "the folder of the run to start over"
+            )
+        return None
+
+    def _read(self, step: int) -> Saved:
+        held = _restore(self._manager, self._folder, step, "params", "optimizer")
+        return Saved(step, held["params"], held["optimizer"], held["facts"]["epoch"])
+
+    def _write(self, saved: Saved) -> None:
+        with writing(self._folder):
+            _save(
+                self._manager,
+                saved.step,
+                {"epoch": saved.epoch},
+                params=saved.params,
+                optimizer=saved.momentum,
+            )
+
+    def _check_last(self) -> None:
+        written, self._written = self._written, None
+        if written:
+            written.result()
 
 
 def save_params(workdir: Path, params: Tree) -> None:
     """Makes a checkpoint at step 0 that holds parameters and no optimiser state."""
     folder = workdir / "checkpoints"
-    with full_disk_is_a_user_error(folder), ocp.CheckpointManager(folder.resolve()) as manager:
-        manager.save(0, args=ocp.args.Composite(params=ocp.args.StandardSave(params)))
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with _manager(folder) as manager:
+            _save(manager, 0, {}, params=jax.tree.map(np.asarray, params))
 
 
 def load_params(workdir: str | Path, step: int | None = None) -> Tree:
     """The parameter tree of a run, of its latest checkpoint or of the one at `step`.
 
     Raises:
-      UserError: the folder is no run, or has no such checkpoint.
+      UserError: the folder is no run, has no such checkpoint, or a damaged one.
     """
     folder = Path(workdir) / "checkpoints"
     if not folder.is_dir():
         raise UserError(f"{workdir}: not the work directory of a run, it has no checkpoints/")
-    with ocp.CheckpointManager(folder.resolve()) as manager:
+    with _manager(folder) as manager:
         step = manager.latest_step() if step is None else step
         if step not in manager.all_steps():
             raise UserError(f"{folder}: no checkpoint{'' if step is None else f' {step}'} in it")
-        held = manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore()))
-    return held.params
+        return _restore(manager, folder, step, "params")["params"]
 
 
 def load_run(workdir: str | Path) -> tuple[Config, Plan, Tree]:
@@ -145,12 +219,74 @@ def load_pretrained(config: Config) -> Tree | None:
     return load_params(config.pretrained)
 
 
-def _check_shapes(folder: Path, ours: Tree, theirs: Tree) -> None:
+def _manager(folder: Path, keep: int | None = None) -> ocp.CheckpointManager:
+    """Orbax' manager, for this process alone; it writes when it is told to."""
+    here = jax.process_index()
+    return ocp.CheckpointManager(
+        folder.resolve(),
+        options=ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            create=False,
+            enable_async_checkpointing=False,
+            cleanup_tmp_directories=keep is not None and is_first(),
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                primary_host=here,
+                active_processes={here},
+                barrier_sync_key_prefix=f"process{here}",
+            ),
+        ),
+    )
+
+
+def _save(manager: ocp.CheckpointManager, step: int, facts: dict[str, Any], **trees: Tree) -> None:
+    digests = {name: _digest(step, facts, tree) for name, tree in trees.items()}
+    manager.save(
+        step,
+        args=ocp.args.Composite(
+            facts=ocp.args.JsonSave({**facts, "sha256": digests}),
+            **{name: ocp.args.StandardSave(tree) for name, tree in trees.items()},
+        ),
+    )
+
+
+def _restore(
+    manager: ocp.CheckpointManager, folder: Path, step: int, *names: str
+) -> dict[str, Any]:
+    """The facts and the named trees of a checkpoint. Raises a UserError where it is damaged."""
+    damaged = f"{folder / str(step)}: damaged checkpoint"
+    try:
+        held = manager.restore(
+            step,
+            args=ocp.args.Composite(
+                facts=ocp.args.JsonRestore(),
+                **{name: ocp.args.StandardRestore() for name in names},
+            ),
+        )
+        facts = dict(held.facts)
+        digests = facts.pop("sha256")
+    except Exception as error:  # whatever a decoder says of bytes that it did not write
+        raise UserError(f"{damaged} ({type(error).__name__})") from error
+    for name in names:
+        if digests.get(name) != _digest(step, facts, held[name]):
+            raise UserError(f"{damaged} (its {name} is not what was saved)")
+    return {"facts": facts, **{name: held[name] for name in names}}
+
+
+def _digest(step: int, facts: dict[str, Any], tree: Tree) -> str:
+    """Of the step and the facts, and of every leaf's path, dtype, shape and bytes."""
+    digest = hashlib.sha256(json.dumps([step, facts], sort_keys=True).encode())
+    for path, leaf in leaves_by_path(tree).items():
+        digest.update(f"{path} {leaf.dtype} {leaf.shape}".encode())
+        digest.update(np.ascontiguousarray(leaf).data)
+    return digest.hexdigest()
+
+
+def _check_shapes(ours: Tree, theirs: Tree) -> None:
     here, there = leaves_by_path(ours), leaves_by_path(theirs)
     for path in sorted(here.keys() | there.keys()):
         ours_is, theirs_is = (str(t[path].shape) if path in t else "missing" for t in (here, there))
         if ours_is != theirs_is:
             raise UserError(
-                f"{folder}: checkpoint of another network: {path} is {ours_is} here and "
-                f"{theirs_is} there; use a new --workdir"
+                f"checkpoint of another network: {path} is {ours_is} here and {theirs_is} there; "
+                "use a new --workdir"
             )

@@ -48,6 +48,17 @@ def lowered_step(config: Config, patterns: Sequence[str]) -> jax.stages.Lowered:
     return step.lower(*arguments)  # type: ignore[attr-defined]
 
 
+def planned_bytes(compiled: jax.stages.Compiled) -> int:
+    """What XLA plans to have at once: arguments, results and temporaries, donated ones once."""
+    memory: Any = compiled.memory_analysis()
+    return (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+    )
+
+
 def step_flops(config: Config, patterns: Sequence[str]) -> float:
     """XLA's count of the operations of a training step; a multiply-add is two of them."""
     cost = lowered_step(config, patterns).cost_analysis()

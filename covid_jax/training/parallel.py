@@ -27,8 +27,8 @@ def make_mesh(config: MeshConfig, batch_size: int, depth: int) -> Mesh:
     """The mesh of the first data x space devices.
 
     Raises:
-      UserError: too few devices, or a batch or depth that the mesh does not divide. It names the
-        meshes that fit.
+      UserError: too few devices, of several processes some left over, or a batch or depth that
+        the mesh does not divide. It names the meshes that fit.
     """
     needed, there = config.data * config.space, jax.device_count()
     if needed > there:
@@ -37,10 +37,13 @@ def make_mesh(config: MeshConfig, batch_size: int, depth: int) -> Mesh:
         fault = f"config.data.batch_size={batch_size} is no multiple of its data"
     elif depth % config.space:
         fault = f"a patch of depth {depth} is no multiple of its space"
+    elif needed < there and jax.process_count() > 1:
+        fault = f"{there} devices are here, and a process without work would wait for ever"
     else:
         devices = np.array(jax.devices()[:needed]).reshape(config.data, config.space)
         return Mesh(devices, ("data", "space"))
-    fit = ", ".join(f"{mesh.data} x {mesh.space}" for mesh in fitting_meshes(batch_size, depth))
+    fitting = (f"{mesh.data} x {mesh.space}" for mesh in fitting_meshes(batch_size, depth))
+    fit = ", ".join(fitting) or "none"
     raise UserError(
         f"mesh of {config.data} (config.mesh.data) x {config.space} (config.mesh.space): {fault}; "
         f"meshes that fit: {fit}"
@@ -55,6 +58,7 @@ def fitting_meshes(batch_size: int, depth: int) -> list[MeshConfig]:
         for data in range(1, there + 1)
         for space in range(1, there // data + 1)
         if batch_size % data == 0 and depth % space == 0
+        if jax.process_count() == 1 or data * space == there
     ]
     return sorted(meshes, key=lambda mesh: mesh.data * mesh.space)
 

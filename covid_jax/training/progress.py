@@ -1,48 +1,168 @@
 """What a run tells while it runs: bars, log.jsonl, TensorBoard events, progress.png."""
 
 import json
+import math
+import resource
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import matplotlib
 import matplotlib.pyplot as plt
 from matplotlib.ticker import MaxNLocator
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+from tqdm import tqdm
 
 from covid_jax.data.volume import whole_file
+from covid_jax.errors import UserError, writing
 
 matplotlib.use("agg")
+
+
+class EpochLog:
+    """Gathers what the steps of an epoch report, and makes the epoch's line of the log of it.
+
+    Args:
+      so_far: of an epoch that was stopped, what `unfinished` returned.
+      describe: names the batch of a step, for the error.
+    """
+
+    def __init__(self, so_far: dict[str, Any], describe: Callable[[int], str]) -> None:
+        self._describe = describe
+        self._losses: list[float] = list(so_far.get("losses", ()))
+        self._norms: list[float] = list(so_far.get("gradient_norms", ()))
+        self._waited: float = so_far.get("waiting_seconds", 0.0)
+        self._began = time.perf_counter() - so_far.get("seconds", 0.0)
+        self._pending: tuple[int, dict[str, jax.Array]] | None = None
+
+    def add(self, step: int, metrics: dict[str, jax.Array], waited: float) -> None:
+        """Takes the metrics of a step, and the seconds that it waited for its batch.
+
+        Those of the step before are read now, so that the device never waits for the host.
+
+        Raises:
+          UserError: the loss or the gradient of the step before is not finite.
+        """
+        self._read()
+        self._pending = step, metrics
+        self._waited += waited
+
+    @property
+    def loss(self) -> float | None:
+        """Of the last step that was read; None before that."""
+        return self._losses[-1] if self._losses else None
+
+    def unfinished(self) -> dict[str, Any]:
+        """What a checkpoint within the epoch keeps of it. Raises as `add`."""
+        self._read()
+        return {
+            "losses": self._losses,
+            "gradient_norms": self._norms,
+            "waiting_seconds": self._waited,
+            "seconds": time.perf_counter() - self._began,
+        }
+
+    def line(self, batch_size: int) -> dict[str, Any]:
+        """Means over the steps, seconds, throughput and memory. Raises as `add`."""
+        self._read()
+        seconds = time.perf_counter() - self._began
+        return {
+            "loss": sum(self._losses) / len(self._losses),
+            "gradient_norm": sum(self._norms) / len(self._norms),
+            "largest_gradient_norm": max(self._norms),
+            "seconds": seconds,
+            "waiting_seconds": self._waited,  # for data; of them the device may have worked
+            "samples_per_second": batch_size * len(self._losses) / seconds,
+            "peak_bytes": _peak_bytes(),
+        }
+
+    def _read(self) -> None:
+        if self._pending is None:
+            return
+        step, metrics = self._pending
+        self._pending = None
+        loss, norm = float(metrics["loss"]), float(metrics["gradient_norm"])
+        if not math.isfinite(loss + norm):
+            raise UserError(
+                f"step {step}: loss {loss}, gradient norm {norm}; its batch: "
+                f"{self._describe(step)}; nothing of it was saved; the same command with "
+                f"--replay={step} shows where it comes from"
+            )
+        self._losses.append(loss)
+        self._norms.append(norm)
+
+
+def with_bar(steps: range, length: int, title: str, log: EpochLog) -> Iterator[int]:
+    """The steps that are left of an epoch of `length`, with a bar that shows the loss."""
+    silent = jax.process_index() > 0
+    done = length - len(steps)
+    with tqdm(total=length, initial=done, unit="step", mininterval=1, disable=silent) as bar:
+        bar.set_description(title)
+        for step in steps:
+            yield step
+            if log.loss is not None:
+                bar.set_postfix(loss=f"{log.loss:.3f}", refresh=False)
+            bar.update()
+
+
+def _peak_bytes() -> int:
+    """Of the device's memory so far; of this process where the device has no memory of its own."""
+    statistics = jax.local_devices()[0].memory_stats()
+    if statistics:
+        return statistics["peak_bytes_in_use"]
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 class Progress:
     """The log of the run in `workdir`, continued from `step`; `title` heads its picture.
 
+    Of several processes one `writes`.
+
     Lines after `step`, written by a run that was stopped before its next checkpoint, are dropped,
     so that the log shows each step once.
     """
 
-    def __init__(self, workdir: Path, step: int, title: str) -> None:
+    def __init__(self, workdir: Path, step: int, title: str, writes: bool = True) -> None:
         self._title = title
         self._log = workdir / "log.jsonl"
         self._picture = workdir / "progress.png"
+        self._events: EventsWriter | None = None
         self.epochs = [line for line in read_log(workdir) if line["step"] <= step]
-        with whole_file(self._log) as partial:
-            partial.write_text("".join(json.dumps(line) + "\n" for line in self.epochs))
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        if writes:
+            with whole_file(self._log) as partial:
+                partial.write_text("".join(json.dumps(line) + "\n" for line in self.epochs))
+            folder = workdir / "tensorboard"
+            with writing(folder):
+                folder.mkdir(exist_ok=True)
+                self._events = EventsWriter(str(folder / "events"))
+            # TensorBoard hides what an earlier start logged after this step.
+            self._add_event(step=step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def epoch(self, line: dict[str, Any]) -> None:
         """Logs an epoch: {"step", "epoch", "loss", "learning_rate", "seconds", ...}."""
         self.epochs.append(line)
-        with self._log.open("a") as log:
+        if self._events is None:
+            return
+        with writing(self._log), self._log.open("a") as log:
             log.write(json.dumps(line) + "\n")
-        for name, value in line.items():
-            if isinstance(value, float):
-                self._board.add_scalar(name, value, line["step"])
+        scalars = [
+            Summary.Value(tag=name, simple_value=value)
+            for name, value in line.items()
+            if isinstance(value, float)
+        ]
+        self._add_event(step=line["step"], summary=Summary(value=scalars))
         draw_progress(self.epochs, self._title, self._picture)
 
-    def close(self) -> None:
-        """Flushes the TensorBoard events."""
-        self._board.close()
+    def _add_event(self, **content: Any) -> None:
+        """In this thread: SummaryWriter's own ends with a traceback where the disk is full."""
+        assert self._events
+        with writing(self._log.with_name("tensorboard")):
+            self._events.write_event(Event(wall_time=time.time(), **content))
+            self._events.flush()
 
 
 def read_log(workdir: Path) -> list[dict[str, Any]]:

@@ -6,16 +6,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
+import jax
+import optax
+from jax.sharding import Mesh
+
 from covid_jax import __version__
 from covid_jax.config import Config, differences, to_dict
 from covid_jax.data.augment import input_size
 from covid_jax.data.plan import Plan, load_plan, save_plan
 from covid_jax.data.preparation import prepare_phantom
-from covid_jax.data.sampling import Sampler, Source, Stream
+from covid_jax.data.sampling import Batch, Sampler, Source, Stream
 from covid_jax.data.store import StoredDataset, digests, load_case, load_dataset
 from covid_jax.data.volume import read_json, write_json
 from covid_jax.errors import UserError
+from covid_jax.model.conv import Form
+from covid_jax.training.checkpoint import Saved
+from covid_jax.training.parallel import Augment, local_samples, put_batch, replicate
+from covid_jax.training.state import TrainState, initial_state, refreeze, schedule
+from covid_jax.training.step import EvalStep, TrainStep
+from covid_jax.transfer.freezing import split
 
+Tree = Any
 _PHANTOM_CASES = 6
 _MAY_CHANGE = (
     "data.prepared_dir",
@@ -24,8 +36,77 @@ _MAY_CHANGE = (
     "study.",
     "inference.",
     "checkpoint_every",
+    "mesh.",
 )
-"""Settings that a run may be continued with although they changed: they move no parameter."""
+"""Settings that a run may be continued with although they changed: they move no parameter, or, the
+mesh, by no more than the rounding of its sums."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What training works with.
+
+    Attributes:
+      config: with the number of classes that the datasets have.
+      training, validation: where batches come from.
+      mesh, form: of the devices, and of the convolutions on them.
+      params: before the first step.
+      masks: of what is frozen, by the epoch from which each holds.
+      augment: None where patches are trained on as they are.
+    """
+
+    config: Config
+    plan: Plan
+    datasets: list[StoredDataset]
+    training: Sampler
+    validation: Sampler
+    mesh: Mesh
+    form: Form
+    network: nn.Module
+    params: Tree
+    masks: dict[int, Tree]
+    transform: optax.GradientTransformation
+    augment: Augment | None
+    train_step: TrainStep
+    eval_step: EvalStep
+
+    def begin(self, saved: Saved | None) -> tuple[TrainState, Tree]:
+        """(state, frozen) on the devices, as saved or before the first step.
+
+        Raises:
+          UserError: the checkpoint is of another network.
+        """
+        last = max(saved.step - 1, 0) // self.config.steps_per_epoch if saved else 0
+        held = self.held_at(last)
+        trainable, frozen = split(self.params, held)
+        state = initial_state(trainable, self.transform)
+        if saved:
+            state, frozen = saved.state(state, held)
+        return replicate((state, frozen), self.mesh)
+
+    def held_at(self, epoch: int) -> Tree:
+        """The mask of what is frozen in an epoch."""
+        return self.masks[max(since for since in self.masks if since <= epoch)]
+
+    def enter(self, epoch: int, state: TrainState, frozen: Tree) -> tuple[TrainState, Tree]:
+        """(state, frozen) at the beginning of an epoch, from which on others may be frozen."""
+        if epoch not in self.masks:
+            return state, frozen
+        return replicate(refreeze(state, frozen, self.masks[epoch], self.transform), self.mesh)
+
+    def put(self, batch: Batch) -> dict[str, jax.Array]:
+        """A batch of the host on the devices."""
+        return put_batch(vars(batch), self.mesh, self.config.data.batch_size)
+
+    def batch_names(self, step: int) -> str:
+        """The cases of the batch of a training step, and where they are cut."""
+        samples = range(self.config.data.batch_size)
+        return ", ".join(str(self.training.draw(step, sample)) for sample in samples)
+
+    @property
+    def samples(self) -> range:
+        """Those of each batch that this process makes."""
+        return local_samples(self.mesh, self.config.data.batch_size)
 
 
 def open_data(config: Config, workdir: Path) -> tuple[Plan, list[StoredDataset]]:
@@ -54,6 +135,21 @@ def title(config: Config, datasets: list[StoredDataset]) -> str:
     names = (f"{'SYNTHETIC ' if d.synthetic else ''}{d.name}" for d in datasets)
     what = "pre-training" if config.pretraining else config.strategy
     return f"{what} on {', '.join(names)}, fold {config.fold}"
+
+
+def announcement(run: Run, start: int) -> str:
+    """What is trained on what, from which step on."""
+    held = run.held_at(start // run.config.steps_per_epoch)
+    sizes = [leaf.size for leaf in jax.tree.leaves(run.params)]
+    frozen = sum(size for size, h in zip(sizes, jax.tree.leaves(held), strict=True) if h)
+    _, epochs, _ = schedule(run.config)
+    several = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    going_on = f"\ngoing on from the checkpoint of step {start}" if start else ""
+    return (
+        f"{title(run.config, run.datasets)}: {epochs} epochs of {run.config.steps_per_epoch} "
+        f"steps, {sum(sizes):,} parameters, {frozen:,} of them frozen, {jax.device_count()} x "
+        f"{jax.devices()[0].device_kind}{several}, convolutions: {run.form}{going_on}"
+    )
 
 
 def samplers(config: Config, datasets: list[StoredDataset]) -> tuple[Sampler, Sampler]:
@@ -119,7 +215,7 @@ def claim_workdir(
     Raises:
       UserError: the work directory belongs to a run with another config, plan or provenance.
     """
-    _check_settings(workdir, config, plan)
+    check_settings(workdir, config, plan)
     origin, path = provenance(datasets, config.pretrained), workdir / "provenance.json"
     if path.is_file() and not accept_changes:
         changed = differences(origin, json.loads(path.read_text()))
@@ -129,13 +225,15 @@ def claim_workdir(
                 f"{workdir}: data or program have changed since the run began "
                 f"({changed[0]}{more}); use another --workdir, or --accept_changes to go on"
             )
-    write_json(path, origin)
+    if read_json(path) != origin:
+        write_json(path, origin)
     if not (workdir / "config.json").is_file():
         save_plan(workdir / "plan.json", plan)
         write_json(workdir / "config.json", to_dict(config))
 
 
-def _check_settings(workdir: Path, config: Config, plan: Plan) -> None:
+def check_settings(workdir: Path, config: Config, plan: Plan) -> None:
+    """Raises a UserError where `workdir` belongs to a run with another config or plan."""
     path = workdir / "config.json"
     if not path.is_file():
         return

@@ -5,15 +5,11 @@ import json
 import pytest
 
 from benchmarks.report import PAGES, TABLES, marked, rendered, results
-from tests.conftest import ROOT, needs_onednn
+from tests.conftest import ROOT, SMALL_NETWORK, needs_onednn
 
 SMALL = (
     f"--config={ROOT}/configs/tiny.py",
-    "--config.model.features_per_stage=4,8",
-    "--config.model.kernel_sizes=((1,3,3),(3,3,3))",
-    "--config.model.strides=((1,1,1),(1,2,2))",
-    "--config.model.n_conv_per_stage=1,1",
-    "--config.model.n_conv_per_stage_decoder=1,",
+    *SMALL_NETWORK,
     "--rounds=2",
 )
 SCAN = f"{ROOT}/examples/covid19/COVID-19-CT-Seg_20cases/coronacases_001.nii.gz"
@@ -71,6 +67,11 @@ def test_the_cost_is_measured_along_every_axis(tmp_path, command):
     axes = {line["axis"] for line in lines}
     assert {"voxels of the patch", "batch", "features of the first stage"} < axes
     assert any("SYNTHETIC" in axis for axis in axes)
+
+
+def test_what_a_save_costs_is_measured(tmp_path, command):
+    (line,) = run(command, tmp_path, "checkpoints", "--steps=2")
+    assert 0 < line["seconds_in_path"] < line["seconds_with_save"]
 
 
 def test_one_core_makes_batches_beside_nnunets_loader(tmp_path, command):

@@ -7,15 +7,8 @@ import sys
 import pytest
 
 from covid_jax.transfer.strategies import STRATEGIES
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SMALL_NETWORK
 
-SMALL_NETWORK = (
-    "--config.model.features_per_stage=4,8",
-    "--config.model.kernel_sizes=((1,3,3),(3,3,3))",
-    "--config.model.strides=((1,1,1),(2,2,2))",
-    "--config.model.n_conv_per_stage=1,1",
-    "--config.model.n_conv_per_stage_decoder=(1,)",
-)
 MESHES = ("2 x 1", "1 x 2", "2 x 2", "2 x 4")
 
 

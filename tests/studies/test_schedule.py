@@ -1,10 +1,12 @@
 """The order of steps, several at once, and what a failure keeps from running. Real processes."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
 
+from covid_jax.errors import REQUEUE_STATUS, StoppedError
 from covid_jax.lock import only_here
 from covid_jax.studies.executors import local
 from covid_jax.studies.grid import Step
@@ -73,6 +75,46 @@ def test_a_failure_keeps_only_what_needs_it_from_running(folder):
 def test_a_step_that_leaves_no_result_has_failed(folder):
     one = step(folder, "lazy", "print('all is well')")
     assert run_steps([one], folder, local(1), 1) == {"lazy": "all is well"}
+
+
+def test_a_step_that_was_asked_to_stop_starts_again(folder):
+    script = f"""
+import pathlib, sys
+once = pathlib.Path("once")
+if not once.exists():
+    once.write_text("")
+    sys.exit({REQUEUE_STATUS})
+pathlib.Path("step").write_text("")
+"""
+    one = step(folder, "step", script)
+    assert run_steps([one], folder, local(1), 1) == {}
+    assert one.done
+
+
+def test_a_study_that_is_stopped_stops_its_steps_and_waits_for_them(folder):
+    """As study does on SIGTERM: an exception, by which the steps get SIGTERM and save."""
+    script = """
+import pathlib, signal, sys, time
+def stop(*_):
+    time.sleep(0.3)
+    pathlib.Path("saved").write_text("")
+    sys.exit(75)
+signal.signal(signal.SIGTERM, stop)
+pathlib.Path("started").write_text("")
+time.sleep(60)
+"""
+    one = step(folder, "step", script)
+
+    def stop_the_study(number, frame):
+        raise StoppedError("the study")
+
+    before = signal.signal(signal.SIGALRM, stop_the_study)
+    signal.setitimer(signal.ITIMER_REAL, 2)
+    with pytest.raises(StoppedError):
+        run_steps([one], folder, local(1), 1)
+    signal.signal(signal.SIGALRM, before)
+    assert (folder / "started").exists()
+    assert (folder / "saved").exists()
 
 
 def test_what_is_done_is_not_run_again(folder):

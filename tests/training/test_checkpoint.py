@@ -34,39 +34,50 @@ def equal(a, b):
     )
 
 
+def save(workdir, state, frozen, epoch=None):
+    with Checkpoints(workdir) as checkpoints:
+        checkpoints.save(state, frozen, epoch)
+
+
+def newest(workdir):
+    with Checkpoints(workdir) as checkpoints:
+        return checkpoints.newest()
+
+
 def test_a_state_comes_back_bit_for_bit(tmp_path):
-    tree = params()
-    state, frozen, held = state_of(tree)
+    state, frozen, held = state_of(params())
     moved = jax.tree.map(lambda leaf: leaf + 1, state)
-    with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.latest_step() == 0
-        checkpoints.save(moved, frozen)
-    with Checkpoints(tmp_path) as checkpoints:
-        back, back_frozen = checkpoints.restore(state, held)
+    assert newest(tmp_path) is None
+    save(tmp_path, moved, frozen, {"losses": [0.1, 0.2]})
+    saved = newest(tmp_path)
+    back, back_frozen = saved.state(state, held)
     assert isinstance(back, TrainState)
     assert equal(back, moved)
     assert equal(back_frozen, frozen)
+    assert saved.epoch == {"losses": [0.1, 0.2]}
 
 
 def test_the_whole_tree_of_a_run_is_loaded_frozen_leaves_too(tmp_path):
     tree = params()
     state, frozen, _ = state_of(tree)
-    with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(state, frozen)
+    save(tmp_path, state, frozen)
     assert equal(load_params(tmp_path), tree)
     assert equal(load_params(tmp_path, 0), tree)
 
 
 def test_a_checkpoint_of_another_network_is_refused_with_path_and_shapes(tmp_path):
     state, frozen, _ = state_of(params(3))
-    with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(state, frozen)
+    save(tmp_path, state, frozen)
     other, _, held = state_of(params(4))
-    with (
-        Checkpoints(tmp_path) as checkpoints,
-        pytest.raises(UserError, match=r"decoder/bias is \(4, 2\) here and \(3, 2\) there"),
-    ):
-        checkpoints.restore(other, held)
+    with pytest.raises(UserError, match=r"decoder/bias is \(4, 2\) here and \(3, 2\) there"):
+        newest(tmp_path).state(other, held)
+
+
+def test_the_last_two_checkpoints_are_kept(tmp_path):
+    state, frozen, _ = state_of(params())
+    for step in (5, 10, 15):
+        save(tmp_path, state.replace(step=step), frozen)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["10", "15"]
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
@@ -99,8 +110,7 @@ def test_a_damaged_config_is_refused_by_file(tmp_path):
 
 def test_continual_refuses_a_pretraining_that_was_planned_for_another_schedule(tmp_path):
     state, frozen, _ = state_of(params())
-    with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(state, frozen)
+    save(tmp_path, state, frozen)
     planned = tiny("pretraining-msd", pretraining_epochs=30, epochs=10)
     (tmp_path / "config.json").write_text(json.dumps(to_dict(planned)))
     fits = tiny("continual-msd", pretraining_epochs=30, epochs=10, pretrained=str(tmp_path))

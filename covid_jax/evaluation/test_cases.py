@@ -1,0 +1,60 @@
+"""The test of a run: the masks of its fold's test cases, and their metrics."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from covid_jax.config import Config
+from covid_jax.data.plan import Plan
+from covid_jax.data.preprocess import Geometry, PreparedCase, as_volume
+from covid_jax.data.store import StoredDataset, load_case
+from covid_jax.data.volume import read_volume, write_volume
+from covid_jax.evaluation.folders import evaluate_folders, save_metrics
+from covid_jax.inference.postprocess import (
+    choose,
+    load_postprocessing,
+    save_postprocessing,
+    to_mask,
+)
+from covid_jax.inference.scan import make_predictor
+
+
+def test_run(
+    config: Config,
+    plan: Plan,
+    dataset: StoredDataset,
+    params: Any,
+    workdir: Path,
+    between: Callable[[], None],
+) -> dict[str, Any]:
+    """Predicts the fold's test cases as predict would; writes predictions/ and metrics.json.
+
+    `between` is called before each case.
+
+    Returns:
+      the content of metrics.json
+    """
+    predict = make_predictor(config, plan, params, config.inference.mirror)
+    folder = workdir / "predictions"
+    split = dataset.split(config.fold)
+
+    def predicted(name: str) -> tuple[np.ndarray, Geometry]:
+        between()
+        case = load_case(dataset, name)
+        return predict(PreparedCase(case.image, None, case.geometry)), case.geometry
+
+    if config.inference.choose:
+        references = (read_volume(dataset.reference(name)).voxels for name in split.train)
+        scored = zip((predicted(name)[0] for name in split.train), references, strict=True)
+        save_postprocessing(workdir, choose(scored))
+    postprocessing = load_postprocessing(workdir, config.inference)
+    for name in tqdm(split.test, "testing", unit="case", mininterval=1):
+        probabilities, geometry = predicted(name)
+        mask = to_mask(probabilities, postprocessing)
+        write_volume(folder / f"{name}.nii.gz", as_volume(mask, geometry))
+    metrics = evaluate_folders(folder, dataset.references)
+    save_metrics(workdir / "metrics.json", metrics)
+    return metrics

@@ -1,0 +1,148 @@
+"""Several processes that train one run: how they start, take turns, stop together, and end.
+
+Every process works on the samples that its devices hold. The first one writes the run's folder,
+which all of them see.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
+
+import jax
+from jax.experimental import multihost_utils
+
+from covid_jax.errors import REQUEUE_STATUS, STOP_SIGNALS, StoppedError, UserError
+
+_HEARTBEAT_SECONDS = 30  # after which a silent process counts as dead
+_GRACE_SECONDS = 10  # for others that fail as this process does
+_SUPERVISED = "COVID_JAX_SUPERVISED"
+_LOST = (
+    "another process of this run has ended; start all of them again: "
+    "they go on from the last checkpoint"
+)
+
+
+def start_processes(coordinator: str, num_processes: int, process_id: int) -> None:
+    """Makes this process one of the run's, before it touches a device.
+
+    Args:
+      coordinator: HOST:PORT that the first process listens on. Empty: JAX finds it and the other
+        two from the variables of Slurm, of a TPU slice or of another cluster that it knows.
+      num_processes, process_id: of the run, and of this one of them.
+
+    Raises:
+      UserError: JAX finds no cluster, or the others do not come.
+    """
+    try:
+        jax.distributed.initialize(
+            coordinator or None,
+            num_processes if coordinator else None,
+            process_id if coordinator else None,
+            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+        )
+    except (RuntimeError, ValueError) as error:
+        first_line = str(error).split("\n")[0]
+        raise UserError(
+            f"the processes of this run do not find each other ({first_line}); outside of a "
+            "cluster that JAX knows, give --coordinator, --num_processes and --process_id"
+        ) from error
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes."""
+    return jax.process_index() == 0
+
+
+@contextlib.contextmanager
+def first_before_others() -> Iterator[None]:
+    """Lets the first process do the block before the others do it."""
+    if not is_first():
+        multihost_utils.sync_global_devices("first before others")
+    try:
+        yield
+    finally:
+        if is_first():
+            multihost_utils.sync_global_devices("first before others")
+
+
+def end_processes() -> bool:
+    """Parts the processes, all of which must come here. Whether this is the first one."""
+    first = is_first()
+    if jax.distributed.is_initialized():
+        jax.distributed.shutdown()
+    return first
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[Callable[[int], bool]]:
+    """Within, STOP_SIGNALS no longer end the process.
+
+    Yields:
+      asked(step) -> whether to save and stop after this step. Of several processes all say so at
+      the same step, whichever was asked.
+    """
+    asked = threading.Event()
+    distributed = jax.distributed.is_initialized()
+
+    def handle(number: int, _: FrameType | None) -> None:
+        if distributed:
+            os.kill(os.getpid(), signal.SIGTERM)  # which JAX tells the others
+        asked.set()
+
+    # JAX itself handles SIGTERM where there are several processes.
+    handled = (signal.SIGUSR1,) if distributed else STOP_SIGNALS
+    before = {number: signal.signal(number, handle) for number in handled}
+    try:
+        yield (
+            multihost_utils.reached_preemption_sync_point
+            if distributed
+            else (lambda step: asked.is_set())
+        )
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def among_others() -> Iterator[None]:
+    """Within, this process ends when another has gone, and others can when it fails alone."""
+    try:
+        yield
+    except Exception as error:
+        if jax.distributed.is_initialized():
+            # Gloo's and NCCL's words for a connection that broke.
+            words = ("gloo", "nccl", "connection", "peer", "coordination")
+            is_theirs = isinstance(error, jax.errors.JaxRuntimeError | ValueError)
+            if is_theirs and any(word in str(error).lower() for word in words):
+                print(f"stopped: {_LOST}", file=sys.stderr, flush=True)
+                os._exit(REQUEUE_STATUS)  # an orderly end would wait for the one that is gone
+            # An orderly end waits for the others, which may be waiting for this process.
+            end = threading.Timer(_GRACE_SECONDS, os._exit, [1])
+            end.daemon = True
+            end.start()
+        raise
+
+
+def supervise(arguments: Sequence[str]) -> None:
+    """Runs this same command in a child; returns in the child, and never in the parent.
+
+    JAX aborts a process whose coordinator is gone, so only another process can tell its user.
+    """
+    if os.environ.get(_SUPERVISED):
+        return
+    # Signals meet the child alone, from the moment that it exists.
+    child = subprocess.Popen(
+        [sys.executable, *sys.orig_argv[1 : -len(arguments)], *arguments],
+        env={**os.environ, _SUPERVISED: "1"},
+    )
+    for number in (*STOP_SIGNALS, signal.SIGINT):
+        signal.signal(number, lambda number, _: child.send_signal(number))
+    status = child.wait()
+    if status == -signal.SIGABRT:
+        raise StoppedError(_LOST)
+    sys.exit(status if status >= 0 else 128 - status)

@@ -33,6 +33,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "inference": lambda content: tables.inference_table(content["results"]),
     "scaling": lambda content: tables.scaling_table(content["results"]),
     "checkpoints": lambda content: tables.checkpoints_table(content["results"]),
+    "grid_hours": lambda content: tables.grid_hours_table(content["results"]),
     "meshes": lambda content: tables.meshes_table(content["results"]),
     "kernels": lambda content: tables.kernels_table(content["results"]),
     "input_pipeline": lambda content: tables.input_pipeline_table(

@@ -253,3 +253,25 @@ def checkpoints_table(lines: Sequence[Line]) -> str:
         f"steps, {line['share_every_epoch']:.2%} if every epoch is saved"
         for line in lines
     )
+
+
+def grid_hours_table(lines: Sequence[Line]) -> str:
+    """The hours of the paper's grid; SIMULATED, but for the V100's step."""
+    rows = [
+        f"{'SIMULATED':<28}{'devices':>8}{'mesh of a run':>15}{'ms a step':>11}{'links':>7}"
+        f"{'hours':>8}"
+    ]
+    best = {
+        key: min(line["hours"] for line in lines if (line["device"], line["devices"]) == key)
+        for key in {(line["device"], line["devices"]) for line in lines}
+    }
+    for line in lines:
+        step = "" if line["milliseconds"] is None else f"{line['milliseconds']:.1f}"
+        mark = " *" if line["hours"] == best[line["device"], line["devices"]] else ""
+        digits = 1 if line["hours"] < 10 else 0
+        rows.append(
+            f"{line['device']:<28}{line['devices']:>8}{line['mesh']:>15}{step:>11}"
+            f"{line['communication']:>7.0%}{line['hours']:>8.{digits}f}{mark}"
+        )
+    rows.append("links: share of a step of scratch; *: the fastest way to use so many")
+    return "\n".join(rows)

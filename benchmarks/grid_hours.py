@@ -7,8 +7,8 @@ Nothing is timed. A step on one device takes the bytes that XLA's program for it
 share of the matrix rate, whichever is longer; on a mesh, that over the devices, and then its halos
 and sums over the links, hidden behind nothing. The grid is 4 pre-trainings and 14 runs of each of 5
 folds, 1000 epochs each, without the tests at their ends; a run waits for its pre-training, and
-takes the first group of devices that is free. The V100's seconds an epoch are the paper's own. Writes
-grid_hours.json.
+takes the first group of devices that is free. The V100's seconds an epoch are the paper's own.
+Writes grid_hours.json.
 """
 
 import dataclasses

@@ -27,9 +27,15 @@ if ! { [ -x .venv/bin/python ] && .venv/bin/python -c '' 2>/dev/null; }; then
   echo "making .venv with $("$python" --version)"
   "$python" -m venv .venv
 fi
-wanted=$(cat pyproject.toml constraints.txt | cksum)
+wanted=$(cat pyproject.toml constraints.txt requirements/*.txt | cksum)
 if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
   echo "installing covid_jax with $EXTRAS, about half a minute"
+  for extra in ${EXTRAS//,/ }; do
+    if [ -f "requirements/$extra.txt" ]; then # whose files are known by their hashes
+      .venv/bin/python -m pip install --quiet --disable-pip-version-check \
+        --require-hashes --no-deps --requirement "requirements/$extra.txt"
+    fi
+  done
   .venv/bin/python -m pip install --quiet --disable-pip-version-check \
     --constraint constraints.txt --editable ".[$EXTRAS]"
   echo "$wanted" > "$stamp"

@@ -2,6 +2,7 @@
 
 import ast
 import gzip
+import re
 import shutil
 
 import numpy as np
@@ -169,3 +170,26 @@ def test_prepared_data_says_nothing_of_the_patient(tmp_path, command):
     assert finished.returncode == 0, finished.stderr
     assert list(out.glob("nsclc_effusion/cases/LUNG1-*/image.npy"))
     assert tells(out, finished.stdout + finished.stderr) == []
+
+
+REQUIREMENTS = sorted((ROOT / "requirements").glob("*.txt"))
+
+
+def pins(path):
+    """{name: versions} of a file of requirements, and the lines that have a hash."""
+    found, hashed = {}, 0
+    for line in path.read_text().splitlines():
+        if pin := re.match(r"([\w.-]+)==([\w.+]+)", line):
+            name = re.sub(r"[-_.]+", "-", pin[1]).lower()
+            found.setdefault(name, set()).add(pin[2])
+            hashed += line.endswith("\\")
+    return found, hashed
+
+
+@pytest.mark.parametrize("path", REQUIREMENTS, ids=lambda path: path.stem)
+def test_what_ci_installs_has_hashes_and_the_versions_of_the_constraints(path):
+    required, hashed = pins(path)
+    allowed, _ = pins(ROOT / "constraints.txt")
+    assert hashed >= len(required) > 50
+    for name, versions in required.items():
+        assert versions <= allowed.get(name, versions), name

@@ -129,20 +129,20 @@ def set_up(config: Config, workdir: Path) -> Run:
     augmentation = functools.partial(augment, patch_size=config.data.patch_size)
     augmented = where_it_lies(augmentation, mesh) if config.data.augment else None
     return Run(
-        config,
-        plan,
-        datasets,
-        training,
-        validation,
-        mesh,
-        form,
-        network,
-        params,
-        masks,
-        transform,
-        augmented,
-        make_train_step(apply, transform, augmented, **loss),
-        make_eval_step(apply, **loss),
+        config=config,
+        plan=plan,
+        datasets=datasets,
+        training=training,
+        validation=validation,
+        mesh=mesh,
+        form=form,
+        network=network,
+        params=params,
+        masks=masks,
+        transform=transform,
+        augment=augmented,
+        train_step=make_train_step(apply, transform, augmented, **loss),
+        eval_step=make_eval_step(apply, **loss),
     )
 
 
@@ -180,21 +180,25 @@ def fit(run: Run, workdir: Path) -> Any:
                 batch = run.put(patches)
                 state, metrics = run.train_step(state, frozen, batch, jnp.float32(rate), key)
                 log.add(step, metrics, waited)
-                if asked(step) and step + 1 < epochs * length:
-                    checkpoints.save(state, frozen, log.unfinished())
-                    checkpoints.wait()
-                    raise StoppedError(f"{workdir}: saved after step {step + 1}; start it again")
+                if stop := asked(step):
+                    break
             watchdog.begin(None)
-            line = {
-                "step": (epoch + 1) * length,
-                "epoch": epoch,
-                "learning_rate": rate,
-                **log.line(batch_size),
-                **validate(run, state, frozen, epoch),
-            }
-            progress.epoch(line)
-            if (epoch + 1) % config.checkpoint_every == 0 or epoch + 1 == epochs:
-                checkpoints.save(state, frozen)
+            if step + 1 < (epoch + 1) * length:
+                checkpoints.save(state, frozen, log.unfinished())
+            else:
+                line = {
+                    "step": step + 1,
+                    "epoch": epoch,
+                    "learning_rate": rate,
+                    **log.line(batch_size),
+                    **validate(run, state, frozen, epoch),
+                }
+                progress.epoch(line)
+                if stop or (epoch + 1) % config.checkpoint_every == 0 or epoch + 1 == epochs:
+                    checkpoints.save(state, frozen)
+            if stop:
+                checkpoints.wait()
+                raise StoppedError(f"{workdir}: saved after step {step + 1}; start it again")
     return jax.device_get(freezing.join(state.trainable, frozen))
 
 

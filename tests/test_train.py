@@ -124,15 +124,19 @@ def fold_with(data, case):
     return next(fold for fold, split in enumerate(splits) if case in split["train"])
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_saves_in_the_middle_of_an_epoch_and_the_run_goes_on_exactly(
-    tiny_run, tmp_path, command, number
+@pytest.mark.parametrize(
+    ("number", "epochs", "length"), [(signal.SIGTERM, 2, 60), (signal.SIGUSR1, 8, 1)]
+)
+def test_a_signal_saves_wherever_an_epoch_stands_and_the_run_goes_on_exactly(
+    tiny_run, tmp_path, command, number, epochs, length
 ):
     arguments = [
         TINY,
         f"--config.data.prepared_dir={tiny_run / 'data'}",
-        "--config.steps_per_epoch=60",
-        "--config.validation_steps=0",
+        f"--config.epochs={epochs}",
+        f"--config.steps_per_epoch={length}",
+        "--config.validation_steps=1",
+        "--config.checkpoint_every=100",
         "--config.test=False",
         *SMALL_NETWORK,
     ]
@@ -151,11 +155,14 @@ def test_a_signal_saves_in_the_middle_of_an_epoch_and_the_run_goes_on_exactly(
     assert process.returncode == REQUEUE_STATUS
     assert told.startswith(f"stopped: {stopped}: saved after step")
     (step,) = saves(stopped)
-    assert step % 60
+    assert step < epochs * length
     finished = command("train", f"--workdir={stopped}", *arguments)
     assert f"going on from the checkpoint of step {step}" in finished.stdout
     assert equal(load_params(stopped), load_params(straight))
-    ours, theirs = ([line["loss"] for line in read_log(run)] for run in (stopped, straight))
+    ours, theirs = (
+        [(line["step"], line["loss"], line["validation_loss"]) for line in read_log(run)]
+        for run in (stopped, straight)
+    )
     assert ours == theirs  # the epoch that was stopped has the mean of all its steps
 
 

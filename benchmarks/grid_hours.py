@@ -2,206 +2,21 @@
 
     python -m benchmarks.grid_hours --output=benchmarks/results
 
-Nothing is timed. A step on one device takes the bytes that XLA's program for it moves
-(benchmarks.gpu_program) over a share of the memory's bandwidth, or its operations over the same
-share of the matrix rate, whichever is longer; on a mesh, that over the devices, and then its halos
-and sums over the links, hidden behind nothing. The grid is 4 pre-trainings and 14 runs of each of 5
-folds, 1000 epochs each, without the tests at their ends; a run waits for its pre-training, and
-takes the first group of devices that is free. The V100's seconds an epoch are the paper's own.
-Writes grid_hours.json.
+Nothing is timed: benchmarks/cluster.py says what is counted and what is assumed. Writes
+grid_hours.json.
 """
 
 import dataclasses
-import heapq
-import json
-from dataclasses import dataclass
 from pathlib import Path
 
-import jax
 from absl import flags
 
 from benchmarks import environment
-from benchmarks.arithmetic import convolutions
-from benchmarks.tables import Line, grid_hours_table
-from covid_jax.config import PAPER_RUNS, SOURCES, Config, MeshConfig, load_config_file
+from benchmarks.cluster import DEVICES, SHARE, simulate
+from benchmarks.tables import grid_hours_table
 from covid_jax.errors import UserError, run_command
-from covid_jax.reporting.paper import paper_table
-from covid_jax.training.cost import abstract_params
-from covid_jax.transfer.freezing import mask
-from covid_jax.transfer.strategies import frozen_patterns
 
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of grid_hours.json.")
-
-ROOT = Path(__file__).resolve().parent.parent
-SHARE = 0.4
-"""Of the bandwidth and of the matrix rate, that a step is taken to reach. Assumed."""
-MESHES = ((1, 1), (2, 1), (2, 2), (2, 4), (2, 8))
-FOLDS = range(5)
-
-
-@dataclass(frozen=True)
-class Device:
-    """By its maker's figures, but for the latency, which is assumed.
-
-    Attributes:
-      bandwidth: of its memory, bytes a second.
-      rate: of matrix products in bfloat16, operations a second.
-      link: to its neighbours, bytes a second in one direction.
-      latency: of one collective, s.
-    """
-
-    name: str
-    bandwidth: float
-    rate: float
-    link: float
-    latency: float
-
-
-DEVICES = (
-    Device("H100 SXM", 3.35e12, 989e12, 450e9, 15e-6),
-    Device("TPU v5p", 2.765e12, 459e12, 300e9, 10e-6),
-)
-
-
-@dataclass(frozen=True)
-class Step:
-    """What a training step moves and computes, and what a mesh adds to it.
-
-    Attributes:
-      memory: bytes to and from the memory.
-      operations: of its convolutions.
-      halo: bytes that a device with neighbours in depth gets from them, of a batch of 2.
-      halos: how many times it does.
-      norms: how many sums over the devices norms take.
-      gradient: bytes of the trained parameters.
-    """
-
-    memory: float
-    operations: float
-    halo: float
-    halos: int
-    norms: int
-    gradient: float
-
-
-def step_of(strategy: str) -> Step:
-    """The step of configs/paper.py in bfloat16."""
-    counted = json.loads((ROOT / "benchmarks" / "results" / "gpu_program_h100.json").read_text())
-    network = strategy if strategy in ("frozen_encoder", "multi_encoder") else "scratch"
-    (program,) = (
-        line
-        for line in counted["results"]
-        if (line["strategy"], line["dtype"], line["layout"])
-        == (network, "bfloat16", "channels last")
-    )
-    config = load_config_file(f"{ROOT}/configs/paper.py:{strategy}")
-    every = convolutions(config)
-    deep = [conv for conv in every if conv.kernel_size[0] > 1 and not conv.transposed]
-    halo = sum(
-        2 * (conv.kernel_size[0] - 1) * config.data.batch_size * height * width * channels
-        for conv in deep
-        for (_, height, width), channels in (
-            (conv.input_size, conv.channels),
-            (conv.output_size, conv.features),
-        )
-    )
-    blocks = [conv for conv in every if conv.path.endswith("/conv")]
-    return Step(
-        memory=sum(program["bytes"].values()),
-        operations=1e12 * program["tflop_per_step_counted"],
-        halo=halo,
-        halos=4 * len(deep),  # both neighbours, on the way forward and back
-        norms=2 * len(blocks),
-        gradient=4 * _trained(config),
-    )
-
-
-def _trained(config: Config) -> int:
-    params = abstract_params(config)
-    held = mask(params, frozen_patterns(config)[0])
-    leaves = zip(jax.tree.leaves(params), jax.tree.leaves(held), strict=True)
-    return sum(leaf.size for leaf, frozen in leaves if not frozen)
-
-
-def seconds(step: Step, device: Device, mesh: MeshConfig) -> tuple[float, float]:
-    """(of a training step on a mesh, of that for communication)."""
-    count = mesh.data * mesh.space
-    work = max(step.memory / device.bandwidth, step.operations / device.rate) / SHARE / count
-    talk = 0.0
-    if count > 1:
-        talk += 2 * (count - 1) / count * step.gradient / device.link + device.latency
-    if mesh.space > 1:
-        talk += step.halo / mesh.data / device.link + (step.halos + step.norms) * device.latency
-    return work + talk, talk
-
-
-def epoch_seconds(config: Config, step_seconds: float) -> float:
-    """Training and validation; a validation step is a third of a training step."""
-    return step_seconds * (config.steps_per_epoch + config.validation_steps / 3)
-
-
-def grid_hours(epoch: dict[str, float], epochs: int, groups: int) -> float:
-    """Hours until the last run is done, on so many groups of devices.
-
-    `epoch` has the seconds of an epoch of each strategy.
-    """
-    ready: list[tuple[float, float]] = []  # (when it may begin, how long it takes)
-    free = [0.0] * groups
-    trained = {}
-    for source in SOURCES:
-        if source != "none":
-            trained[source] = begin = heapq.heappop(free) + epochs * epoch["scratch"]
-            heapq.heappush(free, begin)
-    for run in PAPER_RUNS:
-        strategy, _, source = run.partition("-")
-        ready += [(trained.get(source, 0.0), epochs * epoch[strategy]) for _ in FOLDS]
-    # What may begin first begins first; of those the longest.
-    for may_begin, takes in sorted(ready, key=lambda run: (run[0], -run[1])):
-        heapq.heappush(free, max(heapq.heappop(free), may_begin) + takes)
-    return max(free) / 3600
-
-
-def simulate() -> list[Line]:
-    """Lines for each device, number of them, and mesh of a run; the paper's V100 first."""
-    config = load_config_file(f"{ROOT}/configs/paper.py")
-    rows = paper_table(3)
-    paper = {
-        row.strategy: sum(row.epoch_seconds) / len(row.epoch_seconds)
-        for row in rows
-        if row.epoch_seconds
-    }
-    lines: list[Line] = [
-        {
-            "device": "V100 (the paper's seconds)",
-            "devices": count,
-            "mesh": "1 x 1",
-            "milliseconds": None,
-            "communication": 0.0,
-            "hours": grid_hours(paper, config.epochs, count),
-        }
-        for count in (1, 8, 64)
-    ]
-    steps = {strategy: step_of(strategy) for strategy in paper}
-    for device in DEVICES:
-        for count in (1, 8, 64):
-            for mesh in (MeshConfig(*sizes) for sizes in MESHES):
-                size = mesh.data * mesh.space
-                if size > count:
-                    continue
-                found = {name: seconds(step, device, mesh) for name, step in steps.items()}
-                epoch = {name: epoch_seconds(config, of[0]) for name, of in found.items()}
-                step_seconds, talk = found["scratch"]
-                lines.append(
-                    {
-                        "device": device.name,
-                        "devices": count,
-                        "mesh": f"{mesh.data} x {mesh.space}",
-                        "milliseconds": 1e3 * step_seconds,
-                        "communication": talk / step_seconds,
-                        "hours": grid_hours(epoch, config.epochs, count // size),
-                    }
-                )
-    return lines
 
 
 def main() -> None:

@@ -24,7 +24,10 @@ from covid_jax.errors import run_command
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("benchmarks", "data", "scaling")),
+)
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "epoch_time": lambda content: tables.epoch_time_table(content["results"], content["paper"]),

@@ -74,6 +74,9 @@ class Checkpoints:
         self._folder = workdir / "checkpoints"
         with writing(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
+        if is_first():
+            for unfinished in self._folder.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(unfinished, ignore_errors=True)
         self._manager = _manager(self._folder, keep=_KEPT)
         self._writer = ThreadPoolExecutor(1)
         self._written: Future[None] | None = None
@@ -228,7 +231,6 @@ def _manager(folder: Path, keep: int | None = None) -> ocp.CheckpointManager:
             max_to_keep=keep,
             create=False,
             enable_async_checkpointing=False,
-            cleanup_tmp_directories=keep is not None and is_first(),
             multiprocessing_options=ocp.options.MultiprocessingOptions(
                 primary_host=here,
                 active_processes={here},

@@ -135,7 +135,7 @@ def in_slurm(environment, *command):
     return finished.stdout
 
 
-def wait_for(reached, what, seconds=180):
+def wait_for(reached, what, seconds=300):
     deadline = time.monotonic() + seconds
     while not reached():
         assert time.monotonic() < deadline, what()
@@ -169,13 +169,10 @@ def test_two_tasks_train_are_stopped_by_slurm_and_go_on_from_the_queue(slurm, ti
     wait_for(lambda: "put into the queue again" in printed(), printed)
     assert len(re.findall("saved after step", printed())) == 2  # both processes, at one step
 
-    def done():
-        """Slurm lets two minutes pass before it starts a job again; not here."""
-        now = ["scontrol", "update", f"JobId={job}", "StartTime=now"]
-        subprocess.run(now, env=slurm, capture_output=True, check=False)
-        return f"done: {workdir}" in printed()
-
-    wait_for(done, printed)
+    # Slurm lets two minutes pass before it starts a job again; not here, once it waits.
+    wait_for(lambda: "PENDING" in in_slurm(slurm, "squeue", f"--job={job}", "--long"), printed)
+    in_slurm(slurm, "scontrol", "update", f"JobId={job}", "StartTime=now")
+    wait_for(lambda: f"done: {workdir}" in printed(), printed)
     assert "going on from the checkpoint of step" in printed()
 
     straight = tmp_path / "straight"

@@ -136,12 +136,18 @@ def find_and_save_for_ever(workdir):
     saved = newest(workdir)
     assert saved is None or is_whole(saved)
     found = saved.step if saved else 0
-    (workdir / "found").write_text(str(found))
+    tell(workdir / "found", found)
     with Checkpoints(workdir) as checkpoints:
         for step in range(found + 1, 10**6):
             checkpoints.save(*state_at(step))
             checkpoints.wait()
-            (workdir / "saved").write_text(str(step))
+            tell(workdir / "saved", step)
+
+
+def tell(path, number):
+    """Whole or not at all, as this process may be killed meanwhile."""
+    path.with_suffix(".partial").write_text(str(number))
+    path.with_suffix(".partial").rename(path)
 
 
 def test_a_save_that_is_killed_at_any_of_50_moments_leaves_a_whole_checkpoint(tmp_path):

@@ -2,8 +2,7 @@
 
 import pytest
 
-from benchmarks import grid_hours
-from benchmarks.grid_hours import DEVICES, seconds, step_of
+from benchmarks.cluster import DEVICES, MESHES, grid_hours, seconds, step_of
 from covid_jax.config import PAPER_RUNS, MeshConfig
 
 EPOCH = dict.fromkeys(("scratch", "continual", "body", "frozen_encoder", "multi_encoder"), 36.0)
@@ -11,17 +10,17 @@ EPOCH = dict.fromkeys(("scratch", "continual", "body", "frozen_encoder", "multi_
 
 def test_on_one_device_the_grid_takes_the_sum_of_its_runs():
     runs = 4 + 5 * len(PAPER_RUNS)
-    assert grid_hours.grid_hours(EPOCH, 1000, 1) == pytest.approx(10 * runs)
+    assert grid_hours(EPOCH, 1000, 1) == pytest.approx(10 * runs)
 
 
 def test_with_a_device_for_each_run_it_takes_a_pretraining_and_a_run():
-    assert grid_hours.grid_hours(EPOCH, 1000, 100) == pytest.approx(20)
+    assert grid_hours(EPOCH, 1000, 100) == pytest.approx(20)
 
 
 @pytest.mark.parametrize("device", DEVICES, ids=lambda device: device.name)
 def test_more_devices_shorten_a_step_and_spend_more_of_it_on_links(device):
     step = step_of("scratch")
-    found = [seconds(step, device, MeshConfig(*mesh)) for mesh in grid_hours.MESHES]
+    found = [seconds(step, device, MeshConfig(*mesh)) for mesh in MESHES]
     shares = [talk / whole for whole, talk in found]
     assert [whole for whole, _ in found] == sorted((whole for whole, _ in found), reverse=True)
     assert shares == sorted(shares)

@@ -19,13 +19,13 @@ from tests.conftest import ROOT, SMALL_NETWORK
 
 
 def settings(tiny_run, workdir, *more):
-    """A run of 3 epochs of 20 steps."""
+    """A run of 3 epochs of 40 steps."""
     return [
         f"--config={ROOT}/configs/tiny.py",
         f"--config.data.prepared_dir={tiny_run / 'data'}",
         f"--workdir={workdir}",
         "--config.epochs=3",
-        "--config.steps_per_epoch=20",
+        "--config.steps_per_epoch=40",
         "--config.validation_steps=1",
         "--config.data.augment=False",
         "--config.test=False",
@@ -133,8 +133,9 @@ def test_a_signal_to_one_stops_all_at_one_step_and_one_process_goes_on(
 ):
     arguments = settings(tiny_run, tmp_path / "run", "--config.mesh.data=2")
     run = Processes(tmp_path, 2, arguments)
-    run.wait_for(tmp_path / "run" / "checkpoints")  # while the step is being compiled
-    run.started[1].send_signal(signal.SIGUSR1)
+    while "[Gloo]" not in run.printed()[1]:  # they have met, and train in some seconds
+        time.sleep(0.01)
+    run.started[1].send_signal(signal.SIGTERM)
     assert run.wait() == [REQUEUE_STATUS, REQUEUE_STATUS], run.printed()
     stopped = [text.strip().splitlines()[-1] for text in run.printed()]
     assert stopped[0] == stopped[1]
@@ -149,7 +150,7 @@ def test_a_signal_to_one_stops_all_at_one_step_and_one_process_goes_on(
 def test_where_one_dies_the_others_say_so_within_a_minute(tiny_run, straight, tmp_path, killed):
     arguments = settings(tiny_run, tmp_path / "run", "--config.mesh.data=2")
     run = Processes(tmp_path, 2, arguments)
-    run.wait_for(tmp_path / "run" / "checkpoints" / "20")
+    run.wait_for(tmp_path / "run" / "checkpoints" / "40")
     run.kill(killed)
     assert run.started[1 - killed].wait(timeout=60) == REQUEUE_STATUS
     assert "another process of this run has ended" in run.printed()[1 - killed].splitlines()[-1]

@@ -6,8 +6,9 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
@@ -18,6 +19,19 @@ REQUEUE_STATUS = 75
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 """What asks a command to save and to stop: kill, Kubernetes and Slurm; Slurm's --signal=USR1."""
+
+
+@contextlib.contextmanager
+def stop_signals_go_to(
+    handler: Callable[[int, FrameType | None], None], numbers: Iterable[int] = STOP_SIGNALS
+) -> Iterator[None]:
+    """Within, `handler` takes these signals; afterwards who took them before."""
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handled in before.items():
+            signal.signal(number, handled)
 
 
 class StoppedError(Exception):

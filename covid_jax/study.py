@@ -24,7 +24,7 @@ from types import FrameType
 from absl import flags
 
 from covid_jax.config import check_config_arguments, config_from_flag, define_config_flag
-from covid_jax.errors import STOP_SIGNALS, StoppedError, UserError, run_command
+from covid_jax.errors import StoppedError, UserError, run_command, stop_signals_go_to
 from covid_jax.lock import only_here
 from covid_jax.reporting.page import terminal_summary, write_report
 from covid_jax.studies import executors
@@ -82,12 +82,8 @@ def stopped_by_signals() -> Iterator[None]:
         name = signal.Signals(number).name
         raise StoppedError(f"{_WORKDIR.value}: by {name}; the same command goes on")
 
-    before = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
-    try:
+    with stop_signals_go_to(stop):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def listed(steps: Sequence[Step], workdir: Path) -> list[str]:

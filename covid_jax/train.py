@@ -19,7 +19,6 @@ nsclc and multi_lesion.
 
 import contextlib
 import functools
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -270,7 +269,7 @@ def main() -> None:
         raise UserError("--workdir is missing (see --help)")
     workdir = Path(_WORKDIR.value)
     if _COORDINATOR.value or _DISTRIBUTED.value:
-        supervise(sys.argv[1:])
+        supervise()
         start_processes(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     alone = only_here(workdir, "another training") if is_first() else contextlib.nullcontext()
     with among_others(), alone:

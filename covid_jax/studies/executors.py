@@ -121,6 +121,8 @@ def slurm(parameters: Mapping[str, str | int]) -> Start:
         executor.update_parameters(job_name="covid_jax", **parameters)
         commands = [[sys.executable, "-u", "-m", *order.step.command] for order in orders]
         logs = [str(order.log.resolve()) for order in orders]
+        for order in orders:  # a job that Slurm starts again adds to what it printed before
+            order.log.unlink(missing_ok=True)
         try:
             jobs = executor.map_array(_InSlurm(), commands, logs)
         except submitit.core.utils.FailedJobError as error:

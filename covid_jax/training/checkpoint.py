@@ -120,9 +120,8 @@ class Checkpoints:
         return None if step < 0 else saved or self._read(step)
 
     def _newest_here(self, until: int | None) -> Saved | None:
-        steps = sorted(self._manager.all_steps(), reverse=True)
-        steps = [step for step in steps if until is None or step <= until]
-        for step in steps:
+        steps = [s for s in self._manager.all_steps() if until is None or s <= until]
+        for step in sorted(steps, reverse=True):
             try:
                 return self._read(step)
             except UserError as error:

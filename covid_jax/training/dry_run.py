@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from covid_jax.data.sampling import Batch
 from covid_jax.errors import UserError
 from covid_jax.training.cost import planned_bytes
 from covid_jax.training.parallel import fitting_meshes
@@ -20,7 +21,17 @@ def dry_run(run: Run, workdir: Path) -> str:
       UserError: `workdir` holds another run, or memory or disk do not suffice.
     """
     check_settings(workdir, run.config, run.plan)
-    lines = [announcement(run, 0), *_data(run), _mesh(run), _memory(run), _disk(run, workdir)]
+    began = time.perf_counter()
+    batch = run.training.batch(0, run.samples)
+    seconds = time.perf_counter() - began
+    lines = [
+        announcement(run, 0),
+        *_data(run),
+        f"a batch: {run.batch_names(0)}, in {1e3 * seconds:.0f} ms",
+        _mesh(run),
+        _memory(run, batch),
+        _disk(run, workdir),
+    ]
     return "\n".join([*lines, "dry run: nothing was trained"])
 
 
@@ -32,10 +43,7 @@ def _data(run: Run) -> list[str]:
             f"data: {dataset.name}, {len(split.train)} cases to train on and {len(split.test)} to "
             "test on, all as they were prepared"
         )
-    began = time.perf_counter()
-    run.training.batch(0, run.samples)
-    milliseconds = 1e3 * (time.perf_counter() - began)
-    return [*lines, f"a batch: {run.batch_names(0)}, in {milliseconds:.0f} ms"]
+    return lines
 
 
 def _mesh(run: Run) -> str:
@@ -46,11 +54,10 @@ def _mesh(run: Run) -> str:
     return f"mesh: {here.data} x {here.space} of {jax.device_count()} devices{also}"
 
 
-def _memory(run: Run) -> str:
+def _memory(run: Run, batch: Batch) -> str:
     """By XLA's plan of the compiled step."""
     state, frozen = run.begin(None)
-    batch = run.put(run.training.batch(0, run.samples))
-    arguments = state, frozen, batch, jnp.float32(0), jax.random.key(0)
+    arguments = state, frozen, run.put(batch), jnp.float32(0), jax.random.key(0)
     compiled = run.train_step.lower(*arguments).compile()  # type: ignore[attr-defined]
     needed = planned_bytes(compiled)
     statistics = jax.local_devices()[0].memory_stats()

@@ -10,13 +10,19 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 import jax
 from jax.experimental import multihost_utils
 
-from covid_jax.errors import REQUEUE_STATUS, STOP_SIGNALS, StoppedError, UserError
+from covid_jax.errors import (
+    REQUEUE_STATUS,
+    STOP_SIGNALS,
+    StoppedError,
+    UserError,
+    stop_signals_go_to,
+)
 
 _HEARTBEAT_SECONDS = 30  # after which a silent process counts as dead
 _GRACE_SECONDS = 10  # for others that fail as this process does
@@ -96,16 +102,11 @@ def stop_signals() -> Iterator[Callable[[int], bool]]:
 
     # JAX itself handles SIGTERM where there are several processes.
     handled = (signal.SIGUSR1,) if distributed else STOP_SIGNALS
-    before = {number: signal.signal(number, handle) for number in handled}
-    try:
-        yield (
-            multihost_utils.reached_preemption_sync_point
-            if distributed
-            else (lambda step: asked.is_set())
-        )
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with stop_signals_go_to(handle, handled):
+        if distributed:
+            yield multihost_utils.reached_preemption_sync_point
+        else:
+            yield lambda step: asked.is_set()
 
 
 @contextlib.contextmanager
@@ -128,7 +129,7 @@ def among_others() -> Iterator[None]:
         raise
 
 
-def supervise(arguments: Sequence[str]) -> None:
+def supervise() -> None:
     """Runs this same command in a child; returns in the child, and never in the parent.
 
     JAX aborts a process whose coordinator is gone, so only another process can tell its user.
@@ -137,7 +138,7 @@ def supervise(arguments: Sequence[str]) -> None:
         return
     # Signals meet the child alone, from the moment that it exists.
     child = subprocess.Popen(
-        [sys.executable, *sys.orig_argv[1 : -len(arguments)], *arguments],
+        [sys.executable, *sys.orig_argv[1:]],
         env={**os.environ, _SUPERVISED: "1"},
     )
     for number in (*STOP_SIGNALS, signal.SIGINT):

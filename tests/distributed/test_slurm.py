@@ -36,7 +36,7 @@ SlurmUser=root
 SlurmctldPort={ports[0]}
 SlurmdPort={ports[1]}
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
+AuthInfo=socket={folder}/munge.socket,cred_expire=20
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -169,10 +169,10 @@ def test_two_tasks_train_are_stopped_by_slurm_and_go_on_from_the_queue(slurm, ti
     wait_for(lambda: "put into the queue again" in printed(), printed)
     assert len(re.findall("saved after step", printed())) == 2  # both processes, at one step
 
-    # Slurm lets two minutes pass before it starts a job again; not here, once it waits.
-    wait_for(lambda: "PENDING" in in_slurm(slurm, "squeue", f"--job={job}", "--long"), printed)
-    in_slurm(slurm, "scontrol", "update", f"JobId={job}", "StartTime=now")
-    wait_for(lambda: f"done: {workdir}" in printed(), printed)
+    def state():
+        return printed() + in_slurm(slurm, "scontrol", "show", "job", job)
+
+    wait_for(lambda: f"done: {workdir}" in printed(), state)
     assert "going on from the checkpoint of step" in printed()
 
     straight = tmp_path / "straight"

@@ -38,7 +38,7 @@ from covid_jax.config import (
 from covid_jax.data.augment import augment, input_size
 from covid_jax.errors import UserError, run_command
 from covid_jax.training.cost import planned_bytes
-from covid_jax.training.parallel import cut_depth, make_mesh, put_batch, replicate, where_it_lies
+from covid_jax.training.parallel import cut_along, make_mesh, put_batch, replicate, where_it_lies
 from covid_jax.training.state import initial_state, new_params, optimizer
 from covid_jax.training.step import make_train_step
 from covid_jax.transfer.freezing import mask, split
@@ -86,7 +86,7 @@ def trained(
     trainable, frozen = split(params, mask(params, frozen_patterns(config)[0]))
     augmentation = functools.partial(augment, patch_size=config.data.patch_size)
     step = make_train_step(
-        lambda params, image: network.apply({"params": params}, cut_depth(image, mesh)),
+        cut_along(network, mesh),
         transform,
         where_it_lies(augmentation, mesh) if config.data.augment else None,
     )

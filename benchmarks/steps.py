@@ -17,7 +17,7 @@ from covid_jax.data.augment import augment, input_size
 from covid_jax.model.conv import fast_form
 from covid_jax.model.loss import deep_supervision_loss
 from covid_jax.training.cost import planned_bytes
-from covid_jax.training.parallel import cut_depth, make_mesh, put_batch, replicate, where_it_lies
+from covid_jax.training.parallel import cut_along, make_mesh, put_batch, replicate, where_it_lies
 from covid_jax.training.state import initial_state, new_params, optimizer
 from covid_jax.training.step import make_eval_step, make_train_step
 from covid_jax.transfer.freezing import mask, split
@@ -65,7 +65,7 @@ def ours(
     mesh = make_mesh(config.mesh, config.data.batch_size, config.data.patch_size[0])
     form = fast_form(config.mesh.data, config.mesh.space)
     network = network_of(config, form)
-    apply = lambda params, image: network.apply({"params": params}, cut_depth(image, mesh))  # noqa: E731
+    apply = cut_along(network, mesh)
     patch_size = config.data.patch_size
     put = functools.partial(put_batch, mesh=mesh, batch_size=config.data.batch_size)
     plain = put(dummy_batch(config))

@@ -45,7 +45,7 @@ from covid_jax.training.checkpoint import Checkpoints, load_pretrained
 from covid_jax.training.dry_run import dry_run
 from covid_jax.training.explain import explain
 from covid_jax.training.parallel import (
-    cut_depth,
+    cut_along,
     keep_compiled_programs,
     make_mesh,
     where_it_lies,
@@ -122,7 +122,7 @@ def set_up(config: Config, workdir: Path) -> Run:
 
     # The step: one function for every strategy and any number of devices.
     transform = optimizer(config.optimizer)
-    apply = lambda params, image: network.apply({"params": params}, cut_depth(image, mesh))  # noqa: E731
+    apply = cut_along(network, mesh)
     marginal = config.loss.marginal and len(datasets) > 1
     loss = {"batch_dice": config.loss.batch_dice, "marginal": marginal}
     augmentation = functools.partial(augment, patch_size=config.data.patch_size)

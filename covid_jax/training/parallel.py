@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -20,6 +21,8 @@ from covid_jax.errors import UserError
 Tree = Any
 Augment = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 """(keys (N,), image (N, ...), label (N, ...)) -> image, label"""
+Apply = Callable[[Tree, jax.Array], tuple[jax.Array, ...]]
+"""(params, image (N, D, H, W, C)) -> logits of each head, full resolution first."""
 CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 
 
@@ -100,10 +103,14 @@ def where_it_lies(augment: Augment, mesh: Mesh) -> Augment:
     return jax.shard_map(augment, mesh=mesh, in_specs=samples, out_specs=samples)
 
 
-def cut_depth(image: jax.Array, mesh: Mesh) -> jax.Array:
-    """The image (N, D, H, W, C) with N over data and D over space."""
+def cut_along(network: nn.Module, mesh: Mesh) -> Apply:
+    """The network on images whose N is cut over data and whose D over space."""
     sharding = NamedSharding(mesh, PartitionSpec("data", "space"))
-    return jax.lax.with_sharding_constraint(image, sharding)
+
+    def apply(params: Tree, image: jax.Array) -> tuple[jax.Array, ...]:
+        return network.apply({"params": params}, jax.lax.with_sharding_constraint(image, sharding))
+
+    return apply
 
 
 def replicate(tree: Tree, mesh: Mesh) -> Tree:

@@ -17,13 +17,11 @@ from jax import Array
 from covid_jax.config import IGNORED
 from covid_jax.model.conv import compiler_options
 from covid_jax.model.loss import deep_supervision_loss
-from covid_jax.training.parallel import Augment
+from covid_jax.training.parallel import Apply, Augment
 from covid_jax.training.state import TrainState
 from covid_jax.transfer.freezing import join
 
 Tree = Any
-Apply = Callable[[Tree, Array], tuple[Array, ...]]
-"""(params, image (N, D, H, W, C)) -> logits of each head, full resolution first."""
 Batch = dict[str, Array]
 """image (N, D, H, W, C), label (N, D, H, W) of any integers, labelled (N, K)"""
 TrainStep = Callable[[TrainState, Tree, Batch, Array, Array], tuple[TrainState, dict[str, Array]]]

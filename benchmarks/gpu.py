@@ -1,6 +1,6 @@
 r"""What a GPU is asked for when one is at hand, by value, within a budget of seconds.
 
-    bash launch/gpu_benchmark.sh --output=DIR [--budget=480] [--dry_run]
+    bash launch/gpu_benchmark.sh --output=DIR [--budget=480] [--only=REGEX] [--dry_run]
 
 First whether the training step is right in float32 and bfloat16 (losses of PyTorch's nnU-Net,
 stored with the tests), then its time under the strategies, beside PyTorch's nnU-Net where it
@@ -40,6 +40,7 @@ from tests.networks import CASES, FILES, random_batch, stored_weights
 
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the result files.")
 _BUDGET = flags.DEFINE_float("budget", 480.0, "Seconds after which nothing new is begun.")
+_ONLY = flags.DEFINE_string("only", "", "Regular expression of the work to do, by its name.")
 _ROUNDS = flags.DEFINE_integer("rounds", 6, "Turns that each candidate has.")
 _SECONDS = flags.DEFINE_float("seconds", 1.0, "Length of a turn, of one step at least.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Small patches and a thin network.")
@@ -182,6 +183,8 @@ def main() -> None:
     begin, folder = time.monotonic(), Path(_OUTPUT.value)
     failed = []
     for name, task in work(folder, _DRY_RUN.value, begin + _BUDGET.value).items():
+        if not re.search(_ONLY.value, name):
+            continue
         spent = time.monotonic() - begin
         if spent > _BUDGET.value:
             print(f"left out, {spent:.0f} of {_BUDGET.value:.0f} s are spent: {name}", flush=True)

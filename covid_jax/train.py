@@ -162,7 +162,7 @@ def fit(run: Run, workdir: Path) -> Any:
         if is_first():
             print(announcement(run, start))
         heading = title(config, run.datasets)
-        progress = Progress(workdir, start, heading, writes=is_first())
+        progress = opened.enter_context(Progress(workdir, start, heading, writes=is_first()))
         watchdog = opened.enter_context(Watchdog())
         batches = run.training.batches(start, epochs * length, run.samples, config.data.workers)
         key = jax.random.key(config.seed)

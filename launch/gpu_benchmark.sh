@@ -2,7 +2,7 @@
 # Measures the training step on the GPU of a bare machine, offline: python3 with jax, flax, optax,
 # orbax-checkpoint, absl-py and torch is enough. WHEELS=DIR hands it pure wheels for the rest
 # (dynamic-network-architectures and nnunetv2, for the times beside PyTorch's nnU-Net).
-#   bash launch/gpu_benchmark.sh --output=DIR [--budget=480] [--dry_run]
+#   bash launch/gpu_benchmark.sh --output=DIR [--budget=480] [--only=REGEX] [--dry_run]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python3}

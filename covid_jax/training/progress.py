@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import resource
 import time
 from collections.abc import Callable, Iterator
@@ -12,15 +13,17 @@ import jax
 import matplotlib
 import matplotlib.pyplot as plt
 from matplotlib.ticker import MaxNLocator
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 from tqdm import tqdm
 
 from covid_jax.data.volume import whole_file
 from covid_jax.errors import UserError, writing
 
 matplotlib.use("agg")
+
+_PICTURE_SECONDS = 60.0  # between two pictures: drawing one takes half a second
 
 
 class EpochLog:
@@ -120,7 +123,7 @@ def _peak_bytes() -> int:
 class Progress:
     """The log of the run in `workdir`, continued from `step`; `title` heads its picture.
 
-    Of several processes one `writes`.
+    A context manager, at whose end the picture shows all epochs. Of several processes one `writes`.
 
     Lines after `step`, written by a run that was stopped before its next checkpoint, are dropped,
     so that the log shows each step once.
@@ -130,17 +133,29 @@ class Progress:
         self._title = title
         self._log = workdir / "log.jsonl"
         self._picture = workdir / "progress.png"
-        self._events: EventsWriter | None = None
+        self._drawn = time.monotonic()
+        self._events: RecordWriter | None = None
         self.epochs = [line for line in read_log(workdir) if line["step"] <= step]
         if writes:
             with whole_file(self._log) as partial:
                 partial.write_text("".join(json.dumps(line) + "\n" for line in self.epochs))
-            folder = workdir / "tensorboard"
-            with writing(folder):
-                folder.mkdir(exist_ok=True)
-                self._events = EventsWriter(str(folder / "events"))
+            # A file of its own for each start, in the order of their names.
+            events = f"events.out.tfevents.{time.time_ns()}.{os.getpid()}"
+            with writing(workdir / "tensorboard"):
+                (workdir / "tensorboard").mkdir(exist_ok=True)
+                self._events = RecordWriter((workdir / "tensorboard" / events).open("wb"))
+            self._add_event(file_version="brain.Event:2")
             # TensorBoard hides what an earlier start logged after this step.
             self._add_event(step=step + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._events is not None:
+            self._events.close()
+            if self.epochs:
+                draw_progress(self.epochs, self._title, self._picture)
 
     def epoch(self, line: dict[str, Any]) -> None:
         """Logs an epoch: {"step", "epoch", "loss", "learning_rate", "seconds", ...}."""
@@ -155,13 +170,15 @@ class Progress:
             if isinstance(value, float)
         ]
         self._add_event(step=line["step"], summary=Summary(value=scalars))
-        draw_progress(self.epochs, self._title, self._picture)
+        if time.monotonic() - self._drawn > _PICTURE_SECONDS:
+            draw_progress(self.epochs, self._title, self._picture)
+            self._drawn = time.monotonic()
 
     def _add_event(self, **content: Any) -> None:
-        """In this thread: SummaryWriter's own ends with a traceback where the disk is full."""
+        """In this thread: TensorBoard's own ends with a traceback where the disk is full."""
         assert self._events
         with writing(self._log.with_name("tensorboard")):
-            self._events.write_event(Event(wall_time=time.time(), **content))
+            self._events.write(Event(wall_time=time.time(), **content).SerializeToString())
             self._events.flush()
 
 

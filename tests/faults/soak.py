@@ -141,8 +141,7 @@ def soak(seconds: float, seed: int, folder: Path, disk: Path | None) -> Tally:
     while time.monotonic() < began + seconds:
         workdir = (disk or folder) / f"run-{tally.runs}"
         mesh = tuple(LAYOUTS[rng.integers(len(LAYOUTS))][:2])
-        live(workdir, data, mesh, rng, tally, disk)
-        if not same(workdir, straight[mesh]):
+        if live(workdir, data, mesh, rng, tally, disk) and not same(workdir, straight[mesh]):
             tally.wrong.append(f"run {tally.runs} on {mesh}: not what an undisturbed run gives")
         tally.runs += 1
         shutil.rmtree(workdir)
@@ -157,7 +156,7 @@ def live(
     rng: np.random.Generator,
     tally: Tally,
     disk: Path | None,
-) -> None:
+) -> bool:
     """Starts a run until it is done; files are damaged before, and something happens during it."""
     events = ["kill", "kill", "SIGTERM", "SIGUSR1", *(("full disk", "read-only") if disk else ())]
     for number in range(60):
@@ -179,13 +178,14 @@ def live(
         tally.went_back += text.count("going back to an earlier one")
         tally.steps_lost += max(0, shown(text) - max(steps_of(workdir), default=0))
         if status == 0:
-            return
+            return True
         if status == 1 and "every checkpoint is damaged" in text:
             tally.refused += 1
             shutil.rmtree(workdir)
         elif not explained(event, status, text):
             tally.wrong.append(f"{damage}, {event}: ended with {status}: {text[-400:]}")
     tally.wrong.append(f"{workdir.name} was not done after 60 attempts")
+    return False
 
 
 def do_damage(kind: str, workdir: Path, rng: np.random.Generator) -> None:

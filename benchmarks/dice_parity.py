@@ -29,7 +29,7 @@ from covid_jax.config import Config, check_config_arguments, config_from_flag
 from covid_jax.data.augment import augment
 from covid_jax.data.sampling import Batch, Sampler
 from covid_jax.errors import UserError, run_command
-from covid_jax.evaluation.test_cases import test_run
+from covid_jax.evaluation.scoring import score_run
 from covid_jax.model.nnunet_weights import to_params
 from covid_jax.train import train
 from covid_jax.training.parallel import keep_compiled_programs
@@ -59,7 +59,7 @@ def train_torch(config: Config, workdir: Path) -> Scores:
         training, _ = samplers(config, datasets)
         net = peer.train(config, config.seed, patches(config, training))
         params = to_params(net.state_dict(), config.model)
-        test_run(config, plan, datasets[0], params, workdir, between=lambda: None)
+        score_run(config, plan, datasets[0], params, workdir, between=lambda: None)
     return read_scores(workdir)
 
 

@@ -37,7 +37,7 @@ from covid_jax.config import (
 )
 from covid_jax.data.augment import augment
 from covid_jax.errors import StoppedError, UserError, run_command
-from covid_jax.evaluation.test_cases import test_run
+from covid_jax.evaluation.scoring import score_run
 from covid_jax.lock import only_here
 from covid_jax.model.conv import fast_form
 from covid_jax.reporting.card import export_model
@@ -225,7 +225,7 @@ def finish(run: Run, params: Any, workdir: Path) -> None:
 
     if run.config.test and not (workdir / "metrics.json").is_file():
         with stop_signals() as asked:
-            metrics = test_run(
+            metrics = score_run(
                 run.config, run.plan, run.datasets[0], params, workdir, between_cases
             )
         means = ", ".join(f"{name} {value:.3f}" for name, value in metrics["mean"].items())

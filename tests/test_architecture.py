@@ -17,11 +17,11 @@ FLOORS = {
     "training": 4,
     "nnunet": 5,
     "inference": 5,
-    "evaluation": 5,
-    "reporting": 6,
-    "studies": 6,
+    "evaluation": 6,
+    "reporting": 7,
+    "studies": 7,
 }
-COMMAND = 7
+COMMAND = 8
 
 
 def part_of(module: str) -> str:

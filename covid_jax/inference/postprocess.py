@@ -1,19 +1,15 @@
 """From probabilities to a mask: a threshold and clean-up of components, both off by default."""
 
 import dataclasses
-import itertools
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import cc3d
 import numpy as np
 
-from covid_jax.config import IGNORED, InferenceConfig
+from covid_jax.config import InferenceConfig
 from covid_jax.data.volume import read_json, write_json
-from covid_jax.evaluation.metrics import dice
 
-_THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 _FILE = "postprocessing.json"
 
 
@@ -40,24 +36,6 @@ def to_mask(probabilities: np.ndarray, postprocessing: Postprocessing) -> np.nda
     else:
         mask = probabilities.argmax(0).astype(np.uint8)
     return _largest(mask) if postprocessing.largest_only else mask
-
-
-def choose(cases: Iterable[tuple[np.ndarray, np.ndarray]]) -> Postprocessing:
-    """The postprocessing with the best mean DSC of all lesions, the plainest of equals.
-
-    Args:
-      cases: probabilities (K, D, H, W) and reference (D, H, W) of each; not those of a test.
-    """
-    candidates = [
-        Postprocessing(threshold, largest)
-        for largest, threshold in itertools.product((False, True), (0.0, *_THRESHOLDS))
-    ]
-    scores = []
-    for probabilities, reference in cases:
-        counted = reference != IGNORED
-        masks = (to_mask(probabilities, one) > 0 for one in candidates)
-        scores.append([dice(mask & counted, (reference > 0) & counted) for mask in masks])
-    return candidates[int(np.mean(scores, axis=0).argmax())]
 
 
 def save_postprocessing(workdir: Path, postprocessing: Postprocessing) -> None:

@@ -6,7 +6,6 @@ import pytest
 from covid_jax.config import InferenceConfig
 from covid_jax.inference.postprocess import (
     Postprocessing,
-    choose,
     load_postprocessing,
     save_postprocessing,
     to_mask,
@@ -37,17 +36,6 @@ def test_the_largest_component_is_kept_over_corners():
 def test_an_empty_mask_stays_empty():
     nothing = probabilities(np.zeros((3, 3, 3)))
     assert not to_mask(nothing, Postprocessing(0.5, largest_only=True)).any()
-
-
-def test_what_scores_best_on_the_given_cases_is_chosen_and_the_plainest_of_equals():
-    truth = np.zeros((6, 6, 6), np.uint8)
-    truth[1:4, 1:4, 1:4] = 1
-    timid = probabilities(truth * 0.35)
-    assert choose([(timid, truth)]) == Postprocessing(threshold=0.2)
-    stray = truth * 0.9
-    stray[5, 5, 5] = 0.9
-    assert choose([(probabilities(stray), truth)]) == Postprocessing(largest_only=True)
-    assert choose([(probabilities(truth * 0.9), truth)]) == Postprocessing()
 
 
 def test_what_was_chosen_goes_before_the_config(tmp_path):

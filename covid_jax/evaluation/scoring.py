@@ -1,28 +1,32 @@
 """The test of a run: the masks of its fold's test cases, and their metrics."""
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from covid_jax.config import Config
+from covid_jax.config import IGNORED, Config
 from covid_jax.data.plan import Plan
 from covid_jax.data.preprocess import Geometry, PreparedCase, as_volume
 from covid_jax.data.store import StoredDataset, load_case
 from covid_jax.data.volume import read_volume, write_volume
 from covid_jax.evaluation.folders import evaluate_folders, save_metrics
+from covid_jax.evaluation.metrics import dice
 from covid_jax.inference.postprocess import (
-    choose,
+    Postprocessing,
     load_postprocessing,
     save_postprocessing,
     to_mask,
 )
 from covid_jax.inference.scan import make_predictor
 
+_THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 
-def test_run(
+
+def score_run(
     config: Config,
     plan: Plan,
     dataset: StoredDataset,
@@ -58,3 +62,21 @@ def test_run(
     metrics = evaluate_folders(folder, dataset.references)
     save_metrics(workdir / "metrics.json", metrics)
     return metrics
+
+
+def choose(cases: Iterable[tuple[np.ndarray, np.ndarray]]) -> Postprocessing:
+    """The postprocessing with the best mean DSC of all lesions, the plainest of equals.
+
+    Args:
+      cases: probabilities (K, D, H, W) and reference (D, H, W) of each; not those of a test.
+    """
+    candidates = [
+        Postprocessing(threshold, largest)
+        for largest, threshold in itertools.product((False, True), (0.0, *_THRESHOLDS))
+    ]
+    scores = []
+    for probabilities, reference in cases:
+        counted = reference != IGNORED
+        masks = (to_mask(probabilities, one) > 0 for one in candidates)
+        scores.append([dice(mask & counted, (reference > 0) & counted) for mask in masks])
+    return candidates[int(np.mean(scores, axis=0).argmax())]

@@ -24,7 +24,13 @@ SMALL_NETWORK = (
     "--config.model.n_conv_per_stage_decoder=(1,)",
 )
 """Arguments for a network of two stages, which compiles in a second."""
+LONG = ("tests/test_train.py", "tests/distributed/", "tests/faults/", "tests/benchmarks/")
 FORMS = ("lax", "slices", pytest.param("onednn", marks=needs_onednn))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first, so that no worker is left alone with one at the end."""
+    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("nnunetv2", reason="extra peers is not installed")
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SMALL_NETWORK
 
 
 def test_both_are_measured_on_the_test_cases(tmp_path, command):
@@ -17,6 +17,7 @@ def test_both_are_measured_on_the_test_cases(tmp_path, command):
         "--seeds=2",
         f"--workdir={tmp_path}/runs",
         f"--output={tmp_path}",
+        *SMALL_NETWORK,
     )
     finished = command("benchmarks.dice_parity", *arguments)
     assert finished.returncode == 0, finished.stderr

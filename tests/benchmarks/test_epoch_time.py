@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks.measure import Candidate, whole_epoch
-from tests.conftest import ROOT, tiny
+from tests.conftest import ROOT, SMALL_NETWORK, tiny
 
 TINY = f"--config={ROOT}/configs/tiny.py"
 
@@ -60,8 +60,10 @@ def test_an_epoch_is_measured_whole_and_with_the_input_pipeline_where_asked(tmp_
         "--rounds=2",
         "--config.steps_per_epoch=5",
         "--config.validation_steps=2",
+        "--config.data.patch_size=4,16,16",
         "--full",
         "--real",
+        *SMALL_NETWORK,
     )
     assert finished.returncode == 0, finished.stderr
     lines = json.loads((tmp_path / "epoch_time.json").read_text())["results"]

@@ -5,9 +5,6 @@ import os
 import subprocess
 import sys
 
-import pytest
-
-from benchmarks.gpu import GOLDEN, losses
 from tests.conftest import ROOT
 
 BARE = """
@@ -25,11 +22,6 @@ class Bare:
 sys.meta_path = [Bare if finder is PathFinder else finder for finder in sys.meta_path]
 """
 """As sitecustomize.py it hides from Python what a bare machine lacks."""
-
-
-def test_the_losses_of_five_steps_are_those_stored_from_pytorch():
-    stored = json.loads(GOLDEN.read_text())["losses"]
-    assert losses("float32") == pytest.approx(stored, rel=1e-4)  # bfloat16: the dry run checks it
 
 
 def run_bare(folder, *arguments):
@@ -52,6 +44,10 @@ def test_it_runs_with_what_a_bare_machine_has(tmp_path):
     written = {path.name.partition("_cpu")[0] for path in (tmp_path / "out").glob("*.json")}
     assert written == {"correctness", "epoch_time_bfloat16"}
     assert "PyTorch's nnU-Net is not timed" in told
+    (file,) = (tmp_path / "out").glob("correctness_cpu*.json")
+    losses = {line["dtype"]: line for line in json.loads(file.read_text())["results"]}
+    assert losses["float32"]["worst"] < 1e-4  # on a GPU TF32 is given more
+    assert losses["bfloat16"]["worst"] < 5e-2
     (file,) = (tmp_path / "out").glob("epoch_time_bfloat16_cpu*.json")
     lines = json.loads(file.read_text())["results"]
     assert [line["strategy"] for line in lines] == ["scratch", "frozen_encoder", "multi_encoder"]

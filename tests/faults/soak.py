@@ -39,7 +39,7 @@ DAMAGES = ("none", "bit", "cut", "leftover", "clock")
 SIGNALS = {"kill": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGUSR1": signal.SIGUSR1}
 DISK_MB = 8
 PATIENCE = 90.0
-"""Seconds after which an attempt hangs: a run takes a tenth of them."""
+"""Seconds without a word after which an attempt hangs; at work it moves its bar each second."""
 
 
 @dataclass
@@ -114,16 +114,18 @@ class Attempt:
 
     def end(self) -> tuple[int | None, str]:
         """(exit status of the first process, what it printed); None for one that hung."""
-        statuses: list[int | None] = []
-        deadline = time.monotonic() + PATIENCE
-        for index, process in enumerate(self.processes):
-            try:
-                statuses.append(process.wait(timeout=max(0, deadline - time.monotonic())))
-            except subprocess.TimeoutExpired:
-                self.send(signal.SIGKILL, index)
-                process.wait()
-                statuses.append(None)
-        status = None if None in statuses else statuses[0]
+        said, since = 0, time.monotonic()
+        while any(process.poll() is None for process in self.processes):
+            if self.output.stat().st_size > said:
+                said, since = self.output.stat().st_size, time.monotonic()
+            if time.monotonic() > since + PATIENCE:
+                break
+            time.sleep(0.05)
+        hung = [index for index, one in enumerate(self.processes) if one.poll() is None]
+        for index in hung:
+            self.send(signal.SIGKILL, index)
+            self.processes[index].wait()
+        status = None if hung else self.processes[0].returncode
         return status, self.output.read_text().replace("\r", "\n")
 
 

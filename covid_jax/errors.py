@@ -20,6 +20,9 @@ REQUEUE_STATUS = 75
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 """What asks a command to save and to stop: kill, Kubernetes and Slurm; Slurm's --signal=USR1."""
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
+
 
 @contextlib.contextmanager
 def stop_signals_go_to(
@@ -48,16 +51,16 @@ def writing(target: str | Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
-        if isinstance(error, OSError):
-            # numpy reports a short write, which a full disk causes, without a number.
-            number = error.errno or errno.ENOSPC
-        elif found := re.search(r"os_error_code='(\d+)'", str(error)):  # orbax' tensorstore
+        # Python's own (several in one of shutil's), and tensorstore's, by which orbax writes.
+        if found := re.search(r"(?:\[Errno |os_error_code=')(\d+)", str(error)):
             number = int(found[1])
+        elif isinstance(error, OSError):
+            number = errno.ENOSPC  # numpy reports a short write, which a full disk causes, without
         else:
             raise
-        if number in (errno.EROFS, errno.EACCES, errno.EPERM):
+        if number in _FORBIDDEN:
             raise UserError(f"{target}: cannot be written ({os.strerror(number)})") from error
-        if number not in (errno.ENOSPC, errno.EDQUOT):
+        if number not in _FULL:
             raise
         raise UserError(
             f"{target}: the disk is full; free some space and start the same command again"
@@ -86,6 +89,10 @@ def run_command(
         except StoppedError as stop:
             print(f"stopped: {stop}", file=sys.stderr)
             sys.exit(REQUEUE_STATUS)
+        except OSError as error:
+            if error.errno not in (*_FULL, *_FORBIDDEN):
+                raise
+            _fail(f"{error.filename or 'output'}: {error.strerror}; mend that and start it again")
 
     logging.set_verbosity(logging.FATAL)  # orbax tells each step, and errors before it raises them
     sys.unraisablehook = _report_unraisable

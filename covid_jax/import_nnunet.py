@@ -15,6 +15,7 @@ from pathlib import Path
 
 from absl import flags
 
+from covid_jax.data.volume import write_json
 from covid_jax.errors import UserError, run_command
 from covid_jax.nnunet.model_folder import Model, plain_dataset, read_model, write_model
 from covid_jax.training.checkpoint import load_run, save_params
@@ -63,7 +64,7 @@ def read_run(workdir: Path) -> Model:
 def write_run(workdir: Path, model: Model) -> None:
     """Writes a run folder; config.json, by which it counts as one, comes last."""
     save_params(workdir, model.params)
-    (workdir / "dataset.json").write_text(json.dumps(model.dataset, indent=1) + "\n")
+    write_json(workdir / "dataset.json", model.dataset)
     claim_workdir(workdir, model.config, model.plan)
 
 

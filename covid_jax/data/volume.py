@@ -138,10 +138,10 @@ def write_volume(path: str | Path, volume: Volume) -> None:
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A name to write to that becomes `path` when the block ends well, and is gone otherwise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".partial-{path.name}")
     try:
         with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
             yield partial
             os.replace(partial, path)
     finally:

@@ -12,7 +12,8 @@ from covid_jax import __version__
 from covid_jax.config import Config, RawDirs, to_dict
 from covid_jax.data.plan import Plan
 from covid_jax.data.volume import read_json, write_json
-from covid_jax.training.checkpoint import load_run, save_params
+from covid_jax.errors import writing
+from covid_jax.training.checkpoint import copy_newest, load_run
 from covid_jax.transfer.strategies import STRATEGIES
 
 LICENCES = {
@@ -34,25 +35,25 @@ def export_model(workdir: Path) -> Path:
     """
     config, plan, params = load_run(workdir)
     final, partial = workdir / "model", workdir / ".partial-model"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    save_params(partial, params)
-    for name in _BESIDE:
-        if (workdir / name).is_file():
-            shutil.copy(workdir / name, partial / name)
     shared = dataclasses.replace(
         config,
         pretrained="",
         data=dataclasses.replace(config.data, prepared_dir=""),
         study=dataclasses.replace(config.study, raw=RawDirs(), scans=()),
     )
-    write_json(partial / "config.json", to_dict(shared))
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     origin, metrics = (read_json(workdir / f"{name}.json") for name in ("provenance", "metrics"))
     card = model_card(config, plan, size, origin, metrics)
-    (partial / "README.md").write_text(card)
-    shutil.rmtree(final, ignore_errors=True)
-    partial.rename(final)
+    with writing(final):
+        shutil.rmtree(partial, ignore_errors=True)
+        copy_newest(workdir, partial)
+        for name in _BESIDE:
+            if (workdir / name).is_file():
+                shutil.copy(workdir / name, partial / name)
+        write_json(partial / "config.json", to_dict(shared))
+        (partial / "README.md").write_text(card)
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
     return final
 
 

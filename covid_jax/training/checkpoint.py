@@ -166,6 +166,14 @@ def save_params(workdir: Path, params: Tree) -> None:
             _save(manager, 0, {}, params=jax.tree.map(np.asarray, params))
 
 
+def copy_newest(workdir: Path, target: Path) -> None:
+    """Copies the newest checkpoint of a run to another folder, without the optimiser's state."""
+    steps = [step for step in (workdir / "checkpoints").iterdir() if step.name.isdigit()]
+    newest = max(steps, key=lambda step: int(step.name))
+    copy = target / "checkpoints" / newest.name
+    shutil.copytree(newest, copy, ignore=shutil.ignore_patterns("optimizer"))
+
+
 def load_params(workdir: str | Path, step: int | None = None) -> Tree:
     """The parameter tree of a run, of its latest checkpoint or of the one at `step`.
 

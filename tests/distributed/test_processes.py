@@ -1,6 +1,7 @@
 """Several processes train one run over the loopback: what each does, and how they end."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -118,6 +119,11 @@ def test_two_processes_train_what_one_with_two_devices_does(tiny_run, straight, 
         for folder in (tmp_path / "run", straight)
     )
     assert ours == theirs
+    # Killed between its last checkpoint and its end, it has that left to do, and nothing to save.
+    shutil.rmtree(tmp_path / "run" / "model")
+    run = Processes(tmp_path, 2, settings(tiny_run, tmp_path / "run", "--config.mesh.data=2"))
+    assert run.wait() == [0, 0], run.printed()
+    assert equal(load_params(tmp_path / "run" / "model"), load_params(straight))
 
 
 def test_four_processes_cut_batch_and_depth(tiny_run, straight, tmp_path):

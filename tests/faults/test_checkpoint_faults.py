@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from covid_jax.errors import UserError
+from covid_jax.reporting.card import export_model
 from covid_jax.training.checkpoint import Checkpoints, load_params
 from covid_jax.training.state import TrainState
 from covid_jax.transfer.freezing import mask, split
@@ -201,6 +202,18 @@ def test_a_disk_that_is_full_in_the_middle_of_a_save_leaves_the_checkpoint_befor
     assert newest(small_disk).step == 10
     save(small_disk, 20)
     assert newest(small_disk).step == 20
+
+
+def test_a_model_for_which_there_is_no_room_is_none(small_disk, tiny_run):
+    workdir = small_disk / "run"
+    shutil.copytree(tiny_run, workdir, ignore=shutil.ignore_patterns("data", "model", "events*"))
+    filler = small_disk / "filler"
+    filler.write_bytes(bytes(shutil.disk_usage(small_disk).free - 50_000))
+    with pytest.raises(UserError, match="model: the disk is full"):
+        export_model(workdir)
+    assert not (workdir / "model").exists()
+    filler.unlink()
+    load_params(export_model(workdir))
 
 
 def test_a_folder_that_cannot_be_written_is_told(small_disk):

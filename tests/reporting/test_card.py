@@ -18,6 +18,7 @@ def test_a_run_leaves_a_model_that_is_the_run_without_its_folders(tiny_run):
     config, plan, params = load_run(tiny_run / "model")
     leaves = zip(jax.tree.leaves(params), jax.tree.leaves(load_params(tiny_run)), strict=True)
     assert all(np.array_equal(a, b) for a, b in leaves)
+    assert not list((tiny_run / "model").glob("checkpoints/*/optimizer"))
     assert plan.hash == load_run(tiny_run)[1].hash
     assert config.model == load_run(tiny_run)[0].model
     for file in ("config.json", "README.md", "metrics.json"):

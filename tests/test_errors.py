@@ -1,0 +1,26 @@
+"""The edge of every command: what no one expected to fail is one line too."""
+
+import subprocess
+import sys
+
+WRITES = "open('/dev/full', 'w').write('x' * 100_000)"
+
+
+def ended(fault):
+    """What a command in which this happens says last, and its exit status."""
+    program = f"from covid_jax.errors import run_command; run_command(lambda: {fault}, None)"
+    finished = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    return finished.stderr, finished.returncode
+
+
+def test_a_full_disk_is_one_line_wherever_it_is_met():
+    line = "error: output: No space left on device; mend that and start it again\n"
+    assert ended(WRITES) == (line, 1)
+
+
+def test_a_fault_of_the_program_keeps_its_traceback():
+    said, status = ended("1 / 0")
+    assert "ZeroDivisionError" in said
+    assert status == 1

@@ -17,7 +17,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import highdicom
 import nibabel as nib
 import numpy as np
 import pydicom
@@ -354,6 +353,8 @@ def _read_dicom(folder: Path) -> Volume:
     if len(series) > 1:
         counts = ", ".join(f"{len(files)} slices in {files[0].parent}" for files in series.values())
         raise UserError(f"{folder}: {len(series)} CT series ({counts}); give the folder of one")
+    import highdicom  # 0.3 s, which a start without DICOM is spared
+
     (files,) = series.values()
     slices = []
     for file in files:

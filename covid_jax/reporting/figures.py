@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 
 import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -14,8 +13,6 @@ from covid_jax.reporting.runs import Kind, Run, kinds_of
 from covid_jax.reporting.statistics import summarise
 from covid_jax.reporting.tables import values_of
 
-matplotlib.use("agg")
-
 LUNG_WINDOW_HU = (-1250, 250)
 _REFERENCE, _PREDICTION, _CASE = "#35b779", "#ff5a36", "#31688e"
 _MARKS = {"scratch": "o", "continual": "s", "body": "^", "frozen_encoder": "D"}
@@ -23,7 +20,8 @@ _MARKS = {"scratch": "o", "continual": "s", "body": "^", "frozen_encoder": "D"}
 
 def learning_curves(runs: Sequence[Run], note: str) -> Figure:
     """Training loss and validation Dice of every kind of run by epoch, the mean over its folds."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8))
+    figure = Figure(figsize=(10, 3.8))
+    left, right = figure.subplots(1, 2)
     for colour, kind in _coloured(runs):
         logs = [run.log for run in runs if run.kind == kind]
         epochs = range(1, 1 + min(map(len, logs)))
@@ -42,7 +40,8 @@ def dice_of_cases(runs: Sequence[Run], note: str) -> Figure:
     """The DSC of each test case, the mean over its folds; a line follows a case."""
     kinds = kinds_of(runs)
     of_kind = [values_of([run for run in runs if run.kind == kind], "dsc") for kind in kinds]
-    figure, axes = plt.subplots(figsize=(max(6.5, 0.85 * len(kinds)), 4))
+    figure = Figure(figsize=(max(6.5, 0.85 * len(kinds)), 4))
+    axes = figure.subplots()
     for case in sorted({case for values in of_kind for case in values}):
         line = np.array([np.mean(v[case]) if case in v else np.nan for v in of_kind])
         axes.plot(range(len(kinds)), line, "-", color="0.8", linewidth=0.8, zorder=1)
@@ -58,7 +57,8 @@ def dice_of_cases(runs: Sequence[Run], note: str) -> Figure:
 
 def dice_against_seconds(runs: Sequence[Run], note: str) -> Figure:
     """Mean DSC against seconds an epoch: the trade-off of the paper's Table III."""
-    figure, axes = plt.subplots(figsize=(7, 4))
+    figure = Figure(figsize=(7, 4))
+    axes = figure.subplots()
     for colour, kind in _coloured(runs):
         mine = [run for run in runs if run.kind == kind]
         found = summarise(values_of(mine, "dsc"))
@@ -97,9 +97,8 @@ def overlays(
       runs: the columns.
     """
     columns = ["scan", *runs]
-    figure, grid = plt.subplots(
-        len(scans), len(columns), figsize=(2.1 * len(columns), 1.75 * len(scans)), squeeze=False
-    )
+    figure = Figure(figsize=(2.1 * len(columns), 1.75 * len(scans)))
+    grid = figure.subplots(len(scans), len(columns), squeeze=False)
     for row, (name, scan) in zip(grid, scans.items(), strict=True):
         reference = references.get(name)
         chosen = reference if reference is not None else np.sum(list(masks[name].values()), axis=0)
@@ -127,7 +126,7 @@ def _contour(axes: Axes, mask: np.ndarray, colour: str) -> None:
 
 def _coloured(runs: Sequence[Run]) -> list[tuple[str, Kind]]:
     kinds = kinds_of(runs)
-    colours = plt.get_cmap("tab10" if len(kinds) <= 10 else "tab20")
+    colours = matplotlib.colormaps["tab10" if len(kinds) <= 10 else "tab20"]
     return [
         (matplotlib.colors.to_hex(colours(i % colours.N)), kind) for i, kind in enumerate(kinds)
     ]

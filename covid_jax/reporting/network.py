@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
-import matplotlib
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
@@ -15,8 +13,6 @@ from covid_jax.training.cost import abstract_params
 from covid_jax.training.state import schedule
 from covid_jax.transfer.freezing import leaf_paths
 from covid_jax.transfer.strategies import STRATEGIES, frozen_masks, origins
-
-matplotlib.use("agg")
 
 _NEW, _COPIED, _INK = "#f2f2f2", "#9ecae1", "#333333"
 _FROZEN_HATCH = "////"
@@ -36,7 +32,8 @@ def draw_networks(configs: Sequence[Config], titles: Sequence[str]) -> Figure:
 
     Each column of boxes is an encoder (going down) or the decoder (coming up); a box is a stage.
     """
-    figure, axes = plt.subplots(1, len(configs), figsize=(2.7 * len(configs), 3.9), squeeze=False)
+    figure = Figure(figsize=(2.7 * len(configs), 3.9))
+    axes = figure.subplots(1, len(configs), squeeze=False)
     for place, config, title in zip(axes[0], configs, titles, strict=True):
         draw_network(place, config)
         place.set_title(title, fontsize=10, color=_INK)

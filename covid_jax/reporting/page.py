@@ -9,7 +9,6 @@ from pathlib import Path
 
 import jinja2
 import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -226,5 +225,4 @@ def _save(figure: Figure, path: Path, vector: bool) -> str:
         with whole_file(path.with_suffix(f".{kind}")) as partial:
             partial.write_bytes(buffer.getvalue())
         address = f"data:image/{media};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    plt.close(figure)
     return address

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import matplotlib
-import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -20,8 +19,6 @@ from tqdm import tqdm
 
 from covid_jax.data.volume import whole_file
 from covid_jax.errors import UserError, writing
-
-matplotlib.use("agg")
 
 _PICTURE_SECONDS = 60.0  # between two pictures: drawing one takes half a second
 
@@ -194,7 +191,8 @@ def read_log(workdir: Path) -> list[dict[str, Any]]:
 def draw_progress(epochs: list[dict[str, Any]], title: str, path: Path) -> None:
     """Draws loss, validation Dice, learning rate and seconds of the epochs (progress.png)."""
     number = [line["epoch"] + 1 for line in epochs]
-    figure, (top, middle, bottom) = plt.subplots(3, 1, figsize=(7, 8), sharex=True)
+    figure = Figure(figsize=(7, 8))
+    top, middle, bottom = figure.subplots(3, 1, sharex=True)
     top.plot(number, [line["loss"] for line in epochs], ".-", label="training loss")
     if "validation_loss" in epochs[-1]:
         losses = [line["validation_loss"] for line in epochs]
@@ -216,4 +214,3 @@ def draw_progress(epochs: list[dict[str, Any]], title: str, path: Path) -> None:
     figure.tight_layout()
     with whole_file(path) as partial:
         figure.savefig(partial, format="png", dpi=90)
-    plt.close(figure)

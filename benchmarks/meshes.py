@@ -1,7 +1,7 @@
 """Whether every mesh of devices trains the same network, and what a device then holds.
 
     python -m benchmarks.meshes --config=configs/tiny.py --config.data.patch_size=16,48,48 \
-        --output=benchmarks/results
+        --output=out/meshes_tiny
 
 Trains each strategy for some steps on one device and on each mesh, from the same parameters on the
 same augmented noise, and writes meshes.json: how far parameters then lie apart (in float64, where

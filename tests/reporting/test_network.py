@@ -16,7 +16,7 @@ def test_frozen_encoder_is_copied_and_frozen_its_decoder_only_copied():
 
 
 def test_what_is_frozen_in_part_is_shown_in_part():
-    parts = parts_of(tiny(frozen=("encoder/stage_1/block_0",)))
+    parts = parts_of(tiny(frozen=("encoder/stage_1/block_0/norm",)))
     assert parts["encoder"][0].frozen == 0
     assert parts["encoder"][1].frozen == pytest.approx(0.5)
 

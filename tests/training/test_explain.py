@@ -56,11 +56,11 @@ def test_it_says_what_is_copied_new_and_frozen():
     lines = [line.split() for line in explain(tiny("multi_encoder-msd")).splitlines()]
     text = "\n".join(" ".join(line) for line in lines)
     assert "multi_encoder from msd: phantom" in text
-    assert "self_encoder: copied from encoder of config.pretrained, 24 leaves" in text
-    assert "adapted_encoder: copied from encoder of config.pretrained, 24 leaves" in text
+    assert "self_encoder: copied from encoder of config.pretrained, 12 leaves" in text
+    assert "adapted_encoder: copied from encoder of config.pretrained, 12 leaves" in text
     assert "decoder: new" in text
     assert "heads: new" in text
-    assert "frozen 24 of" in text
+    assert "frozen 12 of" in text
 
 
 def test_it_says_how_the_joint_schedule_goes_on():
@@ -72,8 +72,8 @@ def test_it_says_how_the_joint_schedule_goes_on():
 def test_it_says_what_is_unfrozen_when():
     config = tiny("frozen_encoder", frozen_schedule=((1, "!encoder/stage_2"),))
     text = explain(config)
-    assert "from epoch 0: 24 of" in text
-    assert "from epoch 1: 16 of" in text
+    assert "from epoch 0: 12 of" in text
+    assert "from epoch 1: 8 of" in text
     assert text.count("TFLOP") == 2
 
 

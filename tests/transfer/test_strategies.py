@@ -84,8 +84,8 @@ def test_a_missing_pretrained_run_is_one_line():
 
 
 def test_another_network_is_refused_with_path_and_both_shapes():
-    with pytest.raises(UserError, match=r"encoder/stage_2/\S+ is \(32,\) here and \(64,\) there"):
-        initial_params(STRATEGIES["body"], new_params("body"), new_params("scratch", (8, 16, 64)))
+    with pytest.raises(UserError, match=r"encoder/stage_2/\S+ is \(16,\) here and \(64,\) there"):
+        initial_params(STRATEGIES["body"], new_params("body"), new_params("scratch", (4, 8, 64)))
 
 
 def without(tree, path):
@@ -99,9 +99,9 @@ def test_no_leaf_may_be_missing_or_left_over(pretrained):
     """Nothing is taken over in part, and nothing falls back to new values in silence."""
     path = "encoder/stage_1/block_0/norm/scale"
     new = new_params("body")
-    with pytest.raises(UserError, match=rf"{path} is \(16,\) here and missing there"):
+    with pytest.raises(UserError, match=rf"{path} is \(8,\) here and missing there"):
         initial_params(STRATEGIES["body"], new, without(pretrained, path))
-    with pytest.raises(UserError, match=rf"{path} is missing here and \(16,\) there"):
+    with pytest.raises(UserError, match=rf"{path} is missing here and \(8,\) there"):
         initial_params(STRATEGIES["body"], without(new, path), pretrained)
 
 
@@ -110,6 +110,6 @@ def test_every_leaf_has_an_origin_or_is_new():
     assert found["adapted_encoder/stage_0/block_0/conv/kernel"] == (
         "encoder/stage_0/block_0/conv/kernel"
     )
-    assert found["self_encoder/stage_2/block_1/norm/bias"] == "encoder/stage_2/block_1/norm/bias"
+    assert found["self_encoder/stage_2/block_0/norm/bias"] == "encoder/stage_2/block_0/norm/bias"
     new = {path.split("/")[0] for path, origin in found.items() if origin is None}
     assert new == {"decoder", "heads"}

@@ -63,26 +63,28 @@ _COLLECTIVES = re.compile(
 Tree = Any
 
 
-def trained(
-    config: Config, steps: int, last_bit: int | None = None
-) -> tuple[Tree, Counter[str], int]:
-    """(parameters, collectives of the step, bytes of a device) after some steps on config.mesh.
-
-    `last_bit` is a seed, by which each starting parameter is changed by about its rounding.
-    """
-    mesh = make_mesh(config.mesh, config.data.batch_size, config.data.patch_size[0])
+def first_params(config: Config) -> Tree:
+    """The parameters that every mesh starts from, some of them as if pre-trained."""
     shape = (1, *config.data.patch_size, config.model.in_channels)
-    network, transform = network_of(config, "lax"), optimizer(config.optimizer)
     single = dataclasses.replace(config, strategy="scratch", dtype="float32")
     pretrained = new_params(network_of(single, "lax"), 1, shape)
     new = new_params(network_of(dataclasses.replace(config, dtype="float32"), "lax"), 0, shape)
     params = initial_params(STRATEGIES[config.strategy], new, pretrained)
-    if last_bit is not None:
-        rng = np.random.default_rng(last_bit)
-        params = jax.tree.map(
-            lambda leaf: leaf * rng.choice([1 - 2**-24, 1, 1 + 2**-23], leaf.shape), params
-        )
-    params = jax.tree.map(lambda leaf: leaf.astype(config.dtype), params)
+    return jax.tree.map(lambda leaf: leaf.astype(config.dtype), params)
+
+
+def rounded(params: Tree) -> Tree:
+    """The parameters, each changed by about its rounding in float32."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda leaf: leaf * rng.choice([1 - 2**-24, 1, 1 + 2**-23], leaf.shape), params
+    )
+
+
+def trained(config: Config, params: Tree, steps: int) -> tuple[Tree, Counter[str], int]:
+    """(parameters, collectives of the step, bytes of a device) after some steps on config.mesh."""
+    mesh = make_mesh(config.mesh, config.data.batch_size, config.data.patch_size[0])
+    network, transform = network_of(config, "lax"), optimizer(config.optimizer)
     trainable, frozen = split(params, mask(params, frozen_patterns(config)[0]))
     augmentation = functools.partial(augment, patch_size=config.data.patch_size)
     step = make_train_step(
@@ -124,13 +126,14 @@ def compare(config: Config, meshes: list[MeshConfig], dtypes: list[str], steps: 
     for dtype in dtypes:
         with jax.enable_x64(dtype == "float64"):
             typed = dataclasses.replace(config, dtype=dtype)
-            one, collectives, size = trained(typed, steps)
+            params = first_params(typed)
+            one, collectives, size = trained(typed, params, steps)
             found = {"1 x 1": (one, collectives, size)}
             if dtype == "float64":
-                found["1 x 1, rounded"] = trained(typed, steps, last_bit=0)
+                found["1 x 1, rounded"] = trained(typed, rounded(params), steps)
             for mesh in meshes:
                 name = f"{mesh.data} x {mesh.space}"
-                found[name] = trained(dataclasses.replace(typed, mesh=mesh), steps)
+                found[name] = trained(dataclasses.replace(typed, mesh=mesh), params, steps)
         for name, (params, collectives, size) in found.items():
             of_tree, of_leaf = difference(params, one)
             lines.append(

@@ -381,9 +381,9 @@ def test_a_pretrained_network_of_another_shape_is_refused(tiny_run, tmp_path, re
         f"--workdir={tmp_path}/run",
         f"--config.data.prepared_dir={tiny_run / 'data'}",
         f"--config.pretrained={tiny_run}",
-        "--config.model.features_per_stage=8,16,64",
+        "--config.model.features_per_stage=4,8,64",
     )
-    assert "(64,) here and (32,) there" in line
+    assert "(2, 2, 2, 64, 8) here and (2, 2, 2, 16, 8) there, and 4 more leaves" in line
     assert not (tmp_path / "run" / "config.json").exists()
 
 

@@ -108,7 +108,7 @@ def initial_params(strategy: Strategy, new: Tree, pretrained: Tree | None) -> Tr
 
     Raises:
       UserError: no pre-trained network where one is needed, or one with other leaves or shapes;
-        it lists their paths.
+        it names the first.
     """
     if not strategy.needs_pretraining:
         return new
@@ -126,6 +126,10 @@ def initial_params(strategy: Strategy, new: Tree, pretrained: Tree | None) -> Tr
     left_over = {path for path in theirs if path.split("/")[0] in taken} - set(copied.values())
     wrong += [f"{path} is missing here and {theirs[path].shape} there" for path in left_over]
     if wrong:
-        raise UserError("config.pretrained is of another network: " + "; ".join(sorted(wrong)))
+        more = f", and {len(wrong) - 1} more leaves" if len(wrong) > 1 else ""
+        raise UserError(
+            f"config.pretrained is of another network: {min(wrong)}{more}; "
+            "config.model must be that of the pre-training"
+        )
     leaves = [theirs[copied[path]] if path in copied else leaf for path, leaf in ours.items()]
     return jax.tree.unflatten(jax.tree.structure(new), leaves)

@@ -28,7 +28,7 @@ def test_every_figure_is_there_for_every_strategy(tmp_path, command):
     assert str(ROOT) not in json.dumps(content["versions"])
     full, frozen = content["results"]
     assert (full["framework"], full["strategy"]) == ("jax", "scratch")
-    assert full["patch_size"] == [8, 48, 48]
+    assert full["patch_size"] == [8, 24, 24]
     assert full["seconds_per_epoch"] == pytest.approx(
         10 * full["seconds_per_step"] + 4 * full["seconds_per_validation_step"]
     )

@@ -137,6 +137,6 @@ def _stacked(kind: Kind) -> str:
 
 
 def _titled(figure: Figure, note: str) -> Figure:
-    figure.suptitle(note, fontsize=9, parse_math=False)
+    figure.suptitle(note, fontsize=9, parse_math=False, wrap=True)
     figure.tight_layout()
     return figure

@@ -126,14 +126,14 @@ def compare(config: Config, meshes: list[MeshConfig], dtypes: list[str], steps: 
     for dtype in dtypes:
         with jax.enable_x64(dtype == "float64"):
             typed = dataclasses.replace(config, dtype=dtype)
-            params = first_params(typed)
-            one, collectives, size = trained(typed, params, steps)
+            first = first_params(typed)
+            one, collectives, size = trained(typed, first, steps)
             found = {"1 x 1": (one, collectives, size)}
             if dtype == "float64":
-                found["1 x 1, rounded"] = trained(typed, rounded(params), steps)
+                found["1 x 1, rounded"] = trained(typed, rounded(first), steps)
             for mesh in meshes:
                 name = f"{mesh.data} x {mesh.space}"
-                found[name] = trained(dataclasses.replace(typed, mesh=mesh), params, steps)
+                found[name] = trained(dataclasses.replace(typed, mesh=mesh), first, steps)
         for name, (params, collectives, size) in found.items():
             of_tree, of_leaf = difference(params, one)
             lines.append(

@@ -10,12 +10,11 @@ the files is executed. The run folder serves `predict --checkpoint` and `--confi
 With --export, nnU-Net v2's own predictor loads the folder.
 """
 
-import json
 from pathlib import Path
 
 from absl import flags
 
-from covid_jax.data.volume import write_json
+from covid_jax.data.volume import read_json, write_json
 from covid_jax.errors import UserError, run_command
 from covid_jax.nnunet.model_folder import Model, plain_dataset, read_model, write_model
 from covid_jax.training.checkpoint import load_run, save_params
@@ -55,9 +54,7 @@ def main() -> None:
 def read_run(workdir: Path) -> Model:
     """A run of ours, with the dataset.json that it was imported with, or a plain one."""
     config, plan, params = load_run(workdir)
-    path = workdir / "dataset.json"
-    known = path.is_file()
-    dataset = json.loads(path.read_text()) if known else plain_dataset(config.model.num_classes)
+    dataset = read_json(workdir / "dataset.json") or plain_dataset(config.model.num_classes)
     return Model(config, plan, params, dataset)
 
 

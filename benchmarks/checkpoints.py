@@ -40,9 +40,10 @@ _ROUNDS = flags.DEFINE_integer("rounds", 6, "Turns that each has.")
 
 def measure(config: Config, steps: int, rounds: int) -> list[Line]:
     """Lines for some steps alone, for as many with a save, and for the save's own wait."""
-    step = ours(config).train
+    config, platform = environment.here(config)
+    step = ours(config, platform).train
     shape = (1, *config.data.patch_size, config.model.in_channels)
-    params = new_params(network_of(config), 0, shape)
+    params = new_params(network_of(config, platform.form), 0, shape)
     state = initial_state(params, optimizer(config.optimizer))
     nothing = jax.tree.map(lambda _: None, params)
     waits: list[float] = []

@@ -59,13 +59,14 @@ def train_torch(config: Config, workdir: Path) -> Scores:
         training, _ = samplers(config, datasets)
         net = peer.train(config, config.seed, patches(config, training))
         params = to_params(net.state_dict(), config.model)
-        score_run(config, plan, datasets[0], params, workdir, between=lambda: None)
+        config, platform = environment.here(config)
+        score_run(config, plan, datasets[0], params, workdir, platform, between=lambda: None)
     return read_scores(workdir)
 
 
 def patches(config: Config, training: Sampler) -> Iterator[Batch]:
     """The batches of all steps as covid_jax.train augments them."""
-    changed = jax.jit(functools.partial(augment, patch_size=config.data.patch_size))
+    changed = jax.jit(functools.partial(augment, patch_size=config.data.patch_size, at_once=False))
     key = jax.random.key(config.seed)
     steps = config.epochs * config.steps_per_epoch
     with tqdm(total=steps, unit="step", mininterval=1) as bar:

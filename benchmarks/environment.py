@@ -11,6 +11,9 @@ from typing import Any
 
 import jax
 
+from covid_jax.config import Config
+from covid_jax.training.platform import Platform, platform_of, with_dtype
+
 _PACKAGES = (
     "jax",
     "jaxlib",
@@ -23,6 +26,12 @@ _PACKAGES = (
     "dynamic-network-architectures",
     "batchgeneratorsv2",
 )
+
+
+def here(config: Config) -> tuple[Config, Platform]:
+    """The run on the devices of this machine: with their dtype, and what is chosen for them."""
+    platform = platform_of(jax.devices()[0].platform, **vars(config.mesh))
+    return with_dtype(config, platform), platform
 
 
 def describe() -> dict[str, Any]:

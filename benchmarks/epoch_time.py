@@ -49,12 +49,14 @@ def main() -> None:
     if unknown := sorted(set(wanted) - set(STRATEGY_NAMES)):
         raise UserError(f"--strategies={_STRATEGIES.value}: no strategy {', '.join(unknown)}")
     path = Path(_OUTPUT.value) / "epoch_time.json"
+    config, platform = environment.here(config)
 
     candidates = [
         candidate
         for strategy in wanted
         for candidate in candidates_of(
             dataclasses.replace(config, strategy=strategy),
+            platform,
             peer=_PEER.value == "torch",
             compiled=_COMPILE.value,
             real=path.parent if _REAL.value else None,

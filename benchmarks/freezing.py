@@ -37,7 +37,9 @@ def main() -> None:
         raise UserError("freezing is measured on the network of one encoder: --config=FILE:scratch")
     path = Path(_OUTPUT.value) / "freezing.json"
     lines: list[Line] = []
-    for lines in freezing(config, _PEER.value == "torch", _ROUNDS.value, _SECONDS.value):
+    peer = _PEER.value == "torch"
+    config, platform = environment.here(config)
+    for lines in freezing(config, platform, peer, _ROUNDS.value, _SECONDS.value):
         environment.save(path, lines)
     print(freezing_table(lines))
     print(f"{path}")

@@ -31,11 +31,10 @@ from benchmarks.timing import in_turns
 from benchmarks.trace import operations
 from covid_jax.config import Config, DataConfig, UNetConfig
 from covid_jax.errors import UserError, run_command
-from covid_jax.model.conv import CHANNELS_LAST
 from covid_jax.model.nnunet_weights import to_params
-from covid_jax.training.state import initial_state, optimizer
-from covid_jax.training.step import make_train_step
-from covid_jax.transfer.strategies import network_of
+from covid_jax.training.parallel import make_mesh
+from covid_jax.training.program import make_program
+from covid_jax.training.state import initial_state
 from tests.networks import CASES, FILES, random_batch, stored_weights
 
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the result files.")
@@ -54,15 +53,17 @@ def losses(dtype: str) -> list[float]:
     """The losses of the training steps of which GOLDEN holds PyTorch's."""
     model, patch = CASES["isotropic"]
     config = Config(model=model, data=DataConfig(patch_size=patch), dtype=dtype)
-    network, transform = network_of(config), optimizer(config.optimizer)
-    step = make_train_step(lambda p, x: network.apply({"params": p}, x), transform, None)
+    config.data.augment = False
+    config, platform = environment.here(config)
+    mesh = make_mesh(config.mesh, config.data.batch_size, config.data.patch_size[0])
+    program = make_program(config, mesh, platform)
     params = to_params(stored_weights("isotropic"), model)
-    state, nothing = initial_state(params, transform), jax.tree.map(lambda _: None, params)
+    state, nothing = initial_state(params, program.transform), jax.tree.map(lambda _: None, params)
     batch = {name: jnp.asarray(array) for name, array in random_batch("isotropic").items()}
     found = []
     for _ in json.loads(GOLDEN.read_text())["losses"]:
         rate = jnp.float32(config.optimizer.learning_rate)
-        state, metrics = step(state, nothing, batch, rate, jax.random.key(0))
+        state, metrics = program.train_step(state, nothing, batch, rate, jax.random.key(0))
         found.append(float(metrics["loss"]))
     return found
 
@@ -93,7 +94,7 @@ def epochs(
         candidate
         for index, config in enumerate(configs)
         for candidate in candidates_of(
-            config, peer=there and index < peers, compiled=compiled, real=None
+            *environment.here(config), peer=there and index < peers, compiled=compiled, real=None
         )
     ]
     lines: list[Line] = []
@@ -105,8 +106,9 @@ def epochs(
 
 def layouts(folder: Path, config: Config) -> Iterator[str]:
     """The step beside the same one with the convolutions in the layout that XLA would choose."""
-    undone = dict.fromkeys(CHANNELS_LAST, False)
-    steps = [ours(config), ours(config, variant="XLA's layout", compiler_options=undone)]
+    config, platform = environment.here(config)
+    undone = dataclasses.replace(platform, compiler_options={})
+    steps = [ours(config, platform), ours(config, undone, variant="XLA's layout")]
     *_, timings = in_turns([one.train for one in steps], _ROUNDS.value, _SECONDS.value)
     lines = [
         {"variant": step.variant, "seconds_per_step": timing.median, **timing.described()}
@@ -119,7 +121,7 @@ def layouts(folder: Path, config: Config) -> Iterator[str]:
 
 def kernels(folder: Path, config: Config) -> Iterator[str]:
     """The operations of a training step that cost most."""
-    steps = ours(config)
+    steps = ours(*environment.here(config))
     lines = operations(steps.train, steps.program)
     environment.save(folder / f"kernels_{config.dtype}_{_stamp()}.json", lines)
     (folder / f"program_{config.dtype}_{_stamp()}.txt").write_text(steps.program)
@@ -129,7 +131,9 @@ def kernels(folder: Path, config: Config) -> Iterator[str]:
 def frozen(folder: Path, config: Config, deadline: float) -> Iterator[str]:
     """Freezing, of ours alone; as many of its parts as there is time for."""
     lines: list[Line] = []
-    for lines in freezing(config, peer=False, rounds=_ROUNDS.value, seconds=_SECONDS.value):
+    for lines in freezing(
+        *environment.here(config), peer=False, rounds=_ROUNDS.value, seconds=_SECONDS.value
+    ):
         environment.save(folder / f"freezing_{config.dtype}_{_stamp()}.json", lines)
         if time.monotonic() > deadline:
             yield "the budget is spent: parts are left out"

@@ -13,20 +13,22 @@ import dataclasses
 import os
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import jax
+import numpy as np
 from absl import flags
 from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from benchmarks import environment
 from benchmarks.arithmetic import counted_flops
 from benchmarks.tables import Line, gpu_program_table
 from benchmarks.trace import instructions, kind_of
-from covid_jax.config import Config
+from covid_jax.config import STRATEGY_NAMES, Config, DataConfig
 from covid_jax.errors import UserError, run_command
-from covid_jax.model.conv import CHANNELS_LAST
-from covid_jax.training.cost import abstract_step
+from covid_jax.training.cost import abstract_arguments
+from covid_jax.training.platform import Platform, platform_of
+from covid_jax.training.program import make_program
 from covid_jax.transfer.strategies import frozen_patterns
 
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of gpu_program.json.")
@@ -63,11 +65,9 @@ gpu_device_info {{
 # Both would have to time kernels on the device.
 _WITHOUT_A_DEVICE = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
 
-LAYOUTS: dict[str, dict[str, Any]] = {"channels last": CHANNELS_LAST, "XLA's choice": {}}
 
-
-def compiled_for_h100(config: Config, layout: str) -> jax.stages.Compiled:
-    """The training step of a run as a program for an H100.
+def h100_mesh() -> Mesh:
+    """One H100 that is not there, to compile for.
 
     Raises:
       UserError: JAX's plugin for CUDA is not installed.
@@ -78,20 +78,28 @@ def compiled_for_h100(config: Config, layout: str) -> jax.stages.Compiled:
         )
     except NotImplementedError:
         raise UserError(
-            "JAX's compiler for CUDA is missing: pip install jax-cuda13-plugin"
+            "JAX's compiler for CUDA is missing: bash launch/gpu_program.sh brings it"
         ) from None
-    device = jax.sharding.SingleDeviceSharding(topology.devices[0])
-    step, arguments = abstract_step(config, frozen_patterns(config)[0])
+    return Mesh(np.array(topology.devices).reshape(1, 1), ("data", "space"))
+
+
+def compiled_for_h100(config: Config, platform: Platform) -> jax.stages.Compiled:
+    """The training step of a run as a program for an H100, with the choices of `platform`."""
+    mesh = h100_mesh()
+    program = make_program(config, mesh, platform)
     arguments = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), arguments
+        lambda leaf: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, PartitionSpec())
+        ),
+        abstract_arguments(config, program, frozen_patterns(config)[0]),
     )
-    lowered = step.trace(*arguments).lower(lowering_platforms=("cuda",))  # type: ignore[attr-defined]
-    return lowered.compile({**_WITHOUT_A_DEVICE, **LAYOUTS[layout]})
+    lowered = program.train_step.trace(*arguments).lower(lowering_platforms=("cuda",))  # type: ignore[attr-defined]
+    return lowered.compile(_WITHOUT_A_DEVICE)
 
 
-def line(config: Config, layout: str) -> Line:
+def line(config: Config, platform: Platform, variant: str) -> Line:
     """The line of gpu_program.json for one program: kernels and bytes by kind."""
-    compiled = compiled_for_h100(config, layout)
+    compiled = compiled_for_h100(config, platform)
     count: Counter[str] = Counter()
     size: Counter[str] = Counter()
     for name, one in instructions(compiled.as_text() or "").items():
@@ -102,9 +110,10 @@ def line(config: Config, layout: str) -> Line:
     return {
         "strategy": config.strategy,
         "dtype": config.dtype,
-        "layout": layout,
+        "variant": variant,
         "patch_size": list(config.data.patch_size),
         "batch_size": config.data.batch_size,
+        "augmented": config.data.augment,
         "kernels": dict(count),
         "bytes": dict(size),
         "seconds_of_memory": size.total() / BANDWIDTH,
@@ -120,19 +129,25 @@ def main() -> None:
     # The plugin looks for a GPU's libraries when it is loaded; a compiler needs none.
     os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
     path = Path(_OUTPUT.value) / "gpu_program.json"
-    half = Config(dtype="bfloat16")
-    wanted = [
-        (half, "XLA's choice"),
-        (half, "channels last"),
-        (dataclasses.replace(half, strategy="frozen_encoder"), "channels last"),
-        (dataclasses.replace(half, strategy="multi_encoder"), "channels last"),
-        (Config(dtype="float32"), "XLA's choice"),
-        (Config(dtype="float32"), "channels last"),
-    ]
+    packed, half = platform_of("gpu"), Config(dtype="bfloat16", data=DataConfig(augment=False))
+    lax = dataclasses.replace(packed, form="lax")
+    full = dataclasses.replace(half, dtype="float32")
+    wanted = {
+        "XLA's layout": [(half, dataclasses.replace(lax, compiler_options={}))],
+        "channels last": [(half, lax), (full, lax)],
+        "packed": [
+            *((dataclasses.replace(half, strategy=s), packed) for s in STRATEGY_NAMES),
+            (full, packed),
+        ],
+        "packed, augmented": [
+            (dataclasses.replace(half, data=DataConfig()), packed),
+        ],
+    }
     lines: list[Line] = []
-    for config, layout in wanted:
-        lines.append(line(config, layout))
-        environment.save(path, lines)
+    for variant, programs in wanted.items():
+        for config, platform in programs:
+            lines.append(line(config, platform, variant))
+            environment.save(path, lines)
     print(gpu_program_table(lines))
     print(f"{path}")
 

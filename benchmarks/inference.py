@@ -52,7 +52,8 @@ Predict = Callable[[np.ndarray], np.ndarray]
 def ours(config: Config, params: Any, mirror: bool) -> Predict:
     """Our sliding window, which averages logits as nnU-Net's does."""
     inference = dataclasses.replace(config.inference, average="logits")
-    logits_of = make_scorer(dataclasses.replace(config, inference=inference), params, mirror)
+    config, platform = environment.here(dataclasses.replace(config, inference=inference))
+    logits_of = make_scorer(config, params, mirror, platform)
     return lambda volume: np.moveaxis(logits_of(volume), -1, 0)
 
 
@@ -99,7 +100,7 @@ def main() -> None:
     config = config_from_flag(_CONFIG)
     path = Path(_OUTPUT.value) / "inference.json"
     shape = (1, *config.data.patch_size, config.model.in_channels)
-    params = new_params(network_of(config), config.seed, shape)
+    params = new_params(network_of(config, "lax"), config.seed, shape)
     lines: list[Line] = []
     for name in _INPUT.value:
         voxels = read_scan(Path(name)).voxels.astype(np.float32)

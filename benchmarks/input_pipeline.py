@@ -69,7 +69,10 @@ def candidates(
     """What is timed, by name; each call makes one batch."""
     data, sampler = config.data, sampler_of(config, cases)
     steps = iter(range(10**9))
-    augmented = jax.jit(functools.partial(augment, patch_size=data.patch_size))
+    _, platform = environment.here(config)
+    augmented = jax.jit(
+        functools.partial(augment, patch_size=data.patch_size, at_once=platform.at_once)
+    )
     key = jax.random.key(config.seed)
 
     def cut() -> Any:

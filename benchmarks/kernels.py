@@ -30,7 +30,7 @@ def main() -> None:
         raise UserError("--output is missing (see --help)")
     config = config_from_flag(_CONFIG)
     path = Path(_OUTPUT.value) / "kernels.json"
-    steps = ours(config)
+    steps = ours(*environment.here(config))
     lines = operations(steps.train, steps.program)
     environment.save(path, lines)
     print(kernels_table(lines))

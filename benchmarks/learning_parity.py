@@ -28,10 +28,11 @@ from benchmarks.seeds import agreement, agreement_table
 from covid_jax.config import Config, DataConfig, OptimizerConfig, UNetConfig
 from covid_jax.data.sampling import Batch, Sampler
 from covid_jax.errors import UserError, run_command
+from covid_jax.training.parallel import make_mesh
+from covid_jax.training.program import make_program
 from covid_jax.training.run import open_data, samplers
-from covid_jax.training.state import initial_state, learning_rate, new_params, optimizer
-from covid_jax.training.step import make_eval_step, make_train_step, pseudo_dice
-from covid_jax.transfer.strategies import network_of
+from covid_jax.training.state import initial_state, learning_rate, new_params
+from covid_jax.training.step import pseudo_dice
 
 matplotlib.use("agg")
 
@@ -60,20 +61,20 @@ Train = Callable[[Config, int, Sampler, Sampler], Curve]
 
 def train_ours(config: Config, seed: int, training: Sampler, validation: Sampler) -> Curve:
     """The validation Dice after every epoch."""
-    network, transform = network_of(config), optimizer(config.optimizer)
-    apply = lambda params, image: network.apply({"params": params}, image)  # noqa: E731
-    train_step, eval_step = make_train_step(apply, transform, None), make_eval_step(apply)
-    params = new_params(network, seed, (1, *config.data.patch_size, 1))
-    state = initial_state(params, transform)
+    config, platform = environment.here(config)
+    mesh = make_mesh(config.mesh, config.data.batch_size, config.data.patch_size[0])
+    program = make_program(config, mesh, platform)
+    params = new_params(program.network, seed, (1, *config.data.patch_size, 1))
+    state = initial_state(params, program.transform)
     nothing = jax.tree.map(lambda _: None, params)
     curve = []
     batches = training.batches(0, config.epochs * config.steps_per_epoch)
     for epoch in range(config.epochs):
         rate = jnp.float32(learning_rate(config, epoch))
         for batch in itertools.islice(batches, config.steps_per_epoch):
-            state, _ = train_step(state, nothing, vars(batch), rate, jax.random.key(0))
+            state, _ = program.train_step(state, nothing, vars(batch), rate, jax.random.key(0))
         found = [
-            eval_step(state.trainable, nothing, vars(validation.batch(step)))
+            program.eval_step(state.trainable, nothing, vars(validation.batch(step)))
             for step in range(config.validation_steps)
         ]
         curve.append(pseudo_dice(jax.device_get(found)))

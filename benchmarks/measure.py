@@ -14,6 +14,7 @@ from benchmarks.timing import Timing, in_turns
 from covid_jax.config import Config, UNetConfig
 from covid_jax.reporting.paper import paper_table
 from covid_jax.training.cost import step_flops
+from covid_jax.training.platform import Platform
 from covid_jax.transfer.strategies import frozen_patterns
 
 
@@ -27,31 +28,33 @@ class Candidate:
     """What is timed, for which run, and the operations of its training step."""
 
     config: Config
+    platform: Platform
     steps: Steps
     flops: float  # XLA's count
     counted: float  # every tap of every convolution
 
 
 def candidates_of(
-    config: Config, *, peer: bool, compiled: bool, real: Path | None
+    config: Config, platform: Platform, *, peer: bool, compiled: bool, real: Path | None
 ) -> list[Candidate]:
     """Ours for one run, and what is timed beside it; `real` is a folder for the run's data."""
-    steps = [ours(config)]
+    steps = [ours(config, platform)]
     if peer:
-        steps += theirs(config, compiled=compiled)
+        steps += theirs(config, platform, compiled=compiled)
     if real:
         batches = real_batches(config, real)
-        steps.append(ours(config, augmented=True))
-        steps.append(ours(config, augmented=True, batches=batches))
+        steps.append(ours(config, platform, augmented=True))
+        steps.append(ours(config, platform, augmented=True, batches=batches))
     patterns = frozen_patterns(config)[0]
     work = step_flops(config, patterns), counted_flops(config, patterns)
-    return [Candidate(config, one, *work) for one in steps]
+    return [Candidate(config, platform, one, *work) for one in steps]
 
 
 def result(candidate: Candidate, train: Timing, validate: Timing | None = None) -> Line:
     """What epoch_time.json says of one candidate."""
     config, steps, flops = candidate.config, candidate.steps, candidate.flops
-    rate = matrix_rate(config.dtype)
+    on = candidate.platform.name
+    rate = matrix_rate(config.dtype, on)
     line = {
         "framework": steps.framework,
         "strategy": steps.strategy,
@@ -69,7 +72,7 @@ def result(candidate: Candidate, train: Timing, validate: Timing | None = None) 
         "matrix_tflop_per_second": rate / 1e12,
         "matrix_share": flops / train.median / rate,
         "bytes_per_step": steps.bytes_accessed,
-        "bandwidth_share": steps.bytes_accessed / train.median / bandwidth()
+        "bandwidth_share": steps.bytes_accessed / train.median / bandwidth(on)
         if steps.bytes_accessed
         else None,
         "peak_bytes": steps.peak_bytes,
@@ -90,10 +93,11 @@ def epoch_times(
     candidates: Sequence[Candidate], rounds: int, seconds: float
 ) -> Iterator[list[Line]]:
     """After every round the lines of epoch_time.json: of training steps, then of both steps."""
+    on = candidates[0].platform.name
     train: list[Timing] = []
-    for train in in_turns([one.steps.train for one in candidates], rounds, seconds):
+    for train in in_turns([one.steps.train for one in candidates], rounds, seconds, on):
         yield [result(*timed) for timed in zip(candidates, train, strict=True)]
-    for validate in in_turns([one.steps.validate for one in candidates], rounds, seconds):
+    for validate in in_turns([one.steps.validate for one in candidates], rounds, seconds, on):
         yield [result(*timed) for timed in zip(candidates, train, validate, strict=True)]
 
 
@@ -123,14 +127,20 @@ def frozen_parts(model: UNetConfig) -> dict[str, tuple[str, ...]]:
 
 
 def frozen_part(
-    config: Config, full: Sequence[Steps], layouts: Sequence[str], rounds: int, seconds: float
+    config: Config,
+    platform: Platform,
+    full: Sequence[Steps],
+    layouts: Sequence[str],
+    rounds: int,
+    seconds: float,
 ) -> list[Line]:
     """A line for each candidate of one frozen part, timed in turns with `full` training."""
-    steps = [ours(config), *(optax_recipe(config, clip_in_front=front) for front in (False, True))]
+    recipes = (optax_recipe(config, platform, clip_in_front=front) for front in (False, True))
+    steps = [ours(config, platform), *recipes]
     if layouts:
-        steps += theirs(config, layouts=layouts)
+        steps += theirs(config, platform, layouts=layouts)
     runs = [*full, *steps]
-    *_, timings = in_turns([one.train for one in runs], rounds, seconds)
+    *_, timings = in_turns([one.train for one in runs], rounds, seconds, platform.name)
     flops = step_flops(config, frozen_patterns(config)[0])
     base = {one.framework: timing for one, timing in zip(full, timings, strict=False)}
     return [
@@ -152,19 +162,21 @@ def frozen_part(
     ]
 
 
-def freezing(config: Config, peer: bool, rounds: int, seconds: float) -> Iterator[list[Line]]:
+def freezing(
+    config: Config, platform: Platform, peer: bool, rounds: int, seconds: float
+) -> Iterator[list[Line]]:
     """After every frozen part the lines of freezing.json so far."""
-    full = [ours(config)]
+    full = [ours(config, platform)]
     layouts: tuple[str, ...] = ()
     if peer:
         # Of PyTorch's layouts the one that is faster here.
-        both = list(theirs(config))
+        both = list(theirs(config, platform))
         *_, timings = in_turns([one.train for one in both], 2, seconds)
         fastest = min(zip(both, timings, strict=True), key=lambda pair: pair[1].median)[0]
         full, layouts = [*full, fastest], (fastest.variant.partition(",")[0],)
     lines: list[Line] = []
     for part, patterns in frozen_parts(config.model).items():
         one = dataclasses.replace(config, frozen=(*config.frozen, *patterns))
-        timed = frozen_part(one, full, layouts, rounds, seconds)
+        timed = frozen_part(one, platform, full, layouts, rounds, seconds)
         lines += [{"part": part, **line} for line in timed]
         yield lines

@@ -13,7 +13,6 @@ float64 from parameters that were changed in float32's last bit.
 """
 
 import dataclasses
-import functools
 import re
 from collections import Counter
 from pathlib import Path
@@ -35,12 +34,13 @@ from covid_jax.config import (
     config_from_flag,
     define_config_flag,
 )
-from covid_jax.data.augment import augment, input_size
+from covid_jax.data.augment import input_size
 from covid_jax.errors import UserError, run_command
 from covid_jax.training.cost import planned_bytes
-from covid_jax.training.parallel import cut_along, make_mesh, put_batch, replicate, where_it_lies
-from covid_jax.training.state import initial_state, new_params, optimizer
-from covid_jax.training.step import make_train_step
+from covid_jax.training.parallel import make_mesh, put_batch, replicate
+from covid_jax.training.platform import platform_of
+from covid_jax.training.program import make_program
+from covid_jax.training.state import initial_state, new_params
 from covid_jax.transfer.freezing import mask, split
 from covid_jax.transfer.strategies import (
     STRATEGIES,
@@ -84,15 +84,11 @@ def rounded(params: Tree) -> Tree:
 def trained(config: Config, params: Tree, steps: int) -> tuple[Tree, Counter[str], int]:
     """(parameters, collectives of the step, bytes of a device) after some steps on config.mesh."""
     mesh = make_mesh(config.mesh, config.data.batch_size, config.data.patch_size[0])
-    network, transform = network_of(config, "lax"), optimizer(config.optimizer)
+    # XLA's own convolutions on every mesh, so that the meshes alone differ.
+    platform = dataclasses.replace(platform_of("cpu", **vars(config.mesh)), form="lax")
+    program = make_program(config, mesh, platform)
     trainable, frozen = split(params, mask(params, frozen_patterns(config)[0]))
-    augmentation = functools.partial(augment, patch_size=config.data.patch_size)
-    step = make_train_step(
-        cut_along(network, mesh),
-        transform,
-        where_it_lies(augmentation, mesh) if config.data.augment else None,
-    )
-    state, frozen = replicate((initial_state(trainable, transform), frozen), mesh)
+    state, frozen = replicate((initial_state(trainable, program.transform), frozen), mesh)
     size = input_size(config.data.patch_size) if config.data.augment else None
     batch = dummy_batch(config, size)
     rng = np.random.default_rng(0)
@@ -103,7 +99,7 @@ def trained(config: Config, params: Tree, steps: int) -> tuple[Tree, Counter[str
         batch["label"] = (batch["image"][..., 0] > 1).astype(np.uint8)
         given = put_batch(batch, mesh, config.data.batch_size)
         if compiled is None:
-            compiled = step.lower(state, frozen, given, rate, key).compile()  # type: ignore[attr-defined]
+            compiled = program.train_step.lower(state, frozen, given, rate, key).compile()  # type: ignore[attr-defined]
         state, _ = compiled(state, frozen, given, rate, key)
     assert compiled is not None
     collectives = Counter(_COLLECTIVES.findall(compiled.as_text()))

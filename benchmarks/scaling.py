@@ -89,7 +89,7 @@ AXES: dict[str, Callable[[Config], Points]] = {
 
 def steps_along(axis: str, points: Points) -> list[Line]:
     """A line of scaling.json for the training step at each point."""
-    steps = [ours(config) for _, config in points]
+    steps = [ours(*environment.here(config)) for _, config in points]
     *_, timings = in_turns([one.train for one in steps], _ROUNDS.value, _SECONDS.value)
     return [
         {

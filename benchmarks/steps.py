@@ -13,13 +13,14 @@ import numpy as np
 import optax
 
 from covid_jax.config import Config
-from covid_jax.data.augment import augment, input_size
-from covid_jax.model.conv import fast_form
+from covid_jax.data.augment import input_size
 from covid_jax.model.loss import deep_supervision_loss
 from covid_jax.training.cost import planned_bytes
-from covid_jax.training.parallel import cut_along, make_mesh, put_batch, replicate, where_it_lies
-from covid_jax.training.state import initial_state, new_params, optimizer
-from covid_jax.training.step import make_eval_step, make_train_step
+from covid_jax.training.parallel import make_mesh, put_batch, replicate
+from covid_jax.training.platform import Platform
+from covid_jax.training.program import make_program
+from covid_jax.training.state import initial_state, new_params
+from covid_jax.training.step import make_eval_step
 from covid_jax.transfer.freezing import mask, split
 from covid_jax.transfer.strategies import frozen_patterns, network_of
 
@@ -52,36 +53,28 @@ class Steps:
 
 def ours(
     config: Config,
+    platform: Platform,
     *,
     variant: str = "",
     batches: Iterator[Batch] | None = None,
     augmented: bool = False,
-    compiler_options: dict[str, Any] | None = None,
 ) -> Steps:
-    """The step of a run, compiled ahead; on one dummy batch where no `batches` are given.
-
-    `compiler_options` come after the step's own, and so may undo them.
-    """
+    """The step of a run, compiled ahead; on one dummy batch where no `batches` are given."""
     mesh = make_mesh(config.mesh, config.data.batch_size, config.data.patch_size[0])
-    form = fast_form(config.mesh.data, config.mesh.space)
-    network = network_of(config, form)
-    apply = cut_along(network, mesh)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, augment=augmented))
+    program = make_program(config, mesh, platform)
     patch_size = config.data.patch_size
     put = functools.partial(put_batch, mesh=mesh, batch_size=config.data.batch_size)
     plain = put(dummy_batch(config))
     batch = put(dummy_batch(config, input_size(patch_size))) if augmented else plain
-    params = new_params(network, config.seed, plain["image"].shape)
-    held, transform = mask(params, frozen_patterns(config)[0]), optimizer(config.optimizer)
-    trainable, frozen = split(params, held)
-    state, frozen = replicate((initial_state(trainable, transform), frozen), mesh)
-    augmentation = where_it_lies(functools.partial(augment, patch_size=patch_size), mesh)
-    step = make_train_step(apply, transform, augmentation if augmented else None)
+    params = new_params(program.network, config.seed, plain["image"].shape)
+    trainable, frozen = split(params, mask(params, frozen_patterns(config)[0]))
+    state, frozen = replicate((initial_state(trainable, program.transform), frozen), mesh)
     rate, key = jnp.float32(config.optimizer.learning_rate), jax.random.key(0)
     begin = time.perf_counter()
-    lowered = step.lower(state, frozen, batch, rate, key)  # type: ignore[attr-defined]
-    compiled = lowered.compile(compiler_options)
+    lowered = program.train_step.lower(state, frozen, batch, rate, key)  # type: ignore[attr-defined]
+    compiled = lowered.compile()
     compile_seconds = time.perf_counter() - begin
-    evaluate = make_eval_step(apply)
 
     def next_batch() -> dict[str, jax.Array]:
         return batch if batches is None else put(next(batches))
@@ -94,9 +87,9 @@ def ours(
     return Steps(
         framework="jax",
         strategy=config.strategy,
-        variant=", ".join(filter(None, (form, variant, "augmented" if augmented else ""))),
+        variant=", ".join(filter(None, (platform.form, variant, "augmented" if augmented else ""))),
         train=train,
-        validate=lambda: jax.block_until_ready(evaluate(state.trainable, frozen, plain)),
+        validate=lambda: jax.block_until_ready(program.eval_step(state.trainable, frozen, plain)),
         data="dummy" if batches is None else "real",
         compile_seconds=compile_seconds,
         peak_bytes=planned_bytes(compiled),
@@ -105,7 +98,7 @@ def ours(
     )
 
 
-def optax_recipe(config: Config, *, clip_in_front: bool) -> Steps:
+def optax_recipe(config: Config, platform: Platform, *, clip_in_front: bool) -> Steps:
     """The same step with optax's recipe for freezing: optax.partition with set_to_zero.
 
     The whole tree is differentiated, and the updates of frozen leaves are zero. Where nothing else
@@ -113,7 +106,7 @@ def optax_recipe(config: Config, *, clip_in_front: bool) -> Steps:
     computed: with `clip_in_front` the clipping stands before the partition, as in most chains, and
     its norm is that of all gradients (which is not nnU-Net's where something is frozen).
     """
-    network = network_of(config, fast_form())
+    network = network_of(config, platform.form)
     apply = lambda params, image: network.apply({"params": params}, image)  # noqa: E731
     batch = jax.tree.map(jnp.asarray, dummy_batch(config))
     params = new_params(network, config.seed, batch["image"].shape)
@@ -131,7 +124,9 @@ def optax_recipe(config: Config, *, clip_in_front: bool) -> Steps:
     if clip_in_front:
         transform = optax.chain(clip, transform)
 
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    options = platform.compiler_options
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1), compiler_options=options)
     def step(
         params: Any, opt_state: Any, batch: dict[str, jax.Array]
     ) -> tuple[Any, Any, jax.Array]:
@@ -143,7 +138,8 @@ def optax_recipe(config: Config, *, clip_in_front: bool) -> Steps:
         return optax.apply_updates(params, updates), opt_state, loss
 
     opt_state = transform.init(params)
-    evaluate, nothing = make_eval_step(apply), jax.tree.map(lambda _: None, params)
+    evaluate = make_eval_step(apply, compiler_options=options)
+    nothing = jax.tree.map(lambda _: None, params)
     compiled = step.lower(params, opt_state, batch).compile()
 
     def train() -> None:
@@ -175,17 +171,21 @@ LAYOUTS = ("contiguous", "channels-last")
 
 
 def theirs(
-    config: Config, *, layouts: Sequence[str] = LAYOUTS, compiled: bool = False
+    config: Config,
+    platform: Platform,
+    *,
+    layouts: Sequence[str] = LAYOUTS,
+    compiled: bool = False,
 ) -> Iterator[Steps]:
     """PyTorch's nnU-Net in each of its `layouts`, with autocast where we train in bfloat16.
 
-    With `compiled` each also through torch.compile.
+    On a GPU where ours is on one. With `compiled` each also through torch.compile.
     """
     import torch
 
     from benchmarks.peers import torch_nnunet as peer
 
-    device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
+    device = "cuda" if platform.name == "gpu" else "cpu"
     torch.backends.cudnn.benchmark = True
     batch = dummy_batch(config)
     loss_of = peer.loss(len(config.model.features_per_stage) - 1)

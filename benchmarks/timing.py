@@ -52,9 +52,11 @@ class Timing:
 
 
 def in_turns(
-    runs: Sequence[Callable[[], Any]], rounds: int, seconds: float
+    runs: Sequence[Callable[[], Any]], rounds: int, seconds: float, platform: str = "cpu"
 ) -> Iterator[list[Timing]]:
     """Times `runs` in the order A-B-B-A; after every round, the timings so far.
+
+    With the joules of the `platform` they run on, where it tells.
 
     Each run does its work and waits for its end. A turn is as many calls as fill `seconds`, one
     at least. Every run is called before the first round, to warm up, and again to be counted.
@@ -70,10 +72,10 @@ def in_turns(
     for turn in range(rounds):
         order = range(len(runs)) if turn % 2 == 0 else reversed(range(len(runs)))
         for index in order:
-            used, begin = joules_used(), time.perf_counter()
+            used, begin = joules_used(platform), time.perf_counter()
             for _ in range(counts[index]):
                 runs[index]()
-            elapsed, after = time.perf_counter() - begin, joules_used()
+            elapsed, after = time.perf_counter() - begin, joules_used(platform)
             timings[index] = Timing(
                 (*timings[index].turns, elapsed / counts[index]),
                 ()

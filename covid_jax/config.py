@@ -169,7 +169,9 @@ class Config:
     steps_per_epoch: int = 250
     validation_steps: int = 50
     checkpoint_every: int = 50  # epochs
-    dtype: str = "float32"  # of activations; parameters, norms and loss are float32
+    # Of activations: float32, bfloat16, or auto: bfloat16 on GPU and TPU (nnU-Net trains in mixed
+    # precision), float32 on CPU. Parameters, norms and loss are float32.
+    dtype: str = "auto"
     # Compute each stage again in the backward pass: less memory, more time. On GPU and TPU; XLA for
     # CPU undoes it.
     remat: bool = False
@@ -272,10 +274,10 @@ def validate(config: Config) -> None:
     )
     _require(bool(data.datasets), "data.datasets", data.datasets, "must name a dataset")
     _require(
-        config.dtype in ("float32", "bfloat16"),
+        config.dtype in ("auto", "float32", "bfloat16"),
         "dtype",
         config.dtype,
-        "must be float32 or bfloat16",
+        "must be auto, float32 or bfloat16",
     )
     _require(
         config.inference.average in ("probabilities", "logits"),

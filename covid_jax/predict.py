@@ -11,6 +11,7 @@ masks/SCAN_probability_K.nii.gz, one for each class that is not background.
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 from absl import flags
 from tqdm import tqdm
@@ -23,6 +24,7 @@ from covid_jax.inference.postprocess import load_postprocessing, to_mask
 from covid_jax.inference.scan import Predictor, make_predictor
 from covid_jax.training.checkpoint import load_config, load_run
 from covid_jax.training.parallel import keep_compiled_programs
+from covid_jax.training.platform import platform_of
 
 _CHECKPOINT = flags.DEFINE_list("checkpoint", [], "Work directory of a run, or of several.")
 _INPUT = flags.DEFINE_string("input", None, "A scan or a folder of scans.")
@@ -73,8 +75,9 @@ def ensemble(workdirs: Sequence[Path], mirror: bool) -> tuple[Plan, Predictor]:
                 f"{workdir}: another plan or number of classes than {workdirs[0]}; "
                 "only runs on the same prepared data can be averaged"
             )
+    platform = platform_of(jax.local_devices()[0].platform)
     predictors = [
-        make_predictor(config, plan, params, mirror or config.inference.mirror)
+        make_predictor(config, plan, params, mirror or config.inference.mirror, platform)
         for config, plan, params in runs
     ]
     return plan, lambda case: np.mean([predict(case) for predict in predictors], axis=0)

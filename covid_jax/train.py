@@ -18,7 +18,6 @@ nsclc and multi_lesion.
 """
 
 import contextlib
-import functools
 import tempfile
 import time
 from pathlib import Path
@@ -35,21 +34,15 @@ from covid_jax.config import (
     config_from_flag,
     define_config_flag,
 )
-from covid_jax.data.augment import augment
 from covid_jax.errors import StoppedError, UserError, run_command
 from covid_jax.evaluation.scoring import score_run
 from covid_jax.lock import only_here
-from covid_jax.model.conv import fast_form
 from covid_jax.reporting.card import export_model
 from covid_jax.training.checkpoint import Checkpoints, load_pretrained
 from covid_jax.training.dry_run import dry_run
 from covid_jax.training.explain import explain
-from covid_jax.training.parallel import (
-    cut_along,
-    keep_compiled_programs,
-    make_mesh,
-    where_it_lies,
-)
+from covid_jax.training.parallel import keep_compiled_programs, make_mesh
+from covid_jax.training.platform import platform_of, with_dtype
 from covid_jax.training.processes import (
     among_others,
     end_processes,
@@ -59,6 +52,7 @@ from covid_jax.training.processes import (
     stop_signals,
     supervise,
 )
+from covid_jax.training.program import make_program
 from covid_jax.training.progress import EpochLog, Progress, with_bar
 from covid_jax.training.replay import replay
 from covid_jax.training.run import (
@@ -70,15 +64,14 @@ from covid_jax.training.run import (
     title,
     with_num_classes,
 )
-from covid_jax.training.state import TrainState, learning_rate, new_params, optimizer, schedule
-from covid_jax.training.step import make_eval_step, make_train_step, pseudo_dice
+from covid_jax.training.state import TrainState, learning_rate, new_params, schedule
+from covid_jax.training.step import pseudo_dice
 from covid_jax.training.watchdog import Watchdog
 from covid_jax.transfer import freezing
 from covid_jax.transfer.strategies import (
     STRATEGIES,
     frozen_masks,
     initial_params,
-    network_of,
 )
 
 _CONFIG = define_config_flag()
@@ -111,22 +104,19 @@ def set_up(config: Config, workdir: Path) -> Run:
         plan, datasets = open_data(config, workdir)
     config = with_num_classes(config, datasets)
     training, validation = samplers(config, datasets)
-    mesh = make_mesh(config.mesh, config.data.batch_size, config.data.patch_size[0])
 
-    # The network: new parameters, some of them replaced by pre-trained ones, some of them frozen.
-    form = fast_form(config.mesh.data, config.mesh.space)
-    network = network_of(config, form)
-    new = new_params(network, config.seed, (1, *config.data.patch_size, config.model.in_channels))
+    # The devices, what is fast on them, and the step: one function for all strategies and devices.
+    mesh = make_mesh(config.mesh, config.data.batch_size, config.data.patch_size[0])
+    platform = platform_of(mesh.devices.flat[0].platform, **vars(config.mesh))
+    config = with_dtype(config, platform)
+    marginal = config.loss.marginal and len(datasets) > 1
+    program = make_program(config, mesh, platform, marginal)
+
+    # The parameters: new, some of them replaced by pre-trained ones, some of them frozen.
+    image_shape = (1, *config.data.patch_size, config.model.in_channels)
+    new = new_params(program.network, config.seed, image_shape)
     params = initial_params(STRATEGIES[config.strategy], new, load_pretrained(config))
     masks = frozen_masks(config, params)
-
-    # The step: one function for every strategy and any number of devices.
-    transform = optimizer(config.optimizer)
-    apply = cut_along(network, mesh)
-    marginal = config.loss.marginal and len(datasets) > 1
-    loss = {"batch_dice": config.loss.batch_dice, "marginal": marginal}
-    augmentation = functools.partial(augment, patch_size=config.data.patch_size)
-    augmented = where_it_lies(augmentation, mesh) if config.data.augment else None
     return Run(
         config=config,
         plan=plan,
@@ -134,14 +124,10 @@ def set_up(config: Config, workdir: Path) -> Run:
         training=training,
         validation=validation,
         mesh=mesh,
-        form=form,
-        network=network,
+        platform=platform,
+        program=program,
         params=params,
         masks=masks,
-        transform=transform,
-        augment=augmented,
-        train_step=make_train_step(apply, transform, augmented, **loss),
-        eval_step=make_eval_step(apply, **loss),
     )
 
 
@@ -177,7 +163,9 @@ def fit(run: Run, workdir: Path) -> Any:
                 patches = next(batches)
                 waited = time.perf_counter() - before
                 batch = run.put(patches)
-                state, metrics = run.train_step(state, frozen, batch, jnp.float32(rate), key)
+                state, metrics = run.program.train_step(
+                    state, frozen, batch, jnp.float32(rate), key
+                )
                 log.add(step, metrics, waited)
                 if stop := asked(step):
                     break
@@ -205,7 +193,9 @@ def validate(run: Run, state: TrainState, frozen: Any, epoch: int) -> dict[str, 
     """Loss, Dice and seconds of an epoch's validation batches; nothing where it has none."""
     began, steps = time.perf_counter(), run.config.validation_steps
     batches = run.validation.batches(epoch * steps, (epoch + 1) * steps, run.samples)
-    found = [run.eval_step(state.trainable, frozen, run.put(patches)) for patches in batches]
+    found = [
+        run.program.eval_step(state.trainable, frozen, run.put(patches)) for patches in batches
+    ]
     if not found:
         return {}
     metrics = jax.device_get(found)
@@ -226,7 +216,13 @@ def finish(run: Run, params: Any, workdir: Path) -> None:
     if run.config.test and not (workdir / "metrics.json").is_file():
         with stop_signals() as asked:
             metrics = score_run(
-                run.config, run.plan, run.datasets[0], params, workdir, between_cases
+                run.config,
+                run.plan,
+                run.datasets[0],
+                params,
+                workdir,
+                platform_of(run.platform.name),  # of one device: the others have parted
+                between_cases,
             )
         means = ", ".join(f"{name} {value:.3f}" for name, value in metrics["mean"].items())
         what = title(run.config, run.datasets[:1])
@@ -258,7 +254,8 @@ def main() -> None:
     if _EXPLAIN.value:
         if config.data.prepared_dir:
             config = with_num_classes(config, open_data(config, Path())[1])
-        print(explain(config))
+        here = platform_of(jax.devices()[0].platform, **vars(config.mesh))
+        print(explain(with_dtype(config, here)))
         return
     keep_compiled_programs()
     if _DRY_RUN.value:

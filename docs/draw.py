@@ -49,7 +49,9 @@ def draw_augmentation() -> Figure:
     def changed(transform: Callable[[Array], Array]) -> Pair:
         return transform(plain[0]), plain[1]
 
-    drawn = jax.jit(lambda key: augment.augment(key, image[None], label[None], PATCH))
+    drawn = jax.jit(
+        lambda key: augment.augment(key, image[None], label[None], patch_size=PATCH, at_once=False)
+    )
     panels: dict[str, Pair] = {
         "the patch": plain,
         "rotated by 60°": turned(np.pi / 3, 1.0),

@@ -25,7 +25,7 @@ SMALL_NETWORK = (
 )
 """Arguments for a network of two stages, which compiles in a second."""
 LONG = ("tests/test_train.py", "tests/distributed/", "tests/faults/", "tests/benchmarks/")
-FORMS = ("lax", "slices", pytest.param("onednn", marks=needs_onednn))
+FORMS = ("lax", "packed", "slices", pytest.param("onednn", marks=needs_onednn))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -9,6 +9,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,8 @@ from jax import Array
 from covid_jax.config import ANISOTROPY
 
 Triple = tuple[int, int, int]
+Choose = Callable[..., Any]
+"""(chosen, then, otherwise, *operands) -> what `then` or `otherwise` makes of the operands."""
 
 PROBABILITIES = {
     "rotation": 0.2,
@@ -61,7 +64,9 @@ def input_size(patch_size: Triple) -> Triple:
     return depth, height, width
 
 
-def augment(keys: Array, image: Array, label: Array, patch_size: Triple) -> tuple[Array, Array]:
+def augment(
+    keys: Array, image: Array, label: Array, *, patch_size: Triple, at_once: bool
+) -> tuple[Array, Array]:
     """Rotates, scales, disturbs and mirrors each sample.
 
     Args:
@@ -69,25 +74,38 @@ def augment(keys: Array, image: Array, label: Array, patch_size: Triple) -> tupl
       image: (N, D', H', W', C), normalised; of `input_size`, or any other not less than the patch.
       label: (N, D', H', W'), of any integers.
       patch_size: (D, H, W), cut from the middle.
+      at_once: all samples together, each through every transform, drawn or not, which keeps a GPU
+        busy. Else one after another through what was drawn. The result is the same up to rounding.
 
     Returns:
       image (N, D, H, W, C) and label (N, D, H, W)
     """
-    one = functools.partial(_augment_sample, patch_size=patch_size)
-    if jax.default_backend() == "cpu":
-        # One sample after the other, so that what was not drawn is not computed.
-        return jax.lax.map(lambda sample: one(*sample), (keys, image, label))
-    return jax.vmap(one)(keys, image, label)
+    if at_once:
+        one = functools.partial(_augment_sample, patch_size=patch_size, choose=_both)
+        return jax.vmap(one)(keys, image, label)
+    one = functools.partial(_augment_sample, patch_size=patch_size, choose=jax.lax.cond)
+    return jax.lax.map(lambda sample: one(*sample), (keys, image, label))
+
+
+def _both(
+    chosen: Array, then: Callable[..., Any], otherwise: Callable[..., Any], *given: Any
+) -> Any:
+    """As jax.lax.cond, with both computed.
+
+    jax.vmap would make that of a cond as well, but not within jax.shard_map: there the branches'
+    constants do not get the axes over which their operands vary.
+    """
+    return jax.tree.map(functools.partial(jnp.where, chosen), then(*given), otherwise(*given))
 
 
 def _augment_sample(
-    key: Array, image: Array, label: Array, patch_size: Triple
+    key: Array, image: Array, label: Array, patch_size: Triple, choose: Choose
 ) -> tuple[Array, Array]:
     planar = is_planar(patch_size)
     names = (*PROBABILITIES, "mirror")
     keys = dict(zip(names, jax.random.split(key, len(names)), strict=True))
     matrix = random_matrix(keys["rotation"], keys["scaling"], planar)
-    image, label = jax.lax.cond(
+    image, label = choose(
         (matrix == jnp.eye(3)).all(),
         lambda image, label: (middle(image, patch_size), middle(label, patch_size)),
         lambda image, label: warp(image, label, matrix, patch_size, planar),
@@ -107,8 +125,8 @@ def _augment_sample(
     for name, transform in transforms.items():
         chosen, drawn = jax.random.split(keys[name])
         applies = jax.random.bernoulli(chosen, PROBABILITIES[name])
-        image = jax.lax.cond(applies, transform, lambda _, image: image, drawn, image)
-    return mirror(keys["mirror"], image, label)
+        image = choose(applies, transform, lambda _, image: image, drawn, image)
+    return mirror(keys["mirror"], image, label, choose)
 
 
 def middle(array: Array, size: Triple) -> Array:
@@ -306,10 +324,12 @@ def _around_one(key: Array, lowest: float, highest: float) -> Array:
     )
 
 
-def mirror(key: Array, image: Array, label: Array) -> tuple[Array, Array]:
+def mirror(
+    key: Array, image: Array, label: Array, choose: Choose = jax.lax.cond
+) -> tuple[Array, Array]:
     """Flips each of D, H, W with probability 0.5."""
     for axis, flip in enumerate(jax.random.bernoulli(key, shape=(3,))):
-        image, label = jax.lax.cond(
+        image, label = choose(
             flip,
             lambda image, label, axis=axis: (jnp.flip(image, axis), jnp.flip(label, axis)),
             lambda image, label: (image, label),

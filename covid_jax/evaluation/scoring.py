@@ -22,6 +22,7 @@ from covid_jax.inference.postprocess import (
     to_mask,
 )
 from covid_jax.inference.scan import make_predictor
+from covid_jax.training.platform import Platform
 
 _THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 
@@ -32,16 +33,17 @@ def score_run(
     dataset: StoredDataset,
     params: Any,
     workdir: Path,
+    platform: Platform,
     between: Callable[[], None],
 ) -> dict[str, Any]:
     """Predicts the fold's test cases as predict would; writes predictions/ and metrics.json.
 
-    `between` is called before each case.
+    `platform` is that of one device, and `between` is called before each case.
 
     Returns:
       the content of metrics.json
     """
-    predict = make_predictor(config, plan, params, config.inference.mirror)
+    predict = make_predictor(config, plan, params, config.inference.mirror, platform)
     folder = workdir / "predictions"
     split = dataset.split(config.fold)
 

@@ -1,8 +1,10 @@
 """3D convolution in the form that is fast on each backend, with gradients of its own.
 
-XLA's 3D convolutions are fast on GPU and TPU ("lax"; on GPU with `compiler_options`) and about four
-times too slow on CPU. There the passes are oneDNN's ("onednn", onednn.py) where it is installed.
-Else ("slices") each is written as what XLA does well on CPU, a 2D convolution or a matrix product:
+Which form that is, training/platform.py says. XLA's 3D convolutions ("lax") are fast on TPU and on
+GPU, there but for few channels, where "packed" hands them fewer, wider voxels (`neighbours`). On
+CPU they are about four times too slow. There the passes are oneDNN's ("onednn", onednn.py) where it
+is installed. Else ("slices") each is written as what XLA does well on CPU, a 2D convolution or a
+matrix product:
 
 - forward, and the gradient to the input: the slices of all cases are one batch of a 2D
   convolution to (depth taps x features) channels, and the taps are added with a shift;
@@ -13,11 +15,12 @@ padded by (k - 1) / 2, so that an axis of n voxels gives ceil(n / stride).
 
 An input may be a tuple of arrays, which stands for their concatenation along the features. Each
 then has a gradient of its own, so XLA drops the one that nothing needs: the gradient into a
-skip that comes from a frozen encoder (autodiff through a concatenation would compute it). "lax"
-never concatenates: the part of the kernel that meets an array convolves it, and cuDNN adds up.
+skip that comes from a frozen encoder (autodiff through a concatenation would compute it). "lax" and
+"packed" never concatenate: the part of the kernel that meets an array convolves it, and cuDNN adds.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -28,7 +31,7 @@ from jax import Array, lax
 
 from covid_jax.model import onednn
 
-Form = Literal["lax", "slices", "onednn"]
+Form = Literal["lax", "packed", "slices", "onednn"]
 Triple = tuple[int, int, int]
 Padding = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
@@ -37,9 +40,10 @@ Padding = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 _SMALL_SLICE = 256
 _SMALL_SLICE_ONEDNN = 64
 
-CHANNELS_LAST = {"xla_gpu_force_conv_nhwc": True}
-"""XLA's option for GPU programs that convolve. Left to itself it lays 3D convolutions out with
-channels first, which costs transposes around them, and again within cuDNN (docs/benchmarks.md)."""
+# Neighbours along W that a planar convolution takes for one voxel, by its most channels: of those
+# measured on an H200, the fastest (docs/benchmarks.md). 64 channels and kernels with a depth lost.
+_NEIGHBOURS = ((4, 8), (32, 2))
+_MOST_FEATURES = 32
 
 
 def convolution(
@@ -51,7 +55,7 @@ def convolution(
       inputs: one array, or several that stand for their concatenation along C.
       kernel: odd in each axis.
       strides: along D, H, W.
-      form: as fast_form; "onednn" is for float32, other dtypes take "slices" in its place.
+      form: as above; "onednn" is for float32, other dtypes take "slices" in its place.
 
     Returns:
       (N, ceil(D / sd), ceil(H / sh), ceil(W / sw), features)
@@ -62,20 +66,17 @@ def convolution(
     return _convolution(strides, form, parts, kernel)
 
 
-def fast_form(data: int = 1, space: int = 1) -> Form:
-    """The form that is fast on the default backend, on a mesh of data x space devices.
+def neighbours(kernel_shape: Sequence[int], strides: Triple, width: int) -> int:
+    """How many neighbours along W "packed" takes for one voxel: 1 where that gains nothing.
 
-    XLA cuts its own convolutions along the depth, planar ones along the batch, and oneDNN's
-    calls not at all.
+    cuDNN has no kernels for a handful of channels: a convolution of 32 at full resolution takes
+    three times what its bytes need, the gradient to its kernel seven times.
     """
-    if jax.default_backend() != "cpu" or space > 1:
-        return "lax"
-    return "onednn" if data == 1 and onednn.available() else "slices"
-
-
-def compiler_options() -> dict[str, bool]:
-    """What jax.jit is to be given with a function that convolves, on the default backend."""
-    return CHANNELS_LAST if jax.default_backend() == "gpu" else {}
+    depth, _, taps, channels, features = kernel_shape
+    if depth > 1 or taps == 1 or strides[2] > 1 or features > _MOST_FEATURES:
+        return 1
+    found = next((count for most, count in _NEIGHBOURS if channels <= most), 1)
+    return math.gcd(found, width)
 
 
 def transposed_convolution(x: Array, kernel: Array, bias: Array | None = None) -> Array:
@@ -104,7 +105,7 @@ def transposed_convolution(x: Array, kernel: Array, bias: Array | None = None) -
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _convolution(strides: Triple, form: Form, parts: tuple[Array, ...], kernel: Array) -> Array:
     padding = _same(kernel.shape)
-    if form == "lax":
+    if form in ("lax", "packed"):
         kernels = _of_parts(kernel, parts)
         outputs = [
             _dense(x, k, strides, padding, form) for x, k in zip(parts, kernels, strict=True)
@@ -153,11 +154,40 @@ def _dense(x: Array, kernel: Array, strides: Triple, padding: Padding, form: For
         return lax.conv_general_dilated(
             x, kernel, strides, padding, dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
         )
+    if form == "packed":
+        return _packed(x, kernel, strides, neighbours(kernel.shape, strides, x.shape[3]))
     if kernel.shape[0] == 1:
         return _planar(x[:, :: strides[0]], kernel[0], strides[1:], padding[1:])
     if strides[0] == 1:
         return _taps_out(x, kernel, strides[1:], padding)
     return _taps_in(x, kernel, strides, padding)
+
+
+def _packed(x: Array, kernel: Array, strides: Triple, count: int) -> Array:
+    """The convolution in which `count` neighbours along W are the channels of one voxel.
+
+    Output o of such a voxel meets input i of the one that lies t further at the tap
+    t count + i - o + (kw - 1) / 2 of the kernel, if it has that one; else at 0.
+    """
+    kd, kh, kw, channels, features = kernel.shape
+    if count == 1:
+        return _dense(x, kernel, strides, _same(kernel.shape), "lax")
+    reach = math.ceil((kw - 1) / 2 / count)
+    further = np.arange(-reach, reach + 1)[:, None, None] * count
+    tap = further + np.arange(count)[:, None] - np.arange(count) + (kw - 1) // 2
+    # By a product, whose gradient is one too: to gather is to scatter backward.
+    one_hot = jnp.asarray(tap[..., None] == np.arange(kw), kernel.dtype)
+    banded = jnp.einsum("tiok,dhkcf->dhticof", one_hot, kernel, precision="highest")
+    banded = banded.reshape(kd, kh, 2 * reach + 1, count * channels, count * features)
+    n, depth, height, width, _ = x.shape
+    y = lax.conv_general_dilated(
+        x.reshape(n, depth, height, width // count, count * channels),
+        banded,
+        strides,
+        (*_same(kernel.shape)[:2], (reach, reach)),
+        dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
+    )
+    return y.reshape(*y.shape[:3], width, features)
 
 
 def _planar(
@@ -222,7 +252,7 @@ def _gradient_to_input(
     """
     if form == "onednn":
         return onednn.gradient_to_input(dy, kernel, strides, size)
-    if form == "lax":
+    if form in ("lax", "packed"):
         zero = jnp.zeros((dy.shape[0], *size, kernel.shape[3]), dy.dtype)
         _, pull = jax.vjp(lambda x: _dense(x, kernel, strides, _same(kernel.shape), form), zero)
         return pull(dy)[0]
@@ -256,7 +286,7 @@ def _gradient_to_kernel(
     channels = x.shape[-1]
     if form == "onednn" and dy.shape[2] * dy.shape[3] >= _SMALL_SLICE_ONEDNN:
         return onednn.gradient_to_kernel(x, dy, shape[:3], strides)
-    if form == "lax":
+    if form in ("lax", "packed"):
         zero = jnp.zeros((kd, kh, kw, channels, features), x.dtype)
         _, pull = jax.vjp(lambda k: _dense(x, k, strides, _same(shape), form), zero)
         return pull(dy)[0]

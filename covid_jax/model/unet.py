@@ -249,13 +249,12 @@ class UNet(nn.Module):
 
     config: UNetConfig
     dtype: jnp.dtype = jnp.float32
-    form: conv.Form | None = None  # of the convolutions; None for the backend's fast one
+    form: conv.Form = "lax"  # of the convolutions: right everywhere, fast on TPU (model/conv.py)
     remat: bool = False  # keep each stage's input alone, and compute it again in the backward pass
 
     @nn.compact
     def __call__(self, x: Array) -> tuple[Array, ...]:
-        form = self.form or conv.fast_form()
-        settings = (self.config, self.dtype, form, self.remat)
+        settings = (self.config, self.dtype, self.form, self.remat)
         features = Encoder(*settings, name="encoder")(x.astype(self.dtype))
         stages = [(stage,) for stage in features]
         decoded = Decoder(*settings, name="decoder")(stages)
@@ -271,13 +270,12 @@ class MultiEncoderUNet(nn.Module):
 
     config: UNetConfig
     dtype: jnp.dtype = jnp.float32
-    form: conv.Form | None = None
+    form: conv.Form = "lax"
     remat: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> tuple[Array, ...]:
-        form = self.form or conv.fast_form()
-        settings = (self.config, self.dtype, form, self.remat)
+        settings = (self.config, self.dtype, self.form, self.remat)
         x = x.astype(self.dtype)
         own = Encoder(*settings, name="self_encoder")(x)
         adapted = Encoder(*settings, name="adapted_encoder")(x)

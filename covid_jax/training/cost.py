@@ -1,51 +1,80 @@
 """What a training step costs, without running it: shapes, and operations by XLA's count."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
 
 from covid_jax.config import Config
-from covid_jax.training.state import initial_state, optimizer
-from covid_jax.training.step import TrainStep, make_train_step
+from covid_jax.data.augment import input_size
+from covid_jax.errors import UserError
+from covid_jax.training.platform import Platform, with_dtype
+from covid_jax.training.program import Program, make_program
+from covid_jax.training.state import initial_state
 from covid_jax.transfer.freezing import mask, split
 from covid_jax.transfer.strategies import network_of
 
 Tree = Any
 
+_COUNTED = Platform("cpu", "lax", at_once=False, dtype="float32", compiler_options={})
+"""Convolutions as the paper has them: other forms do more operations for the same result."""
+
 
 def abstract_params(config: Config) -> Tree:
     """Shapes and dtypes of the run's parameters."""
-    image = jax.ShapeDtypeStruct(_image_shape(config), jnp.float32)
-    return jax.eval_shape(network_of(config, "lax").init, jax.random.key(0), image)["params"]
+    network = network_of(dataclasses.replace(config, dtype="float32"), "lax")
+    image = jax.ShapeDtypeStruct(
+        (1, *config.data.patch_size, config.model.in_channels), jnp.float32
+    )
+    return jax.eval_shape(network.init, jax.random.key(0), image)["params"]
 
 
-def abstract_step(config: Config, patterns: Sequence[str]) -> tuple[TrainStep, tuple[Tree, ...]]:
-    """The training step with `patterns` frozen, and the shapes of its arguments.
-
-    They are those of the run's patch and batch. Its convolutions are XLA's own, so that their
-    operations can be counted, and so that it can be compiled for a GPU.
-    """
+def abstract_arguments(
+    config: Config, program: Program, patterns: Sequence[str]
+) -> tuple[Any, ...]:
+    """The shapes of what the training step of `program` is given, with `patterns` frozen."""
     params = abstract_params(config)
     trainable, frozen = split(params, mask(params, patterns))
-    network, transform = network_of(config, "lax"), optimizer(config.optimizer)
-    step = make_train_step(lambda p, x: network.apply({"params": p}, x), transform, None)
-    shape = _image_shape(config)
-    batch = {
-        "image": jax.ShapeDtypeStruct(shape, jnp.float32),
-        "label": jax.ShapeDtypeStruct(shape[:-1], jnp.int32),
-        "labelled": jax.ShapeDtypeStruct((shape[0], config.model.num_classes), bool),
-    }
-    state = jax.eval_shape(lambda t: initial_state(t, transform), trainable)
+    state = jax.eval_shape(lambda t: initial_state(t, program.transform), trainable)
     rate, key = jax.ShapeDtypeStruct((), jnp.float32), jax.eval_shape(lambda: jax.random.key(0))
-    return step, (state, frozen, batch, rate, key)
+    return state, frozen, abstract_batch(config), rate, key
+
+
+def abstract_batch(config: Config, cut: bool = True) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of a batch, as large as augmentation needs it where it is `cut` for training."""
+    patch_size, batch_size = config.data.patch_size, config.data.batch_size
+    size = input_size(patch_size) if cut and config.data.augment else patch_size
+    shape = (batch_size, *size)
+    return {
+        "image": jax.ShapeDtypeStruct((*shape, config.model.in_channels), jnp.float32),
+        "label": jax.ShapeDtypeStruct(shape, jnp.uint8),
+        "labelled": jax.ShapeDtypeStruct((batch_size, config.model.num_classes), bool),
+    }
 
 
 def lowered_step(config: Config, patterns: Sequence[str]) -> jax.stages.Lowered:
-    """The training step with `patterns` frozen, as a program for XLA; computes nothing."""
-    step, arguments = abstract_step(config, patterns)
-    return step.lower(*arguments)  # type: ignore[attr-defined]
+    """The training step with `patterns` frozen, without augmentation; computes nothing.
+
+    For the CPU, whatever else is here: JAX counts the operations of no other platform's programs.
+
+    Raises:
+      UserError: JAX_PLATFORMS leaves out the CPU.
+    """
+    try:
+        cpu = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        raise UserError(
+            "JAX_PLATFORMS leaves out the CPU, where operations are counted: append ,cpu to it"
+        ) from None
+    plain = dataclasses.replace(config, data=dataclasses.replace(config.data, augment=False))
+    plain = with_dtype(plain, _COUNTED)
+    program = make_program(plain, Mesh(np.array([[cpu]]), ("data", "space")), _COUNTED)
+    arguments = abstract_arguments(plain, program, patterns)
+    return program.train_step.lower(*arguments)  # type: ignore[attr-defined]
 
 
 def planned_bytes(compiled: jax.stages.Compiled) -> int:
@@ -63,7 +92,3 @@ def step_flops(config: Config, patterns: Sequence[str]) -> float:
     """XLA's count of the operations of a training step; a multiply-add is two of them."""
     cost = lowered_step(config, patterns).cost_analysis()
     return float(cost["flops"])  # type: ignore[index]
-
-
-def _image_shape(config: Config) -> tuple[int, ...]:
-    return (config.data.batch_size, *config.data.patch_size, config.model.in_channels)

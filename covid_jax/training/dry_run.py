@@ -58,7 +58,7 @@ def _memory(run: Run, batch: Batch) -> str:
     """By XLA's plan of the compiled step."""
     state, frozen = run.begin(None)
     arguments = state, frozen, run.put(batch), jnp.float32(0), jax.random.key(0)
-    compiled = run.train_step.lower(*arguments).compile()  # type: ignore[attr-defined]
+    compiled = run.program.train_step.lower(*arguments).compile()  # type: ignore[attr-defined]
     needed = planned_bytes(compiled)
     statistics = jax.local_devices()[0].memory_stats()
     if not statistics:

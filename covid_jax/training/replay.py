@@ -37,7 +37,7 @@ def replay(run: Run, workdir: Path, step: int) -> str:
         rate = jnp.float32(learning_rate(run.config, first + number // length))
         batch = run.put(patches)
         seen = _inside(run, state, frozen, batch, key) if number == step else []
-        state, metrics = run.train_step(state, frozen, batch, rate, key)
+        state, metrics = run.program.train_step(state, frozen, batch, rate, key)
     loss, norm = float(metrics["loss"]), float(metrics["gradient_norm"])
     lines = [
         f"step {step}, from the checkpoint of step {start}",
@@ -55,12 +55,12 @@ def _inside(
     """Lines on the parameters, the augmented image and every output of the network."""
     params, image = join(state.trainable, frozen), batch["image"]
     lines = []
-    if run.augment is not None:
+    if run.program.augment is not None:
         keys = jax.random.split(jax.random.fold_in(key, state.step), image.shape[0])
-        image, _ = run.augment(keys, image, batch["label"])
+        image, _ = run.program.augment(keys, image, batch["label"])
         lines.append(f"image as augmented: {_range(image)}")
     lines.append(_finite("parameters", leaves_by_path(params)))
-    _, kept = run.network.apply(
+    _, kept = run.program.network.apply(
         {"params": params}, image, capture_intermediates=True, mutable=["intermediates"]
     )
     outputs = flax.traverse_util.flatten_dict(kept["intermediates"], sep="/")

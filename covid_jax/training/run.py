@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
-import optax
 from jax.sharding import Mesh
 
 from covid_jax import __version__
@@ -20,11 +18,11 @@ from covid_jax.data.sampling import Batch, Sampler, Source, Stream
 from covid_jax.data.store import StoredDataset, digests, load_case, load_dataset
 from covid_jax.data.volume import read_json, write_json
 from covid_jax.errors import UserError
-from covid_jax.model.conv import Form
 from covid_jax.training.checkpoint import Saved
-from covid_jax.training.parallel import Augment, local_samples, put_batch, replicate
+from covid_jax.training.parallel import local_samples, put_batch, replicate
+from covid_jax.training.platform import Platform
+from covid_jax.training.program import Program
 from covid_jax.training.state import TrainState, initial_state, refreeze, schedule
-from covid_jax.training.step import EvalStep, TrainStep
 from covid_jax.transfer.freezing import split
 
 Tree = Any
@@ -47,12 +45,11 @@ class Run:
     """What training works with.
 
     Attributes:
-      config: with the number of classes that the datasets have.
+      config: with the number of classes that the datasets have, and the platform's dtype.
       training, validation: where batches come from.
-      mesh, form: of the devices, and of the convolutions on them.
+      mesh, platform: the devices, and what was chosen for them.
       params: before the first step.
       masks: of what is frozen, by the epoch from which each holds.
-      augment: None where patches are trained on as they are.
     """
 
     config: Config
@@ -61,14 +58,10 @@ class Run:
     training: Sampler
     validation: Sampler
     mesh: Mesh
-    form: Form
-    network: nn.Module
+    platform: Platform
+    program: Program
     params: Tree
     masks: dict[int, Tree]
-    transform: optax.GradientTransformation
-    augment: Augment | None
-    train_step: TrainStep
-    eval_step: EvalStep
 
     def begin(self, saved: Saved | None) -> tuple[TrainState, Tree]:
         """(state, frozen) on the devices, as saved or before the first step.
@@ -79,7 +72,7 @@ class Run:
         last = max(saved.step - 1, 0) // self.config.steps_per_epoch if saved else 0
         held = self.held_at(last)
         trainable, frozen = split(self.params, held)
-        state = initial_state(trainable, self.transform)
+        state = initial_state(trainable, self.program.transform)
         if saved:
             state, frozen = saved.state(state, held)
         return replicate((state, frozen), self.mesh)
@@ -92,7 +85,8 @@ class Run:
         """(state, frozen) at the beginning of an epoch, from which on others may be frozen."""
         if epoch not in self.masks:
             return state, frozen
-        return replicate(refreeze(state, frozen, self.masks[epoch], self.transform), self.mesh)
+        refrozen = refreeze(state, frozen, self.masks[epoch], self.program.transform)
+        return replicate(refrozen, self.mesh)
 
     def put(self, batch: Batch) -> dict[str, jax.Array]:
         """A batch of the host on the devices."""
@@ -148,7 +142,8 @@ def announcement(run: Run, start: int) -> str:
     return (
         f"{title(run.config, run.datasets)}: {epochs} epochs of {run.config.steps_per_epoch} "
         f"steps, {sum(sizes):,} parameters, {frozen:,} of them frozen, {jax.device_count()} x "
-        f"{jax.devices()[0].device_kind}{several}, convolutions: {run.form}{going_on}"
+        f"{jax.devices()[0].device_kind}{several}, in {run.config.dtype}, convolutions: "
+        f"{run.platform.form}{going_on}"
     )
 
 

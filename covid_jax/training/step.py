@@ -5,7 +5,7 @@ arrays are laid out over devices is a property of the arrays.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +15,6 @@ import optax
 from jax import Array
 
 from covid_jax.config import IGNORED
-from covid_jax.model.conv import compiler_options
 from covid_jax.model.loss import deep_supervision_loss
 from covid_jax.training.parallel import Apply, Augment
 from covid_jax.training.state import TrainState
@@ -35,6 +34,7 @@ def make_train_step(
     *,
     batch_dice: bool = False,
     marginal: bool = False,
+    compiler_options: Mapping[str, Any] | None = None,
 ) -> TrainStep:
     """The step (state, frozen, batch, learning_rate, key) -> (state, {"loss", "gradient_norm"}).
 
@@ -42,7 +42,7 @@ def make_train_step(
     is a function of (seed, step, sample).
     """
 
-    @functools.partial(jax.jit, donate_argnums=0, compiler_options=compiler_options())
+    @functools.partial(jax.jit, donate_argnums=0, compiler_options=compiler_options)
     def train_step(
         state: TrainState, frozen: Tree, batch: Batch, learning_rate: Array, key: Array
     ) -> tuple[TrainState, dict[str, Array]]:
@@ -71,14 +71,20 @@ def make_train_step(
     return train_step
 
 
-def make_eval_step(apply: Apply, *, batch_dice: bool = False, marginal: bool = False) -> EvalStep:
+def make_eval_step(
+    apply: Apply,
+    *,
+    batch_dice: bool = False,
+    marginal: bool = False,
+    compiler_options: Mapping[str, Any] | None = None,
+) -> EvalStep:
     """The step (trainable, frozen, batch) -> {"loss", "overlap" (K - 1,), "volume" (K - 1,)}.
 
     From overlap (2 tp) and volume (2 tp + fp + fn), summed over batches, comes the Dice of each
     class over all validation patches (nnU-Net's pseudo Dice).
     """
 
-    @functools.partial(jax.jit, compiler_options=compiler_options())
+    @functools.partial(jax.jit, compiler_options=compiler_options)
     def eval_step(trainable: Tree, frozen: Tree, batch: Batch) -> dict[str, Array]:
         label = batch["label"].astype(jnp.int32)
         logits = apply(join(trainable, frozen), batch["image"])

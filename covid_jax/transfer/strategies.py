@@ -56,7 +56,7 @@ STRATEGIES: dict[str, Strategy] = {
 }
 
 
-def network_of(config: Config, form: Form | None = None) -> nn.Module:
+def network_of(config: Config, form: Form) -> nn.Module:
     """The network that the run trains; `form` is that of its convolutions (model/conv.py)."""
     network = STRATEGIES[config.strategy].network
     return network(config.model, jnp.dtype(config.dtype), form, config.remat)

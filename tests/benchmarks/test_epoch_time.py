@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks.measure import Candidate, whole_epoch
+from covid_jax.training.platform import platform_of
 from tests.conftest import ROOT, SMALL_NETWORK, tiny
 
 TINY = f"--config={ROOT}/configs/tiny.py"
@@ -46,7 +47,7 @@ def test_a_whole_epoch_is_every_step_of_it():
         train=lambda: done.append("train"), validate=lambda: done.append("validate")
     )
     config = tiny(steps_per_epoch=5, validation_steps=2)
-    assert whole_epoch(Candidate(config, steps, 1.0, 1.0)) > 0
+    assert whole_epoch(Candidate(config, platform_of("cpu"), steps, 1.0, 1.0)) > 0
     assert done == ["train"] * 5 + ["validate"] * 2
 
 

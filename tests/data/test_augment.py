@@ -32,7 +32,7 @@ def batch(n=4, size=PATCH):
 
 
 def test_the_same_key_gives_the_same_batch_and_another_does_not():
-    augment = jax.jit(functools.partial(aug.augment, patch_size=PATCH))
+    augment = jax.jit(functools.partial(aug.augment, patch_size=PATCH, at_once=False))
     first, again, other = (augment(keys(seed), *batch()) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first[0], again[0])
     assert not np.allclose(first[0], other[0])
@@ -40,22 +40,21 @@ def test_the_same_key_gives_the_same_batch_and_another_does_not():
 
 def test_a_sample_depends_on_its_key_and_not_on_the_others():
     image, label = batch()
-    augment = jax.jit(functools.partial(aug.augment, patch_size=PATCH))
+    augment = jax.jit(functools.partial(aug.augment, patch_size=PATCH, at_once=False))
     changed = image.at[0].add(1)
     whole, other = (augment(keys(0), x, label)[0] for x in (image, changed))
     np.testing.assert_array_equal(whole[1:], other[1:])
 
 
-def test_accelerators_which_map_over_samples_give_the_same_batch(monkeypatch):
-    image, label = batch(8, aug.input_size((4, 16, 16)))
-
-    def augmented():
-        augment = jax.jit(functools.partial(aug.augment, patch_size=(4, 16, 16)))
-        return augment(keys(0, 8), image, label)
-
-    one_by_one = augmented()
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    at_once = augmented()
+@pytest.mark.parametrize("patch", [(4, 16, 16), (12, 16, 14)])
+def test_all_samples_at_once_are_what_one_after_another_gives(patch):
+    image, label = batch(8, aug.input_size(patch))
+    one_by_one, at_once = (
+        jax.jit(functools.partial(aug.augment, patch_size=patch, at_once=how))(
+            keys(0, 8), image, label
+        )
+        for how in (False, True)
+    )
     np.testing.assert_allclose(one_by_one[0], at_once[0], atol=1e-5)
     np.testing.assert_array_equal(one_by_one[1], at_once[1])
 
@@ -214,7 +213,7 @@ def test_as_many_samples_are_turned_and_scaled_as_nnunet_asks(planar):
 
 def test_about_as_many_samples_change_in_intensity_as_nnunet_asks():
     image, label = batch(300, (2, 8, 8))
-    augment = jax.jit(functools.partial(aug.augment, patch_size=(2, 8, 8)))
+    augment = jax.jit(functools.partial(aug.augment, patch_size=(2, 8, 8), at_once=False))
     unchanged = 0
     for start in range(0, 300, 50):
         part = image[start : start + 50]

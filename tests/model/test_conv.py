@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from jax import lax
 
 from covid_jax.model import onednn
-from covid_jax.model.conv import convolution, fast_form, transposed_convolution
+from covid_jax.model.conv import convolution, neighbours, transposed_convolution
 from tests.conftest import needs_onednn
 
 ODD = st.sampled_from([1, 3, 5])
@@ -31,9 +31,9 @@ def reference(parts, kernel, strides):
     strides=st.tuples(STRIDE, STRIDE, STRIDE),
     size=st.tuples(*[st.integers(1, 9)] * 3),
     channels=st.lists(st.integers(1, 3), min_size=1, max_size=2),
-    form=st.sampled_from(["lax", "slices"]),
+    form=st.sampled_from(["lax", "packed", "slices"]),
 )
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_value_and_gradients_are_those_of_lax(kernel, strides, size, channels, form):
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):
@@ -48,6 +48,56 @@ def test_value_and_gradients_are_those_of_lax(kernel, strides, size, channels, f
             strict=True,
         ):
             np.testing.assert_allclose(a, b, atol=1e-9)
+
+
+@given(
+    taps=ODD,
+    depth_stride=STRIDE,
+    height=st.integers(1, 5),
+    blocks=st.integers(1, 4),
+    channels=st.lists(st.sampled_from([1, 3, 6, 20]), min_size=1, max_size=2),
+    features=st.sampled_from([1, 5, 32]),
+)
+@settings(max_examples=25, deadline=None)
+def test_packing_neighbours_along_w_changes_no_number(
+    taps, depth_stride, height, blocks, channels, features
+):
+    """At widths that it packs, for one kernel or several parts of one, along with its gradients."""
+    rng = np.random.default_rng(0)
+    strides = (depth_stride, 1, 1)
+    with jax.enable_x64(True):
+        parts = tuple(jnp.asarray(rng.normal(size=(1, 3, height, 8 * blocks, c))) for c in channels)
+        weights = jnp.asarray(rng.normal(size=(1, 3, taps, sum(channels), features)))
+        shape = (1, 3, taps, channels[0], features)
+        packs = neighbours(shape, strides, 8 * blocks) > 1
+        assert packs == (taps > 1)
+        ours, pull = jax.vjp(lambda p, w: convolution(p, w, strides, "packed"), parts, weights)
+        theirs, pull_theirs = jax.vjp(lambda p, w: reference(p, w, strides), parts, weights)
+        dy = jnp.asarray(rng.normal(size=theirs.shape))
+        for a, b in zip(
+            jax.tree.leaves((ours, pull(dy))),
+            jax.tree.leaves((theirs, pull_theirs(dy))),
+            strict=True,
+        ):
+            np.testing.assert_allclose(a, b, atol=1e-11 * float(jnp.abs(b).max()))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "strides", "width", "count"),
+    [
+        ((1, 3, 3, 32, 32), (1, 1, 1), 192, 2),  # as measured
+        ((1, 3, 3, 1, 32), (1, 1, 1), 192, 8),
+        ((1, 3, 3, 1, 32), (1, 1, 1), 20, 4),  # 8 do not divide it
+        ((1, 3, 3, 1, 32), (1, 1, 1), 27, 1),
+        ((1, 3, 3, 64, 64), (1, 1, 1), 96, 1),
+        ((1, 3, 3, 32, 64), (1, 1, 1), 96, 1),
+        ((3, 3, 3, 32, 32), (1, 1, 1), 96, 1),
+        ((1, 3, 3, 32, 32), (1, 2, 2), 96, 1),
+        ((1, 1, 1, 32, 32), (1, 1, 1), 96, 1),
+    ],
+)
+def test_only_planar_convolutions_of_few_channels_are_packed(kernel, strides, width, count):
+    assert neighbours(kernel, strides, width) == count
 
 
 @needs_onednn
@@ -76,8 +126,7 @@ def test_onednn_gives_the_value_and_gradients_of_lax_in_float32(
 
 
 @needs_onednn
-def test_onednn_is_the_form_of_one_cpu_and_of_float32_alone():
-    assert (fast_form(), fast_form(data=2), fast_form(space=2)) == ("onednn", "slices", "lax")
+def test_onednn_is_for_float32_alone():
     x, kernel = jnp.ones((1, 2, 3, 3, 1), jnp.bfloat16), jnp.ones((1, 3, 3, 1, 1), jnp.bfloat16)
     traced = str(jax.make_jaxpr(lambda: convolution(x, kernel, (1, 1, 1), "onednn"))())
     assert "ffi_call" not in traced
@@ -99,12 +148,13 @@ def test_a_compiler_that_fails_is_told_and_the_slower_form_taken(tmp_path, monke
     assert not list(tmp_path.rglob("*.so"))
 
 
-@pytest.mark.parametrize("form", ["lax", "slices"])
+@pytest.mark.parametrize("form", ["lax", "packed", "slices"])
 @pytest.mark.parametrize("strides", [(1, 1, 1), (1, 2, 2), (2, 2, 2)])
-def test_bfloat16_is_as_near_to_the_exact_value_as_it_can_be(form, strides):
+@pytest.mark.parametrize("depth", [1, 3])
+def test_bfloat16_is_as_near_to_the_exact_value_as_it_can_be(form, strides, depth):
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(2, 6, 20, 20, 8)), jnp.bfloat16)
-    kernel = jnp.asarray(rng.normal(size=(3, 3, 3, 8, 4)), jnp.bfloat16)
+    kernel = jnp.asarray(rng.normal(size=(depth, 3, 3, 8, 4)), jnp.bfloat16)
     exact, pull_exact = jax.vjp(
         lambda x, k: reference((x,), k, strides), x.astype("float32"), kernel.astype("float32")
     )

@@ -19,6 +19,7 @@ from covid_jax.inference.scan import make_predictor
 from covid_jax.model.nnunet_weights import to_params, to_state_dict
 from covid_jax.nnunet.model_folder import Model, plain_dataset, read_model, write_model
 from covid_jax.training.checkpoint import load_params
+from covid_jax.training.platform import platform_of
 from tests.conftest import ROOT
 
 torch = pytest.importorskip("torch", reason="PyTorch is missing: EXTRAS=dev,peers launch/test.sh")
@@ -64,7 +65,8 @@ def nnunet_prediction(folder, scan, mirror):
 
 def our_probabilities(model, scan):
     """(K, D, H, W) in the axes of the file."""
-    predict = make_predictor(model.config, model.plan, model.params, model.config.inference.mirror)
+    mirror = model.config.inference.mirror
+    predict = make_predictor(model.config, model.plan, model.params, mirror, platform_of("cpu"))
     return predict(prepare_case(read_scan(scan), None, model.plan))
 
 

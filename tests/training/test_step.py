@@ -35,7 +35,7 @@ MODEL = UNetConfig(
     n_conv_per_stage_decoder=(1, 1),
 )
 SHAPE = (2, 4, 16, 16)
-AUGMENT = functools.partial(augment, patch_size=SHAPE[1:])
+AUGMENT = functools.partial(augment, patch_size=SHAPE[1:], at_once=False)
 
 
 def batch(seed=0):

@@ -1,0 +1,65 @@
+"""What differs between processors that compute the same: decided once, and handed down.
+
+No function below asks JAX what it runs on, so that what is chosen for a GPU runs on a CPU too, in
+the tests: slower there, with the same numbers up to rounding.
+"""
+
+import dataclasses
+from typing import Any
+
+from covid_jax.config import Config
+from covid_jax.model import onednn
+from covid_jax.model.conv import Form
+
+GPU_OPTIONS = {
+    # Left to itself XLA lays 3D convolutions out with channels first, which costs transposes around
+    # them, and again within cuDNN.
+    "xla_gpu_force_conv_nhwc": True,
+    # Two products of one array are not made one product, whose result would be taken apart again:
+    # that of a head and of the transposed convolution above it.
+    "xla_gpu_dot_merger_threshold_mb": 0,
+}
+"""Compiler options; what each is worth stands in docs/benchmarks.md."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Platform:
+    """The choices for the devices of a run.
+
+    Attributes:
+      name: JAX's name of it: "cpu", "gpu", "tpu".
+      form: of the convolutions (model/conv.py).
+      at_once: whether the samples of a batch are augmented at once (data/augment.py).
+      dtype: of the activations, where the config says "auto". nnU-Net trains in half precision
+        wherever the hardware has it, and so in float32 on a CPU.
+      compiler_options: for jax.jit of whatever convolves.
+    """
+
+    name: str
+    form: Form
+    at_once: bool
+    dtype: str
+    compiler_options: dict[str, Any]
+
+
+def platform_of(name: str, data: int = 1, space: int = 1) -> Platform:
+    """The choices for a mesh of data x space devices whose `jax.Device.platform` is `name`.
+
+    On a CPU the samples are augmented one after another, so that what was not drawn is not
+    computed. XLA cuts its own convolutions along the depth, planar ones along the batch, and
+    oneDNN's calls not at all.
+    """
+    if name == "gpu":
+        return Platform(name, "packed", True, "bfloat16", GPU_OPTIONS)
+    if name != "cpu":
+        return Platform(name, "lax", True, "bfloat16", {})
+    if space > 1:
+        form: Form = "lax"
+    else:
+        form = "onednn" if data == 1 and onednn.available() else "slices"
+    return Platform(name, form, False, "float32", {})
+
+
+def with_dtype(config: Config, platform: Platform) -> Config:
+    """`config` with the dtype that "auto" stands for on `platform`."""
+    return dataclasses.replace(config, dtype=platform.dtype) if config.dtype == "auto" else config

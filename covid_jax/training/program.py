@@ -1,0 +1,59 @@
+"""The network of a run and its steps, put together for its devices: here, and nowhere else."""
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import optax
+from jax.sharding import Mesh
+
+from covid_jax.config import Config
+from covid_jax.data.augment import augment
+from covid_jax.training.parallel import Augment, cut_along, where_it_lies
+from covid_jax.training.platform import Platform
+from covid_jax.training.state import optimizer
+from covid_jax.training.step import EvalStep, TrainStep, make_eval_step, make_train_step
+from covid_jax.transfer.strategies import network_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What is traced and compiled for a run.
+
+    Attributes:
+      network: without the devices, as it is initialised.
+      augment: of a batch on the devices; None where patches are trained on as they are.
+    """
+
+    network: nn.Module
+    transform: optax.GradientTransformation
+    augment: Augment | None
+    train_step: TrainStep
+    eval_step: EvalStep
+
+
+def make_program(config: Config, mesh: Mesh, platform: Platform, marginal: bool = False) -> Program:
+    """One function for every strategy, any number of devices, and any platform.
+
+    Args:
+      config: its dtype is not "auto" any more (platform.with_dtype).
+      mesh: of the devices.
+      platform: the choices for them, or others.
+      marginal: whether the classes that a case's dataset does not label merge into its background.
+    """
+    network = network_of(config, platform.form)
+    transform = optimizer(config.optimizer)
+    apply = cut_along(network, mesh)
+    augmentation = functools.partial(
+        augment, patch_size=config.data.patch_size, at_once=platform.at_once
+    )
+    augmented = where_it_lies(augmentation, mesh) if config.data.augment else None
+    options = platform.compiler_options
+    loss = {"batch_dice": config.loss.batch_dice, "marginal": marginal}
+    return Program(
+        network=network,
+        transform=transform,
+        augment=augmented,
+        train_step=make_train_step(apply, transform, augmented, compiler_options=options, **loss),
+        eval_step=make_eval_step(apply, compiler_options=options, **loss),
+    )

@@ -1,21 +1,20 @@
-"""SIMULATED: what a training step and the paper's grid take on devices that nobody has timed.
+"""SIMULATED: the paper's grid on several H200, from the steps that were measured on one.
 
-A step on one device takes the bytes that XLA's program for it moves (benchmarks.gpu_program) over a
-share of the memory's bandwidth, or its operations over the same share of the matrix rate, whichever
-is longer; on a mesh, that over the devices, and then its halos and sums over the links, hidden by
-nothing. The grid is 4 pre-trainings and 14 runs of each of 5 folds, 1000 epochs each, without the
-tests at their ends; a run waits for its pre-training, and takes the first group of devices that is
-free. The V100's seconds an epoch are the paper's own.
+On one device training steps take what they were measured to take, validation steps what
+gpu_times.py says. On a mesh that is divided by the devices, and then come the halos and sums over
+the links, hidden by nothing. The grid is 4 pre-trainings and 14 runs of each of 5 folds, 1000
+epochs each, without the tests at their ends; a run waits for its pre-training, and takes the first
+group of devices that is free. The V100's seconds an epoch are the paper's own.
 """
 
 import heapq
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 
 from benchmarks.arithmetic import convolutions
+from benchmarks.gpu_times import measured, validation_seconds
 from benchmarks.tables import Line
 from covid_jax.config import PAPER_RUNS, SOURCES, Config, MeshConfig, load_config_file
 from covid_jax.reporting.paper import paper_table
@@ -24,51 +23,29 @@ from covid_jax.transfer.freezing import mask
 from covid_jax.transfer.strategies import frozen_patterns
 
 ROOT = Path(__file__).resolve().parent.parent
-SHARE = 0.4
-"""Of the bandwidth and of the matrix rate, that a step is taken to reach. Assumed."""
+LINK = 450e9
+"""Of an H200 to its neighbours by NVLink, bytes a second in one direction: its maker's figure."""
+LATENCY = 15e-6
+"""Of one collective, s. Assumed."""
 MESHES = ((1, 1), (2, 1), (2, 2), (2, 4), (2, 8))
 FOLDS = range(5)
 
 
 @dataclass(frozen=True)
-class Device:
-    """By its maker's figures, but for the latency, which is assumed.
-
-    Attributes:
-      bandwidth: of its memory, bytes a second.
-      rate: of matrix products in bfloat16, operations a second.
-      link: to its neighbours, bytes a second in one direction.
-      latency: of one collective, s.
-    """
-
-    name: str
-    bandwidth: float
-    rate: float
-    link: float
-    latency: float
-
-
-DEVICES = (
-    Device("H100 SXM", 3.35e12, 989e12, 450e9, 15e-6),
-    Device("TPU v5p", 2.765e12, 459e12, 300e9, 10e-6),
-)
-
-
-@dataclass(frozen=True)
 class Step:
-    """What a training step moves and computes, and what a mesh adds to it.
+    """What a training step takes on one device, and what a mesh adds to it.
 
     Attributes:
-      memory: bytes to and from the memory.
-      operations: of its convolutions.
+      seconds: of a training step.
+      validation: of a validation step, as a share of that.
       halo: bytes that a device with neighbours in depth gets from them, of a batch of 2.
       halos: how many times it does.
       norms: how many sums over the devices norms take.
       gradient: bytes of the trained parameters.
     """
 
-    memory: float
-    operations: float
+    seconds: float
+    validation: float
     halo: float
     halos: int
     norms: int
@@ -77,14 +54,7 @@ class Step:
 
 def step_of(strategy: str) -> Step:
     """The step of configs/paper.py in bfloat16."""
-    counted = json.loads((ROOT / "benchmarks" / "results" / "gpu_program_h100.json").read_text())
-    network = strategy if strategy in ("frozen_encoder", "multi_encoder") else "scratch"
-    (program,) = (
-        line
-        for line in counted["results"]
-        if (line["strategy"], line["dtype"], line["layout"])
-        == (network, "bfloat16", "channels last")
-    )
+    step_seconds = measured(strategy)["seconds_per_step"]
     config = load_config_file(f"{ROOT}/configs/paper.py:{strategy}")
     every = convolutions(config)
     deep = [conv for conv in every if conv.kernel_size[0] > 1 and not conv.transposed]
@@ -98,8 +68,8 @@ def step_of(strategy: str) -> Step:
     )
     blocks = [conv for conv in every if conv.path.endswith("/conv")]
     return Step(
-        memory=sum(program["bytes"].values()),
-        operations=1e12 * program["tflop_per_step_counted"],
+        seconds=step_seconds,
+        validation=validation_seconds(strategy) / step_seconds,
         halo=halo,
         halos=4 * len(deep),  # both neighbours, on the way forward and back
         norms=2 * len(blocks),
@@ -114,21 +84,20 @@ def _trained(config: Config) -> int:
     return sum(leaf.size for leaf, frozen in leaves if not frozen)
 
 
-def seconds(step: Step, device: Device, mesh: MeshConfig) -> tuple[float, float]:
+def seconds(step: Step, mesh: MeshConfig) -> tuple[float, float]:
     """(of a training step on a mesh, of that for communication)."""
     count = mesh.data * mesh.space
-    work = max(step.memory / device.bandwidth, step.operations / device.rate) / SHARE / count
     talk = 0.0
     if count > 1:
-        talk += 2 * (count - 1) / count * step.gradient / device.link + device.latency
+        talk += 2 * (count - 1) / count * step.gradient / LINK + LATENCY
     if mesh.space > 1:
-        talk += step.halo / mesh.data / device.link + (step.halos + step.norms) * device.latency
-    return work + talk, talk
+        talk += step.halo / mesh.data / LINK + (step.halos + step.norms) * LATENCY
+    return step.seconds / count + talk, talk
 
 
-def epoch_seconds(config: Config, step_seconds: float) -> float:
-    """Training and validation; a validation step is a third of a training step."""
-    return step_seconds * (config.steps_per_epoch + config.validation_steps / 3)
+def epoch_seconds(config: Config, step_seconds: float, validation: float) -> float:
+    """Training and validation; `validation` is a step's share of a training step, on any mesh."""
+    return step_seconds * (config.steps_per_epoch + validation * config.validation_steps)
 
 
 def grid_hours(epoch: dict[str, float], epochs: int, groups: int) -> float:
@@ -153,7 +122,7 @@ def grid_hours(epoch: dict[str, float], epochs: int, groups: int) -> float:
 
 
 def simulate() -> list[Line]:
-    """Lines for each device, number of them, and mesh of a run; the paper's V100 first."""
+    """Lines for each number of devices and mesh of a run; the paper's V100 first."""
     config = load_config_file(f"{ROOT}/configs/paper.py")
     rows = paper_table(3)
     paper = {
@@ -173,23 +142,25 @@ def simulate() -> list[Line]:
         for count in (1, 8, 64)
     ]
     steps = {strategy: step_of(strategy) for strategy in paper}
-    for device in DEVICES:
-        for count in (1, 8, 64):
-            for mesh in (MeshConfig(*sizes) for sizes in MESHES):
-                size = mesh.data * mesh.space
-                if size > count:
-                    continue
-                found = {name: seconds(step, device, mesh) for name, step in steps.items()}
-                epoch = {name: epoch_seconds(config, of[0]) for name, of in found.items()}
-                step_seconds, talk = found["scratch"]
-                lines.append(
-                    {
-                        "device": device.name,
-                        "devices": count,
-                        "mesh": f"{mesh.data} x {mesh.space}",
-                        "milliseconds": 1e3 * step_seconds,
-                        "communication": talk / step_seconds,
-                        "hours": grid_hours(epoch, config.epochs, count // size),
-                    }
-                )
+    for count in (1, 8, 64):
+        for mesh in (MeshConfig(*sizes) for sizes in MESHES):
+            size = mesh.data * mesh.space
+            if size > count:
+                continue
+            found = {name: seconds(step, mesh) for name, step in steps.items()}
+            epoch = {
+                name: epoch_seconds(config, of[0], steps[name].validation)
+                for name, of in found.items()
+            }
+            step_seconds, talk = found["scratch"]
+            lines.append(
+                {
+                    "device": "H200",
+                    "devices": count,
+                    "mesh": f"{mesh.data} x {mesh.space}",
+                    "milliseconds": 1e3 * step_seconds,
+                    "communication": talk / step_seconds,
+                    "hours": grid_hours(epoch, config.epochs, count // size),
+                }
+            )
     return lines

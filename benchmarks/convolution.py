@@ -4,10 +4,11 @@ r"""Every convolution of the network, its three passes, each form beside PyTorch
         --output=DIR [--peer=torch]
 
 Of every shape that the network has (how often stands beside it), the forward pass, the gradient to
-the input and the gradient to the kernel, in turns: XLA's own ("lax"), as planar convolutions and
-matrix products ("slices"), oneDNN's where it is installed, and PyTorch's. Writes convolution.json,
-from which covid_jax/model/conv.py has its choices (fast_form, and the bound under which a gradient
-to a kernel is one matrix product), and prints GFLOP/s.
+the input and the gradient to the kernel, in turns: XLA's own ("lax"); on a CPU planar convolutions
+and matrix products ("slices") and oneDNN's where it is installed, elsewhere neighbours along W as
+channels ("packed"); and PyTorch's. Writes convolution.json and prints GFLOP/s: where the choices of
+training/platform.py (the form) and model/conv.py (the neighbours, the bound under which a gradient
+to a kernel is one matrix product) come from.
 """
 
 import dataclasses
@@ -35,6 +36,7 @@ from covid_jax.config import (
 from covid_jax.errors import UserError, run_command
 from covid_jax.model import onednn
 from covid_jax.model.conv import Form, convolution
+from covid_jax.training.platform import Platform
 
 _CONFIG = define_config_flag()
 flags.declare_key_flag("config")
@@ -43,6 +45,10 @@ _OUTPUT = flags.DEFINE_string("output", None, "Folder of convolution.json.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns that each has.")
 _SECONDS = flags.DEFINE_float("seconds", 0.1, "Length of a turn, of one call at least.")
 
+FORMS: dict[str, tuple[Form, ...]] = {
+    "cpu": ("lax", "slices", "onednn"),
+    "others": ("lax", "packed"),
+}
 PASSES = ("forward", "gradient to input", "gradient to kernel")
 
 
@@ -105,13 +111,14 @@ def theirs(conv: Convolution, batch_size: int, dtype: str) -> dict[str, list[Cal
     return found
 
 
-def measure(config: Config, conv: Convolution, count: int, peer: bool) -> list[Line]:
+def measure(
+    config: Config, platform: Platform, conv: Convolution, count: int, peer: bool
+) -> list[Line]:
     """The lines of convolution.json of one convolution: one for each form and pass."""
     batch_size = config.data.batch_size
     flops = batch_size * conv.operations(conv.channels)
     runs: dict[str, list[Callable[[], Any]]] = {}
-    forms: tuple[Form, ...] = ("lax", "slices", "onednn")
-    for form in forms:
+    for form in FORMS["cpu" if platform.name == "cpu" else "others"]:
         if form != "onednn" or (onednn.available() and config.dtype == "float32"):
             runs[form] = ours(conv, batch_size, config.dtype, form)
     if peer:
@@ -122,7 +129,10 @@ def measure(config: Config, conv: Convolution, count: int, peer: bool) -> list[L
         if name == "gradient to input" and conv.channels == config.model.in_channels:
             continue
         *_, timings = in_turns(
-            [passes[index] for passes in runs.values()], _ROUNDS.value, _SECONDS.value
+            [passes[index] for passes in runs.values()],
+            _ROUNDS.value,
+            _SECONDS.value,
+            platform.name,
         )
         lines += [
             {
@@ -149,11 +159,11 @@ def main() -> None:
     """Measures what the flags say."""
     if not _OUTPUT.value:
         raise UserError("--output is missing (see --help)")
-    config = config_from_flag(_CONFIG)
+    config, platform = environment.here(config_from_flag(_CONFIG))
     path = Path(_OUTPUT.value) / "convolution.json"
     lines: list[Line] = []
     for conv, count in distinct(config).items():
-        lines += measure(config, conv, count, _PEER.value == "torch")
+        lines += measure(config, platform, conv, count, _PEER.value == "torch")
         environment.save(path, lines)
     print(convolution_table(lines))
     print(f"{path}")

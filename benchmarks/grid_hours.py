@@ -2,17 +2,16 @@
 
     python -m benchmarks.grid_hours --output=benchmarks/results
 
-Nothing is timed: benchmarks/cluster.py says what is counted and what is assumed. Writes
+Nothing is timed here: benchmarks/cluster.py says what was measured and what is assumed. Writes
 grid_hours.json.
 """
 
-import dataclasses
 from pathlib import Path
 
 from absl import flags
 
 from benchmarks import environment
-from benchmarks.cluster import DEVICES, SHARE, simulate
+from benchmarks.cluster import LATENCY, LINK, simulate
 from benchmarks.tables import grid_hours_table
 from covid_jax.errors import UserError, run_command
 
@@ -26,7 +25,7 @@ def main() -> None:
     lines = simulate()
     path = Path(_OUTPUT.value) / "grid_hours.json"
     environment.save(
-        path, lines, simulated=True, devices=[dataclasses.asdict(d) for d in DEVICES], share=SHARE
+        path, lines, simulated=True, link_bytes_per_second=LINK, latency_seconds=LATENCY
     )
     print(grid_hours_table(lines))
     print(path)

@@ -22,13 +22,14 @@ import numpy as np
 from absl import flags
 
 from benchmarks import environment
+from benchmarks.steps import sampler_of
 from benchmarks.tables import Line, input_pipeline_table
 from benchmarks.timing import in_turns
 from covid_jax.config import Config, check_config_arguments, config_from_flag, define_config_flag
-from covid_jax.data.augment import augment, input_size
+from covid_jax.data.augment import augment
 from covid_jax.data.plan import fingerprint, make_plan
 from covid_jax.data.preprocess import prepare_case, read_label, read_scan
-from covid_jax.data.sampling import Sampler, Source
+from covid_jax.data.sampling import Sampler
 from covid_jax.data.store import StoredCase, StoredDataset, load_case, save_case
 from covid_jax.errors import UserError, run_command
 
@@ -67,7 +68,7 @@ def candidates(
     config: Config, cases: dict[str, StoredCase], folder: Path
 ) -> dict[str, Callable[[], Any]]:
     """What is timed, by name; each call makes one batch."""
-    data, sampler = config.data, sampler_of(config, cases)
+    data, sampler = config.data, sampler_of(config, tuple(cases.values()), "training")
     steps = iter(range(10**9))
     _, platform = environment.here(config)
     augmented = jax.jit(
@@ -108,20 +109,6 @@ def candidates(
     return found
 
 
-def sampler_of(config: Config, cases: dict[str, StoredCase]) -> Sampler:
-    """The training sampler of a run on these cases."""
-    return Sampler(
-        sources=(Source(tuple(cases.values()), (1,)),),
-        num_classes=2,
-        patch_size=config.data.patch_size,
-        cut_size=input_size(config.data.patch_size),
-        batch_size=config.data.batch_size,
-        foreground_fraction=config.data.foreground_fraction,
-        seed=config.seed,
-        stream="training",
-    )
-
-
 def memory(sampler: Sampler, count: int) -> list[int]:
     """Bytes that the process holds for itself, at ten points of `count` batches made ahead."""
     found = []
@@ -159,7 +146,8 @@ def main() -> None:
             }
             for name, timing in zip(runs, timings, strict=True)
         ]
-        held = memory(sampler_of(config, cases), _BATCHES.value)
+        sampler = sampler_of(config, tuple(cases.values()), "training")
+        held = memory(sampler, _BATCHES.value)
     environment.save(path, lines, memory=held)
     print(input_pipeline_table(lines, held))
     print(f"{path}")

@@ -1,10 +1,15 @@
-"""What epoch_time and freezing measure; without flags, so that gpu.py measures the same."""
+"""What epoch_time, freezing and inference measure; without flags: gpu.py measures the same."""
 
 import dataclasses
+import functools
 import statistics
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from benchmarks.arithmetic import counted_flops
 from benchmarks.roofline import bandwidth, matrix_rate
@@ -40,11 +45,16 @@ def candidates_of(
     """Ours for one run, and what is timed beside it; `real` is a folder for the run's data."""
     steps = [ours(config, platform)]
     if peer:
-        steps += theirs(config, platform, compiled=compiled)
+        steps += theirs(config, platform, backends=(None, "inductor") if compiled else (None,))
     if real:
         batches = real_batches(config, real)
         steps.append(ours(config, platform, augmented=True))
         steps.append(ours(config, platform, augmented=True, batches=batches))
+    return with_work(config, platform, steps)
+
+
+def with_work(config: Config, platform: Platform, steps: Iterable[Steps]) -> list[Candidate]:
+    """What is timed for one run, with the operations of its training step."""
     patterns = frozen_patterns(config)[0]
     work = step_flops(config, patterns), counted_flops(config, patterns)
     return [Candidate(config, platform, one, *work) for one in steps]
@@ -131,12 +141,14 @@ def frozen_part(
     platform: Platform,
     full: Sequence[Steps],
     layouts: Sequence[str],
+    recipes: bool,
     rounds: int,
     seconds: float,
 ) -> list[Line]:
     """A line for each candidate of one frozen part, timed in turns with `full` training."""
-    recipes = (optax_recipe(config, platform, clip_in_front=front) for front in (False, True))
-    steps = [ours(config, platform), *recipes]
+    steps = [ours(config, platform)]
+    if recipes:
+        steps += (optax_recipe(config, platform, clip_in_front=front) for front in (False, True))
     if layouts:
         steps += theirs(config, platform, layouts=layouts)
     runs = [*full, *steps]
@@ -163,9 +175,14 @@ def frozen_part(
 
 
 def freezing(
-    config: Config, platform: Platform, peer: bool, rounds: int, seconds: float
+    config: Config,
+    platform: Platform,
+    peer: bool,
+    rounds: int,
+    seconds: float,
+    recipes: bool = True,
 ) -> Iterator[list[Line]]:
-    """After every frozen part the lines of freezing.json so far."""
+    """After every frozen part the lines of freezing.json so far; `recipes`: optax's as well."""
     full = [ours(config, platform)]
     layouts: tuple[str, ...] = ()
     if peer:
@@ -177,6 +194,68 @@ def freezing(
     lines: list[Line] = []
     for part, patterns in frozen_parts(config.model).items():
         one = dataclasses.replace(config, frozen=(*config.frozen, *patterns))
-        timed = frozen_part(one, platform, full, layouts, rounds, seconds)
+        timed = frozen_part(one, platform, full, layouts, recipes, rounds, seconds)
         lines += [{"part": part, **line} for line in timed]
         yield lines
+
+
+Predict = Callable[[np.ndarray], np.ndarray]
+"""normalised volume (D, H, W) -> logits (K, D, H, W)"""
+
+
+def our_predictor(config: Config, platform: Platform, params: Any, mirror: bool) -> Predict:
+    """Our sliding window, which averages logits as nnU-Net's does."""
+    # Here, not above: machines that only time the step have none of the image libraries.
+    from covid_jax.inference.scan import make_scorer
+
+    inference = dataclasses.replace(config.inference, average="logits")
+    config = dataclasses.replace(config, inference=inference)
+    logits_of = make_scorer(config, params, mirror, platform)
+    return lambda volume: np.moveaxis(logits_of(volume), -1, 0)
+
+
+def their_predictor(config: Config, platform: Platform, params: Any, mirror: bool) -> Predict:
+    """nnU-Net's predictor of the same network, by way of a model folder."""
+    from benchmarks.peers.torch_predictor import predict_logits, predictor
+    from covid_jax.data.plan import Plan
+    from covid_jax.nnunet.model_folder import Model, plain_dataset, write_model
+
+    plan = Plan((1.0, 1.0, 1.0), -1000.0, 1000.0, 0.0, 1.0, (64, 64, 64), (), file_axes=True)
+    model = Model(config, plan, params, plain_dataset(config.model.num_classes))
+    device = "cuda" if platform.name == "gpu" else "cpu"
+    with tempfile.TemporaryDirectory() as folder:
+        write_model(Path(folder), model)
+        made = predictor(Path(folder), mirror, config.inference.step_size, device)
+        return functools.partial(predict_logits, made)
+
+
+def predictions(
+    config: Config,
+    platform: Platform,
+    volume: np.ndarray,
+    params: Any,
+    mirror: bool,
+    peer: bool,
+    rounds: int,
+) -> list[Line]:
+    """A line of inference.json for each framework, without its scan."""
+    predictors = {"jax": our_predictor(config, platform, params, mirror)}
+    if peer:
+        predictors["torch"] = their_predictor(config, platform, params, mirror)
+    runs = [functools.partial(predict, volume) for predict in predictors.values()]
+    *_, timings = in_turns(runs, rounds, seconds=0)
+    masks = [run().argmax(0) for run in runs]
+    return [
+        {
+            "framework": framework,
+            "mirror": mirror,
+            "shape": volume.shape,
+            "patch_size": list(config.data.patch_size),
+            "batch_size": config.inference.batch_size if framework == "jax" else 1,
+            "step_size": config.inference.step_size,
+            "seconds": timing.median,
+            "voxels_unlike_ours": float((mask != masks[0]).mean()),
+            **timing.described(),
+        }
+        for framework, mask, timing in zip(predictors, masks, timings, strict=True)
+    ]

@@ -18,7 +18,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from benchmarks import tables
+from benchmarks import gpu_times, tables
 from benchmarks.tables import Line
 from covid_jax.errors import run_command
 
@@ -30,6 +30,9 @@ PAGES = (
 )
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "epoch_time_gpu": lambda content: tables.gpu_epoch_table(
+        gpu_times.with_epochs(content["results"]), content["paper"]
+    ),
     "epoch_time": lambda content: tables.epoch_time_table(content["results"], content["paper"]),
     "freezing": lambda content: tables.freezing_table(content["results"]),
     "convolution": lambda content: tables.convolution_table(content["results"]),
@@ -38,13 +41,20 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "checkpoints": lambda content: tables.checkpoints_table(content["results"]),
     "grid_hours": lambda content: tables.grid_hours_table(content["results"]),
     "meshes": lambda content: tables.meshes_table(content["results"]),
+    "kernels_gpu": lambda content: tables.gpu_kernels_table(content["results"]),
     "kernels": lambda content: tables.kernels_table(content["results"]),
     "input_pipeline": lambda content: tables.input_pipeline_table(
         content["results"], content["memory"]
     ),
     "preparation": lambda content: tables.preparation_table(content["results"]),
     "gpu_program": lambda content: tables.gpu_program_table(content["results"]),
+    "gpu_predictions": lambda content: tables.gpu_predictions_table(content["results"]),
+    "correctness": lambda content: tables.correctness_table(content["results"]),
+    "variants": lambda content: tables.variants_table(content["results"]),
+    "real_epoch": lambda content: tables.real_epoch_table(content["results"]),
+    "layouts": lambda content: tables.layouts_table(content["results"]),
 }
+"""By how names of result files begin; of several the first."""
 
 
 def results(name: str) -> list[tuple[str, dict[str, Any]]]:

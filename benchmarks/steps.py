@@ -5,7 +5,7 @@ import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +18,15 @@ from covid_jax.model.loss import deep_supervision_loss
 from covid_jax.training.cost import planned_bytes
 from covid_jax.training.parallel import make_mesh, put_batch, replicate
 from covid_jax.training.platform import Platform
-from covid_jax.training.program import make_program
-from covid_jax.training.state import initial_state, new_params
+from covid_jax.training.program import Program, make_program
+from covid_jax.training.state import TrainState, initial_state, new_params
 from covid_jax.training.step import make_eval_step
 from covid_jax.transfer.freezing import mask, split
 from covid_jax.transfer.strategies import frozen_patterns, network_of
+
+if TYPE_CHECKING:  # machines that only time the step have none of the libraries behind these
+    from covid_jax.data.sampling import Sampler, Stream
+    from covid_jax.data.store import StoredCase
 
 Batch = dict[str, np.ndarray]
 
@@ -60,13 +64,64 @@ def ours(
     augmented: bool = False,
 ) -> Steps:
     """The step of a run, compiled ahead; on one dummy batch where no `batches` are given."""
+    one = trainer(config, platform, augmented=augmented)
+
+    def next_batch() -> dict[str, jax.Array]:
+        return one.batch if batches is None else one.put(next(batches))
+
+    return Steps(
+        framework="jax",
+        strategy=config.strategy,
+        variant=", ".join(filter(None, (platform.form, variant, "augmented" if augmented else ""))),
+        train=lambda: jax.block_until_ready(one.train(next_batch())),
+        validate=lambda: jax.block_until_ready(one.validate(one.plain)),
+        data="dummy" if batches is None else "real",
+        compile_seconds=one.compile_seconds,
+        peak_bytes=planned_bytes(one.compiled),
+        bytes_accessed=one.compiled.cost_analysis()["bytes accessed"],
+        program=one.compiled.as_text(),
+    )
+
+
+@dataclasses.dataclass
+class Trainer:
+    """A run's compiled step and what it changes; `train` and `validate` begin a step, and return.
+
+    Attributes:
+      put: a batch of the host onto the devices.
+      batch: a dummy one there, of the size that `train` takes.
+      plain: a dummy one there, of the size that `validate` takes.
+    """
+
+    program: Program
+    compiled: Any
+    state: TrainState
+    frozen: Any
+    rate: jax.Array
+    put: Callable[[Batch], dict[str, jax.Array]]
+    batch: dict[str, jax.Array]
+    plain: dict[str, jax.Array]
+    compile_seconds: float
+
+    def train(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """Its loss and gradient norm, which are there when the device has ended the step."""
+        key = jax.random.key(0)
+        self.state, metrics = self.compiled(self.state, self.frozen, batch, self.rate, key)
+        return metrics
+
+    def validate(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """Its loss and overlaps, likewise."""
+        return self.program.eval_step(self.state.trainable, self.frozen, batch)
+
+
+def trainer(config: Config, platform: Platform, *, augmented: bool) -> Trainer:
+    """The step of a run, compiled ahead."""
     mesh = make_mesh(config.mesh, config.data.batch_size, config.data.patch_size[0])
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, augment=augmented))
     program = make_program(config, mesh, platform)
-    patch_size = config.data.patch_size
     put = functools.partial(put_batch, mesh=mesh, batch_size=config.data.batch_size)
     plain = put(dummy_batch(config))
-    batch = put(dummy_batch(config, input_size(patch_size))) if augmented else plain
+    batch = put(dummy_batch(config, input_size(config.data.patch_size))) if augmented else plain
     params = new_params(program.network, config.seed, plain["image"].shape)
     trainable, frozen = split(params, mask(params, frozen_patterns(config)[0]))
     state, frozen = replicate((initial_state(trainable, program.transform), frozen), mesh)
@@ -74,28 +129,8 @@ def ours(
     begin = time.perf_counter()
     lowered = program.train_step.lower(state, frozen, batch, rate, key)  # type: ignore[attr-defined]
     compiled = lowered.compile()
-    compile_seconds = time.perf_counter() - begin
-
-    def next_batch() -> dict[str, jax.Array]:
-        return batch if batches is None else put(next(batches))
-
-    def train() -> None:
-        nonlocal state
-        state, metrics = compiled(state, frozen, next_batch(), rate, key)
-        jax.block_until_ready(metrics)
-
-    return Steps(
-        framework="jax",
-        strategy=config.strategy,
-        variant=", ".join(filter(None, (platform.form, variant, "augmented" if augmented else ""))),
-        train=train,
-        validate=lambda: jax.block_until_ready(program.eval_step(state.trainable, frozen, plain)),
-        data="dummy" if batches is None else "real",
-        compile_seconds=compile_seconds,
-        peak_bytes=planned_bytes(compiled),
-        bytes_accessed=compiled.cost_analysis()["bytes accessed"],
-        program=compiled.as_text(),
-    )
+    seconds = time.perf_counter() - begin
+    return Trainer(program, compiled, state, frozen, rate, put, batch, plain, seconds)
 
 
 def optax_recipe(config: Config, platform: Platform, *, clip_in_front: bool) -> Steps:
@@ -167,6 +202,23 @@ def real_batches(config: Config, workdir: Path) -> Iterator[Batch]:
     return (vars(batch) for batch in training.batches(0, 10**6))
 
 
+def sampler_of(config: Config, cases: tuple["StoredCase", ...], stream: "Stream") -> "Sampler":
+    """The sampler of a run on cases of one lesion; training patches with what is around them."""
+    from covid_jax.data.sampling import Sampler, Source  # brings grain along
+
+    patch_size = config.data.patch_size
+    return Sampler(
+        sources=(Source(cases, (1,)),),
+        num_classes=2,
+        patch_size=patch_size,
+        cut_size=input_size(patch_size) if stream == "training" else patch_size,
+        batch_size=config.data.batch_size,
+        foreground_fraction=config.data.foreground_fraction,
+        seed=config.seed,
+        stream=stream,
+    )
+
+
 LAYOUTS = ("contiguous", "channels-last")
 
 
@@ -175,11 +227,12 @@ def theirs(
     platform: Platform,
     *,
     layouts: Sequence[str] = LAYOUTS,
-    compiled: bool = False,
+    backends: Sequence[str | None] = (None,),
 ) -> Iterator[Steps]:
     """PyTorch's nnU-Net in each of its `layouts`, with autocast where we train in bfloat16.
 
-    On a GPU where ours is on one. With `compiled` each also through torch.compile.
+    On a GPU where ours is on one. Each through torch.compile by these of its `backends`, such as
+    "inductor"; None: as it is.
     """
     import torch
 
@@ -192,12 +245,12 @@ def theirs(
     formats = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last_3d}
     for layout in layouts:
         memory_format = formats[layout]
-        for compiles in (False, True) if compiled else (False,):
+        for backend in backends:
             net = peer.strategy_network(config).to(device, memory_format=memory_format)
             sgd = peer.optimizer(net, config.optimizer)
             x = peer.channels_first(batch["image"]).to(device, memory_format=memory_format)
             y = torch.from_numpy(batch["label"]).to(device)
-            fast = torch.compile(net) if compiles else net
+            fast = torch.compile(net, backend=backend) if backend else net
             autocast = config.dtype == "bfloat16"
 
             def train(net: Any = fast, sgd: Any = sgd, x: Any = x, autocast: Any = autocast) -> Any:
@@ -213,11 +266,11 @@ def theirs(
                 framework="torch",
                 strategy=config.strategy,
                 variant=", ".join(
-                    [layout, *["compiled"] * compiles, *["autocast to bfloat16"] * autocast]
+                    [layout, *["compiled"] * bool(backend), *["autocast to bfloat16"] * autocast]
                 ),
                 train=train,
                 validate=validate,
-                compile_seconds=time.perf_counter() - begin if compiles else None,
+                compile_seconds=time.perf_counter() - begin if backend else None,
                 peak_bytes=_torch_peak_bytes(device, train),
             )
 

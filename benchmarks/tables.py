@@ -1,5 +1,6 @@
 """The tables of the benchmarks, from what stands in their result files."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,16 +9,35 @@ import numpy as np
 Line = dict[str, Any]
 NOISY = "  noisy: turns spread over 10 %"
 MESH = "mesh, data x space"
-_EXCHANGES = ("collective-permute", "all-gather")
 """The axis of scaling.json along which devices grow."""
+_EXCHANGES = ("collective-permute", "all-gather")
+_CUDNN = {
+    "__cudnn$convForward": "forward",
+    "__cudnn$convBiasActivationForward": "forward",
+    "__cudnn$convBackwardInput": "to input",
+    "__cudnn$convBackwardFilter": "to kernel",
+}
 
 
 def epoch_time_table(lines: Sequence[Line], paper: dict[str, float]) -> str:
-    """One row a strategy: ours, the best of torch, and the paper's V100; then what is real."""
+    """One row a strategy: ours, the best of torch, and the paper's V100; then what is real.
 
+    A table for each dtype and patch, with a heading where there are several.
+    """
+    groups: dict[str, list[Line]] = {}
+    for line in lines:
+        patch = " x ".join(map(str, line["patch_size"]))
+        groups.setdefault(f"{line['dtype']}, {patch}", []).append(line)
+    if len(groups) == 1:
+        return _epoch_time_table(lines, paper)
+    tables = (f"{name}\n{_epoch_time_table(group, paper)}" for name, group in groups.items())
+    return "\n\n".join(tables)
+
+
+def _epoch_time_table(lines: Sequence[Line], paper: dict[str, float]) -> str:
     def best(framework: str, strategy: str, field: str) -> float:
         found = [
-            line[field]
+            line.get(field, float("nan"))  # a benchmark that was cut short has no validation steps
             for line in lines
             if (line["framework"], line["strategy"]) == (framework, strategy)
             and not line["variant"].endswith("augmented")
@@ -44,7 +64,7 @@ def epoch_time_table(lines: Sequence[Line], paper: dict[str, float]) -> str:
         (line for line in lines if line["framework"] == "jax"), key=lambda x: x["seconds_per_step"]
     )
     rows.append(
-        f"{fastest['strategy']}: {fastest['tflop_per_second']:.3g} TFLOP/s, "
+        f"{fastest['strategy']}, {fastest['dtype']}: {fastest['tflop_per_second']:.3g} TFLOP/s, "
         f"{fastest['matrix_share']:.0%} of a large matrix product's; "
         f"{fastest['bandwidth_share']:.0%} of the memory's bandwidth"
     )
@@ -53,6 +73,62 @@ def epoch_time_table(lines: Sequence[Line], paper: dict[str, float]) -> str:
         share = real["seconds_per_step"] / dummy["seconds_per_step"]
         rows.append(f"{real['strategy']}: with the input pipeline {share:.3f} of dummy batches")
     return "\n".join(rows)
+
+
+def gpu_epoch_table(lines: Sequence[Line], paper: dict[str, float]) -> str:
+    """epoch_time of a GPU: ours, PyTorch's faster eager layout, and where it is there compiled.
+
+    The seconds of an epoch are those of gpu_times.with_epochs.
+    """
+
+    def peer_of(strategy: str, compiled: bool) -> Line | None:
+        found = [
+            line
+            for line in lines
+            if (line["framework"], line["strategy"]) == ("torch", strategy)
+            and ("compiled" in line["variant"]) == compiled
+        ]
+        return min(found, key=lambda line: line["seconds_per_step"], default=None)
+
+    own = {line["strategy"]: line for line in lines if line["framework"] == "jax"}
+    peers = {"torch": False}
+    if any("compiled" in line["variant"] for line in lines):
+        peers["compiled"] = True
+    rows = [
+        f"{'strategy':<16}{'ms/step':>8}"
+        + "".join(f"{name:>10}{'ratio':>7}" for name in peers)
+        + f"{'s/epoch':>10}{'to scratch':>12}{'paper s/epoch':>15}{'to scratch':>12}"
+    ]
+    notes = []
+    for strategy, line in own.items():
+        step = line["seconds_per_step"]
+        row = f"{strategy:<16}{1e3 * step:>8.1f}"
+        for compiled in peers.values():
+            peer = peer_of(strategy, compiled)
+            spent = peer["seconds_per_step"] if peer else float("nan")
+            row += f"{1e3 * spent:>10.1f}{step / spent:>7.2f}".replace("nan", "  -")
+        taken = "seconds_per_validation_step" not in line
+        row += f"{line['seconds_per_epoch']:>9.2f}{'*' if taken else ' '}"
+        row += f"{step / own['scratch']['seconds_per_step']:>12.2f}"
+        row += f"{paper[strategy]:>15.0f}{paper[strategy] / paper['scratch']:>12.2f}"
+        noisy = any(one["noisy"] for one in lines if one["strategy"] == strategy)
+        rows.append(row + (NOISY if noisy else ""))
+        if (peer := peer_of(strategy, False)) is None:
+            continue
+        note = (
+            f"{strategy}, {line['dtype']}: {line['tflop_per_second']:.0f} TFLOP/s, {line['matrix_share']:.0%} of a "
+            f"large matrix product's; {line['peak_bytes'] / 1e9:.1f} GB at most "
+            f"({peer['peak_bytes'] / 1e9:.1f}), {line['joules']:.1f} J a step "
+            f"({peer['joules']:.1f})"
+        )
+        if not taken:
+            both = [1e3 * one["seconds_per_validation_step"] for one in (line, peer)]
+            note += ", a validation step {:.1f} ms ({:.1f})".format(*both)
+        notes.append(note)
+    rows.append("torch: eager, the faster of contiguous and channels-last; ratio: ours over it")
+    if any("seconds_per_validation_step" not in line for line in own.values()):
+        rows.append("*: training steps measured; validation steps taken to be as in float32")
+    return "\n".join([*rows, *notes, "in brackets: torch's"])
 
 
 def convolution_table(lines: Sequence[Line]) -> str:
@@ -163,6 +239,101 @@ def kernels_table(lines: Sequence[Line], first: int = 20) -> str:
     return "\n".join(rows)
 
 
+def gpu_kernels_table(lines: Sequence[Line]) -> str:
+    """Milliseconds by stage and pass of cuDNN's convolutions, and of what else the trace names."""
+    passes = tuple(dict.fromkeys(_CUDNN.values()))
+    spent: dict[str, dict[str, float]] = {}
+    moved: dict[str, float] = {}
+    for line in lines:
+        stage = re.search(r"stage_\d", line["jax"])
+        if kind := _CUDNN.get(line["opcode"]):
+            name = f"convolutions, {stage.group().replace('_', ' ') if stage else 'other'}"
+        else:
+            kind, name = "sum", "products" if "cublas" in line["opcode"] else "fusions"
+        of = spent.setdefault(name, dict.fromkeys((*passes, "sum"), 0.0))
+        for column in {kind, "sum"}:
+            of[column] += 1e3 * line["seconds"]
+        moved[name] = moved.get(name, 0.0) + line["bytes"] / 1e9
+    convolutions = sorted(name for name in spent if name.startswith("conv"))
+    others = [name for name in ("products", "fusions") if name in spent]
+    rows = [f"{'ms':<24}" + "".join(f"{name:>11}" for name in (*passes, "sum")) + f"{'GB':>8}"]
+    for name in (*convolutions, *others):
+        cells = [spent[name][column] for column in (*passes, "sum")]
+        rows.append(
+            f"{name:<24}"
+            + "".join(f"{cell:>11.2f}" if cell else f"{'':>11}" for cell in cells)
+            + f"{moved[name]:>8.2f}"
+        )
+    totals = [sum(of[column] for of in spent.values()) for column in (*passes, "sum")]
+    rows.append(
+        f"{'all that is named':<24}"
+        + "".join(f"{total:>11.2f}" for total in totals)
+        + f"{sum(moved.values()):>8.2f}"
+    )
+    rows.append("named: by XLA's profiler; kernels that run inside CUDA graphs have no name there")
+    return "\n".join(rows)
+
+
+def correctness_table(lines: Sequence[Line]) -> str:
+    """The losses of training steps beside PyTorch's stored ones."""
+    rows = [f"{'loss of step':<12}" + "".join(f"{k:>10}" for k in range(len(lines[0]["stored"])))]
+    found = {"PyTorch": lines[0]["stored"], **{line["dtype"]: line["losses"] for line in lines}}
+    worst = {line["dtype"]: f"{line['worst']:>12.1e}" for line in lines}
+    rows[0] += f"{'furthest':>12}"
+    for name, losses in found.items():
+        cells = "".join(f"{loss:>10.5f}" for loss in losses)
+        rows.append(f"{name:<12}{cells}{worst.get(name, '')}")
+    return "\n".join([*rows, "furthest: relative difference to PyTorch's, of the worst step"])
+
+
+def layouts_table(lines: Sequence[Line]) -> str:
+    """The step in each layout of its convolutions, in the same turns."""
+    first = lines[0]["seconds_per_step"]
+    rows = [f"{'layout':<24}{'ms/step':>9}{'ratio':>7}{'J a step':>10}"]
+    for line in lines:
+        name = "XLA's own" if "XLA" in line["variant"] else "channels last"
+        spent = line["seconds_per_step"]
+        rows.append(f"{name:<24}{1e3 * spent:>9.1f}{spent / first:>7.2f}{line['joules']:>10.1f}")
+    return "\n".join(rows)
+
+
+def gpu_predictions_table(lines: Sequence[Line]) -> str:
+    """One column a strategy, ms: the measured step, what each change is to gain, what comes out."""
+    width = 26
+    rows = [f"{'PREDICTED, ms a step':<40}" + "".join(f"{x['strategy']:>{width}}" for x in lines)]
+
+    def row(name: str, cells: Sequence[str]) -> None:
+        rows.append(f"{name:<40}" + "".join(f"{cell:>{width}}" for cell in cells))
+
+    def milliseconds(field: str, sign: str = "") -> list[str]:
+        return [f"{1e3 * line[field]:{sign}.2f}" for line in lines]
+
+    row("measured, channels last", milliseconds("seconds_measured"))
+    keys = dict.fromkeys((p["channels"], p["pass"]) for line in lines for p in line["passes"])
+    for channels, name in sorted(keys, key=lambda key: -key[0]):
+        cells = []
+        for line in lines:
+            found = [p for p in line["passes"] if (p["channels"], p["pass"]) == (channels, name)]
+            gains = [1e3 * (p["seconds_packed"] - p["seconds"]) for p in found]
+            cells += [
+                f"{p['times']} x {gain:.3f} = {p['times'] * gain:.2f}"
+                for p, gain in zip(found, gains, strict=True)
+            ] or ["-"]
+        row(f"packed {channels} -> 32, {name}", cells)
+    sizes = [f"{x['bytes_then'] / 1e9:.2f} -> {x['bytes_now'] / 1e9:.2f} GB" for x in lines]
+    moved = milliseconds("seconds_of_bytes", "+")
+    row("outside of convolutions", [f"{a}: {b}" for a, b in zip(sizes, moved, strict=True)])
+    row("PREDICTED", milliseconds("seconds_predicted"))
+    first = lines[0]["seconds_predicted"]
+    row("of scratch", [f"{line['seconds_predicted'] / first:.3f}" for line in lines])
+    more = f"augmentation, {lines[0]['augmentation_bytes'] / 1e9:.2f} GB"
+    row(more, milliseconds("augmentation_seconds", "+"))
+    both = [line["seconds_predicted"] + line["augmentation_seconds"] for line in lines]
+    row("PREDICTED, augmented", [f"{1e3 * seconds:.2f}" for seconds in both])
+    row("config.deterministic", ["not predictable"] * len(lines))
+    return "\n".join(rows)
+
+
 def input_pipeline_table(lines: Sequence[Line], memory: Sequence[int] = ()) -> str:
     """One row a candidate: seconds a sample on one core, samples a second, and times nnU-Net's."""
     peer = [
@@ -197,7 +368,7 @@ def preparation_table(lines: Sequence[Line]) -> str:
 def gpu_program_table(lines: Sequence[Line]) -> str:
     """One row a program: the gigabytes of its kernels by kind, and the least time they take."""
     kinds = ("convolutions", "products", "transposes", "fusions")
-    head = f"{'strategy':<16}{'dtype':<10}{'layout':<15}" + "".join(f"{k:>14}" for k in kinds)
+    head = f"{'strategy':<16}{'dtype':<10}{'variant':<19}" + "".join(f"{k:>14}" for k in kinds)
     rows = [head + f"{'GB in all':>11}{'ms':>7}{'TFLOP':>7}{'temporary GB':>14}"]
     for line in lines:
         sizes = "".join(
@@ -205,11 +376,57 @@ def gpu_program_table(lines: Sequence[Line]) -> str:
             for kind in kinds
         )
         rows.append(
-            f"{line['strategy']:<16}{line['dtype']:<10}{line['layout']:<15}{sizes}"
+            f"{line['strategy']:<16}{line['dtype']:<10}{line['variant']:<19}{sizes}"
             f"{sum(line['bytes'].values()) / 1e9:>11.1f}{1e3 * line['seconds_of_memory']:>7.1f}"
             f"{line['tflop_per_step_counted']:>7.2f}{line['temporary_bytes'] / 1e9:>14.2f}"
         )
-    rows.append("GB read and written (kernels); ms: these bytes over the memory's bandwidth")
+    rows.append("GB read and written (kernels); ms: these bytes over an H100's bandwidth")
+    return "\n".join(rows)
+
+
+def kernels_sums(content: dict[str, Any]) -> str:
+    """The milliseconds of a step's kernels by kind and by stage."""
+    rows = []
+    for name in ("by_kind", "by_stage"):
+        sums = ", ".join(f"{key} {1e3 * spent:.2f}" for key, spent in content[name].items())
+        rows.append(f"{name.replace('_', ' ')}, ms: {sums}")
+    return "\n".join(rows)
+
+
+def variants_table(lines: Sequence[Line]) -> str:
+    """One row a way to compile the training step: ms, and times the first row's."""
+    rows = [f"{'compiled':<44}{'ms a step':>11}{'of first':>10}{'peak GB':>9}"]
+    for line in lines:
+        rows.append(
+            f"{line['variant']:<44}{1e3 * line['seconds_per_step']:>11.3g}"
+            f"{line['seconds_per_step'] / lines[0]['seconds_per_step']:>10.3f}"
+            f"{line['peak_bytes'] / 1e9:>9.2f}" + (NOISY if line["noisy"] else "")
+        )
+    return "\n".join(rows)
+
+
+def real_epoch_table(lines: Sequence[Line]) -> str:
+    """Whole epochs by what feeds them; then samples a second; then augmentation alone."""
+    epochs = [line for line in lines if "seconds_per_epoch" in line]
+    head = f"{'an epoch, of SYNTHETIC cases where real':<44}{'s':>9}{'waiting':>9}{'of dummy':>10}"
+    rows = [head] if epochs else []
+    dummy = [line["seconds_per_epoch"] for line in epochs if line["data"] == "dummy"]
+    for line in epochs:
+        rows.append(
+            f"{line['data']:<44}{line['seconds_per_epoch']:>9.3g}{line['waiting_share']:>9.2%}"
+            f"{line['seconds_per_epoch'] / dummy[0]:>10.3f}"
+        )
+    rows += [
+        f"{line['name']:<44}{line['samples_per_second']:>9.3g} samples a second"
+        for line in lines
+        if "samples_per_second" in line
+    ]
+    rows += [
+        f"{line['name']:<44}{1e3 * line['seconds_per_batch']:>9.3g} ms a batch, "
+        f"{line['share_of_step']:.1%} of the step" + (NOISY if line["noisy"] else "")
+        for line in lines
+        if "seconds_per_batch" in line
+    ]
     return "\n".join(rows)
 
 
@@ -256,7 +473,7 @@ def checkpoints_table(lines: Sequence[Line]) -> str:
 
 
 def grid_hours_table(lines: Sequence[Line]) -> str:
-    """The hours of the paper's grid; SIMULATED, but for the V100's step."""
+    """The hours of the paper's grid; SIMULATED, but for the steps on one device."""
     rows = [
         f"{'SIMULATED':<28}{'devices':>8}{'mesh of a run':>15}{'ms a step':>11}{'links':>7}"
         f"{'hours':>8}"

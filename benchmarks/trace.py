@@ -4,7 +4,7 @@ import math
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,34 @@ def kind_of(name: str, opcode: str) -> str | None:
     return "transposes" if re.search("transpose|copy", name) else "fusions"
 
 
+def kind_within_step(name: str, opcode: str, origin: str) -> str:
+    """What a kernel of a training step is for, by its names in the program and in JAX."""
+    if opcode.startswith("__cudnn$conv"):
+        passes = {"BackwardFilter": "gradient to kernel", "BackwardInput": "gradient to input"}
+        what = (said for end, said in passes.items() if opcode.endswith(end))
+        return f"convolutions, {next(what, 'forward')}"
+    if "/norm/" in origin:
+        return "norms"
+    return kind_of(name, opcode) or opcode
+
+
+def stage_of(origin: str) -> str:
+    """The stage of the network that JAX's name of an operation lies in, "stage 0" or "heads"."""
+    if "heads/" in origin:
+        return "heads"
+    found = re.search(r"(?:encoder|decoder)/stage_(\d+)", origin)
+    return f"stage {found[1]}" if found else "loss, optimiser and others"
+
+
+def summed(lines: Sequence[Line]) -> dict[str, dict[str, float]]:
+    """Seconds a step of the `operations` by kind and by stage, the most costly first."""
+    kinds, stages = Counter[str](), Counter[str]()
+    for line in lines:
+        kinds[kind_within_step(line["operation"], line["opcode"], line["jax"])] += line["seconds"]
+        stages[stage_of(line["jax"])] += line["seconds"]
+    return {"by_kind": dict(kinds.most_common()), "by_stage": dict(stages.most_common())}
+
+
 def instructions(program: str) -> dict[str, dict[str, Any]]:
     """Of every instruction of the entry computation: opcode, bytes, and JAX's name of it."""
     entry = program[program.index("\nENTRY ") :]
@@ -78,9 +106,12 @@ def instructions(program: str) -> dict[str, dict[str, Any]]:
         if match is None:
             continue
         name, result, opcode, rest = match.groups()
+        arrays = _ARRAY.findall(result)
+        if opcode == "custom-call":
+            arrays = arrays[:1]  # the others are room that cuDNN and cuBLAS may use
         sizes[name] = sum(
             _WIDTHS.get(kind, 0) * math.prod(int(n) for n in shape.split(",") if n)
-            for kind, shape in _ARRAY.findall(result)
+            for kind, shape in arrays
         )
         operands = re.findall(r"%([\w.-]+)", rest.partition(")")[0])
         origin = re.search(r'op_name="([^"]*)"', rest)

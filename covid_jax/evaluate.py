@@ -12,6 +12,7 @@ from typing import Any
 from absl import flags
 
 from covid_jax.data.volume import scans_in
+from covid_jax.device import announce_cpu
 from covid_jax.errors import UserError, run_command
 from covid_jax.evaluation.folders import evaluate_folders, save_metrics
 
@@ -30,6 +31,7 @@ def main() -> None:
     for flag in (_PREDICTIONS, _REFERENCES, _OUTPUT):
         if not flag.value:
             raise UserError(f"--{flag.name} is missing (see --help)")
+    announce_cpu()
     metrics = evaluate_folders(
         Path(_PREDICTIONS.value),
         Path(_REFERENCES.value),

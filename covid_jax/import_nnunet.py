@@ -15,6 +15,7 @@ from pathlib import Path
 from absl import flags
 
 from covid_jax.data.volume import read_json, write_json
+from covid_jax.device import announce_cpu
 from covid_jax.errors import UserError, run_command
 from covid_jax.nnunet.model_folder import Model, plain_dataset, read_model, write_model
 from covid_jax.training.checkpoint import load_run, save_params
@@ -33,6 +34,7 @@ def main() -> None:
     for flag in (_CHECKPOINT, _OUT_DIR):
         if not flag.value:
             raise UserError(f"--{flag.name} is missing (see --help)")
+    announce_cpu()
     out_dir = Path(_OUT_DIR.value)
     if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
         raise UserError(

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from covid_jax.data.plan import Plan
 from covid_jax.data.preprocess import as_volume, prepare_case, read_scan
 from covid_jax.data.volume import scans_in, write_volume
+from covid_jax.device import announce_device
 from covid_jax.errors import UserError, run_command
 from covid_jax.inference.postprocess import load_postprocessing, to_mask
 from covid_jax.inference.scan import Predictor, make_predictor
@@ -40,6 +41,7 @@ def main() -> None:
     for flag in (_CHECKPOINT, _INPUT, _OUTPUT_DIR):
         if not flag.value:
             raise UserError(f"--{flag.name} is missing (see --help)")
+    announce_device()
     keep_compiled_programs()
     scans = scans_in(Path(_INPUT.value))
     workdirs = [Path(folder) for folder in _CHECKPOINT.value]

@@ -24,6 +24,7 @@ from absl import flags
 from covid_jax.data.datasets import DATASETS, read_dataset
 from covid_jax.data.phantom import LESIONS, write_raw_dataset
 from covid_jax.data.preparation import check_dataset, prepare_dataset
+from covid_jax.device import announce_cpu
 from covid_jax.errors import UserError, run_command
 
 _DATASET = flags.DEFINE_enum("dataset", None, list(DATASETS), "Layout of the raw data.")
@@ -79,6 +80,7 @@ def main() -> None:
     for flag in (_DATASET, _RAW_DIR) if _CHECK_ONLY.value else (_DATASET, _RAW_DIR, _OUT_DIR):
         if not flag.value:
             raise UserError(f"--{flag.name} is missing (see --help)")
+    announce_cpu()
     if _CHECK_ONLY.value:
         check(_DATASET.value, Path(_RAW_DIR.value), _NUM_PROCESSES.value)
         return

@@ -24,6 +24,7 @@ from types import FrameType
 from absl import flags
 
 from covid_jax.config import check_config_arguments, config_from_flag, define_config_flag
+from covid_jax.device import announce_device_of_children
 from covid_jax.errors import StoppedError, UserError, run_command, stop_signals_go_to
 from covid_jax.lock import only_here
 from covid_jax.reporting.page import terminal_summary, write_report
@@ -47,6 +48,7 @@ def main() -> None:
     if not _WORKDIR.value:
         raise UserError("--workdir is missing (see --help)")
     workdir = Path(_WORKDIR.value)
+    announce_device_of_children()
     if _REPORT_ONLY.value:
         print(f"{write_report(workdir)}\n{terminal_summary(workdir)}")
         return

@@ -34,6 +34,7 @@ from covid_jax.config import (
     config_from_flag,
     define_config_flag,
 )
+from covid_jax.device import announce_device
 from covid_jax.errors import StoppedError, UserError, run_command
 from covid_jax.evaluation.scoring import score_run
 from covid_jax.lock import only_here
@@ -42,7 +43,7 @@ from covid_jax.training.checkpoint import Checkpoints, load_pretrained
 from covid_jax.training.dry_run import dry_run
 from covid_jax.training.explain import explain
 from covid_jax.training.parallel import keep_compiled_programs, make_mesh
-from covid_jax.training.platform import platform_of, with_dtype
+from covid_jax.training.platform import deterministic, platform_of, with_dtype
 from covid_jax.training.processes import (
     among_others,
     end_processes,
@@ -108,6 +109,8 @@ def set_up(config: Config, workdir: Path) -> Run:
     # The devices, what is fast on them, and the step: one function for all strategies and devices.
     mesh = make_mesh(config.mesh, config.data.batch_size, config.data.patch_size[0])
     platform = platform_of(mesh.devices.flat[0].platform, **vars(config.mesh))
+    if config.deterministic:
+        platform = deterministic(platform, workdir)
     config = with_dtype(config, platform)
     marginal = config.loss.marginal and len(datasets) > 1
     program = make_program(config, mesh, platform, marginal)
@@ -252,6 +255,7 @@ def main() -> None:
     """Trains what the flags say, or tells about it."""
     config = config_from_flag(_CONFIG)
     if _EXPLAIN.value:
+        announce_device()
         if config.data.prepared_dir:
             config = with_num_classes(config, open_data(config, Path())[1])
         here = platform_of(jax.devices()[0].platform, **vars(config.mesh))
@@ -259,6 +263,7 @@ def main() -> None:
         return
     keep_compiled_programs()
     if _DRY_RUN.value:
+        announce_device()
         with tempfile.TemporaryDirectory() as folder:
             print(dry_run(set_up(config, Path(folder)), Path(_WORKDIR.value or ".")))
         return
@@ -268,6 +273,8 @@ def main() -> None:
     if _COORDINATOR.value or _DISTRIBUTED.value:
         supervise()
         start_processes(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    if is_first():
+        announce_device()
     alone = only_here(workdir, "another training") if is_first() else contextlib.nullcontext()
     with among_others(), alone:
         if _REPLAY.value is None:

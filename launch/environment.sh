@@ -1,4 +1,5 @@
-# Sourced by the scripts here: makes .venv in the project's root and installs what EXTRAS names.
+# Sourced by the scripts here: makes .venv in the project's root and installs what EXTRAS names, or
+# else what the script asks for ($1) and, on a machine with an NVIDIA driver, the extra that fits it.
 # Safe to run again: it installs only when pyproject.toml or the constraints have changed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -19,7 +20,10 @@ find_python() {
   return 1
 }
 
-EXTRAS=${EXTRAS:-onednn}
+if [ -z "${EXTRAS:-}" ]; then
+  gpu=$(bash launch/gpu_extra.sh)
+  EXTRAS=$1${gpu:+,$gpu}
+fi
 stamp=".venv/.installed-$EXTRAS"
 if ! { [ -x .venv/bin/python ] && .venv/bin/python -c '' 2>/dev/null; }; then
   rm -rf .venv

@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# Measures the training step on the GPU of a bare machine, offline: python3 with jax, flax, optax,
-# orbax-checkpoint, absl-py and torch is enough. WHEELS=DIR hands it pure wheels for the rest
-# (dynamic-network-architectures and nnunetv2, for the times beside PyTorch's nnU-Net).
-#   bash launch/gpu_benchmark.sh --output=DIR [--budget=480] [--only=REGEX] [--dry_run]
+# Measures training and prediction on the GPU of a bare machine, offline: python3 with jax, flax,
+# optax, absl-py, scipy and torch is enough. WHEELS=DIR hands it wheels for the rest: grain for the
+# input pipeline; nnunetv2, dynamic-network-architectures, batchgenerators, batchgeneratorsv2 and
+# acvl_utils for what stands beside PyTorch's nnU-Net.
+#   bash launch/gpu_benchmark.sh --output=DIR [--budget=840] [--only=REGEX] [--dry_run]
 set -euo pipefail
+begun=$(date +%s)
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python3}
 if [ -n "${WHEELS:-}" ]; then
@@ -15,4 +17,4 @@ if [ -n "${WHEELS:-}" ]; then
 fi
 # PyTorch runs in the same process, so JAX must not take the whole memory.
 export XLA_PYTHON_CLIENT_PREALLOCATE=false
-"$python" -m benchmarks.gpu "$@"
+"$python" -m benchmarks.gpu --begun="$begun" "$@"

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Sets up .venv and runs every check: style, types, tests. Arguments go to pytest.
 # EXTRAS=dev leaves out PyTorch and nnU-Net, which are large; the tests beside them are then skipped.
-EXTRAS=${EXTRAS:-dev,peers}
-source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh" dev,peers
+EXTRAS=$EXTRAS bash launch/gpu_program.sh
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy

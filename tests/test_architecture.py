@@ -8,6 +8,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "covid_jax"
 FLOORS = {
     "errors": 0,
+    "device": 0,
     "cache": 0,
     "lock": 1,
     "config": 1,

@@ -89,7 +89,8 @@ def test_the_page_needs_no_other_file(study):
 def test_a_second_start_finds_everything_done(study, command):
     workdir, _ = study
     finished = command("study", *ARGUMENTS, f"--workdir={workdir}", "--list")
-    *lines, last = finished.stdout.splitlines()
+    device, *lines, last = finished.stdout.splitlines()
+    assert device.startswith("device of the runs: cpu")
     assert len(lines) == 5
     assert all(line.startswith("done") for line in lines), lines
     assert last == "5 of 5 steps are done; the rest, one after another: 0 s"
@@ -146,7 +147,8 @@ def test_the_papers_grid_has_its_14_rows_in_every_fold(command, tmp_path):
         "study", f"--config={ROOT}/configs/paper.py", f"--workdir={tmp_path}", "--list"
     )
     assert finished.returncode == 0, finished.stderr
-    *lines, last = finished.stdout.splitlines()
+    device, *lines, last = finished.stdout.splitlines()
+    assert device.startswith("device of the runs: cpu")
     names = [line.split()[-1] for line in lines]
     assert last.startswith("0 of 78 steps are done")
     assert sum("-fold" in name for name in names) == 14 * 5

@@ -53,6 +53,46 @@ def test_a_run_leaves_what_the_readme_says(tiny_run):
     assert shown_by_tensorboard(tiny_run) == [10, 20]
 
 
+def test_its_config_says_the_dtype_and_its_provenance_the_device(tiny_run):
+    assert json.loads((tiny_run / "config.json").read_text())["dtype"] == "float32"
+    device = json.loads((tiny_run / "provenance.json").read_text())["device"]
+    assert device["kind"] == jax.devices()[0].device_kind
+    assert device["jax"] == jax.__version__
+
+
+BLOCK = """
+import sys
+from importlib.machinery import PathFinder
+class Without:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name in {"SimpleITK", "pydicom", "highdicom"}:
+            return None
+        return PathFinder.find_spec(name, path, target)
+sys.meta_path = [Without if finder is PathFinder else finder for finder in sys.meta_path]
+"""
+
+
+def test_a_run_without_such_files_needs_neither_simpleitk_nor_pydicom(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(BLOCK)
+    short = ("--config.epochs=1", "--config.steps_per_epoch=1", "--config.validation_steps=0")
+    finished = subprocess.run(
+        [
+            *(sys.executable, "-m", "covid_jax.train", TINY, f"--workdir={tmp_path}/run"),
+            *short,
+            *SMALL_NETWORK,
+        ],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert (tmp_path / "run" / "metrics.json").is_file()  # trained, predicted and scored
+    assert "in float32" in finished.stdout
+
+
 def test_the_log_has_a_line_an_epoch_with_the_pinned_fields(tiny_run):
     log = read_log(tiny_run)
     assert [line["step"] for line in log] == [10, 20]
@@ -390,5 +430,7 @@ def test_a_pretrained_network_of_another_shape_is_refused(tiny_run, tmp_path, re
 def test_explain_prints_what_a_run_would_do_and_leaves_nothing(tmp_path, command):
     finished = command("train", TINY, "--explain", f"--workdir={tmp_path / 'run'}")
     assert finished.returncode == 0, finished.stderr
-    assert finished.stdout.startswith("scratch: phantom\n  network")
+    first, rest = finished.stdout.split("\n", 1)
+    assert first.startswith("device: ")
+    assert rest.startswith("scratch: phantom\n  network")
     assert not (tmp_path / "run").exists()

@@ -1,6 +1,7 @@
-"""nnU-Net v2's own data loader and training transforms, in this process and thread."""
+"""nnU-Net v2's own data loader and training transforms, in this thread or in its processes."""
 
 import os
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.peers.stand_ins import stand_in_for_missing
+
+stand_in_for_missing()
 for _variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
     os.environ.setdefault(_variable, "unused")  # nnU-Net warns where they are not set
 from nnunetv2.training.data_augmentation.compute_initial_patch_size import (  # noqa: E402
@@ -18,7 +22,10 @@ from nnunetv2.training.dataloading.nnunet_dataset import (  # noqa: E402
     comp_blosc2_params,
     nnUNetDatasetBlosc2,
 )
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer  # noqa: E402
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import (  # noqa: E402
+    NonDetMultiThreadedAugmenter,
+    nnUNetTrainer,
+)
 from nnunetv2.utilities.label_handling.label_handling import LabelManager  # noqa: E402
 
 from covid_jax.data.augment import is_planar  # noqa: E402
@@ -51,7 +58,45 @@ def save_cases(folder: Path, cases: Mapping[str, StoredCase], patch_size: Triple
 def batches(
     folder: Path, patch_size: Triple, batch_size: int, foreground_fraction: float, augment: bool
 ) -> Callable[[], Any]:
-    """A function that makes the next batch of the cases in `folder`."""
+    """A function that makes the next batch of the cases in `folder`, in this thread."""
+    torch.set_num_threads(1)
+    loader = _loader(folder, patch_size, batch_size, foreground_fraction, augment)
+    return lambda: next(loader)
+
+
+def samples_per_second(
+    folder: Path,
+    patch_size: Triple,
+    batch_size: int,
+    foreground_fraction: float,
+    processes: int,
+    seconds: float,
+) -> float:
+    """What `processes` of nnU-Net's make in `seconds`, started and queued as its trainer does.
+
+    They are forked: to be called before this process computes with JAX.
+    """
+    torch.set_num_threads(1)
+    loader = _loader(folder, patch_size, batch_size, foreground_fraction, augment=True)
+    queued = max(6, processes // 2)
+    augmenter = NonDetMultiThreadedAugmenter(
+        loader, None, processes, queued, seeds=None, pin_memory=False, wait_time=0.002
+    )
+    try:
+        for _ in range(queued + processes):  # what was made ahead must not count
+            next(augmenter)
+        made, begin = 0, time.perf_counter()
+        while time.perf_counter() - begin < seconds:
+            next(augmenter)
+            made += batch_size
+        return made / (time.perf_counter() - begin)
+    finally:
+        augmenter._finish()
+
+
+def _loader(
+    folder: Path, patch_size: Triple, batch_size: int, foreground_fraction: float, augment: bool
+) -> nnUNetDataLoader:
     planar = is_planar(patch_size)
     limit = np.pi if planar else np.pi / 6
     initial = get_patch_size(patch_size, *[(-limit, limit)] * 3, (0.85, 1.25))
@@ -61,7 +106,7 @@ def batches(
         np.array(patch_size), (-limit, limit), None, (0, 1, 2), planar
     )
     labels = LabelManager({"background": 0, "lesion": 1}, None)
-    loader = nnUNetDataLoader(
+    return nnUNetDataLoader(
         nnUNetDatasetBlosc2(str(folder)),
         batch_size,
         initial if augment else patch_size,
@@ -70,5 +115,3 @@ def batches(
         foreground_fraction,
         transforms=transforms if augment else None,
     )
-    torch.set_num_threads(1)
-    return lambda: next(loader)

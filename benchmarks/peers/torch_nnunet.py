@@ -4,6 +4,7 @@ Everything here comes from dynamic-network-architectures and nnunetv2; only the 
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -17,12 +18,14 @@ from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from torch import nn
 
 from covid_jax.config import Config, OptimizerConfig, UNetConfig
-from covid_jax.data.sampling import Batch
 from covid_jax.model.nnunet_weights import to_state_dict
 from covid_jax.training.cost import abstract_params
 from covid_jax.training.state import learning_rate
 from covid_jax.transfer.freezing import mask
 from covid_jax.transfer.strategies import frozen_patterns
+
+if TYPE_CHECKING:  # it brings grain along, which the step does not need
+    from covid_jax.data.sampling import Batch
 
 Loss = Callable[[Sequence[torch.Tensor], torch.Tensor], torch.Tensor]
 
@@ -205,7 +208,7 @@ def train_step(
 def train(
     config: Config,
     seed: int,
-    batches: Iterable[Batch],
+    batches: "Iterable[Batch]",
     after_epoch: Callable[[nn.Module], None] = lambda net: None,
 ) -> PlainConvUNet:
     """The network of `config` from weights of its own, trained as nnUNetTrainer trains it.

@@ -4,6 +4,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from benchmarks.peers.stand_ins import stand_in_for_missing
+
+stand_in_for_missing()
 for _variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
     os.environ.setdefault(_variable, "unused")  # nnU-Net warns where they are not set
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import (  # noqa: E402

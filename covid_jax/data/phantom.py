@@ -4,15 +4,11 @@ For tests, examples and where a real dataset is not at hand. A raw folder made h
 SYNTHETIC.txt, and whatever is prepared, trained or reported from it is labelled synthetic.
 """
 
-import datetime
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import pydicom
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, RTStructureSetStorage, generate_uid
 from scipy import ndimage
 
 from covid_jax.data.chest import (
@@ -28,7 +24,7 @@ from covid_jax.data.chest import (
     smooth_noise,
 )
 from covid_jax.data.datasets import SYNTHETIC_MARKER, published_splits
-from covid_jax.data.volume import Volume, from_spacing, in_file_axes, write_volume
+from covid_jax.data.volume import Volume, from_spacing, write_volume
 from covid_jax.errors import UserError
 
 SPACING_MM = (6.0, 3.0, 3.0)
@@ -209,11 +205,9 @@ def _write_structseg_gtv(raw_dir: Path, name: str, image: Volume, label: Volume)
 
 def _write_nsclc_effusion(raw_dir: Path, name: str, image: Volume, label: Volume) -> None:
     """A DICOM series, with the RTSTRUCT sibling that such a study has, and a NIfTI mask."""
-    study = raw_dir / "NSCLC-Radiomics" / name / "01-01-2008-StudyID-NA"
-    _write_series(study / "0.000000-CT", name, image)
-    structure = _dicom_file(RTStructureSetStorage, name)
-    (study / "3.000000-RTSTRUCT").mkdir(parents=True)
-    structure.save_as(study / "3.000000-RTSTRUCT" / "1-1.dcm", enforce_file_format=True)
+    from covid_jax.data.phantom_dicom import write_study  # pydicom where DICOM is written alone
+
+    write_study(raw_dir / "NSCLC-Radiomics" / name / "01-01-2008-StudyID-NA", name, image)
     mask = raw_dir / "Effusions" / f"{name}_effusion_first_reviewer.nii.gz"
     write_volume(mask, label)
 
@@ -230,49 +224,6 @@ _WRITERS: dict[str, Callable[[Path, str, Volume, Volume], None]] = {
     "structseg_gtv": _write_structseg_gtv,
     "nsclc_effusion": _write_nsclc_effusion,
 }
-
-
-def _write_series(folder: Path, patient: str, image: Volume) -> None:
-    """The volume as axial CT slices, which DICOM describes in mm to the left, back and head."""
-    folder.mkdir(parents=True)
-    slices = in_file_axes(image).transpose(2, 1, 0)  # (D, H, W)
-    depth, height, width = image.spacing_mm
-    series, frame = generate_uid(entropy_srcs=[patient, "series"]), generate_uid(None, [patient])
-    for index, voxels in enumerate(slices):
-        file = _dicom_file(CTImageStorage, patient, f"slice {index}")
-        file.SeriesInstanceUID = series
-        file.FrameOfReferenceUID = frame
-        file.Modality = "CT"
-        file.InstanceNumber = index + 1
-        file.ImageType = ["DERIVED", "SECONDARY", "AXIAL"]
-        file.ImagePositionPatient = [0.0, 0.0, float(depth * index)]
-        file.ImageOrientationPatient = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0]
-        file.PixelSpacing = [float(height), float(width)]
-        file.SliceThickness = float(depth)
-        file.Rows, file.Columns = voxels.shape
-        file.SamplesPerPixel, file.PhotometricInterpretation = 1, "MONOCHROME2"
-        file.BitsAllocated, file.BitsStored, file.HighBit = 16, 16, 15
-        file.PixelRepresentation = 1
-        file.RescaleSlope, file.RescaleIntercept = 1, 0
-        file.PixelData = np.ascontiguousarray(voxels, np.int16).tobytes()
-        file.save_as(folder / f"1-{index + 1:03d}.dcm", enforce_file_format=True)
-
-
-def _dicom_file(kind: pydicom.uid.UID, patient: str, part: str = "") -> FileDataset:
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = kind
-    meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[patient, kind, part])
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    file = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
-    file.SOPClassUID, file.SOPInstanceUID = kind, meta.MediaStorageSOPInstanceUID
-    file.StudyInstanceUID = generate_uid(entropy_srcs=[patient, "study"])
-    file.SeriesInstanceUID = generate_uid(entropy_srcs=[patient, kind])
-    file.PatientID, file.PatientName = patient, "SYNTHETIC"
-    file.StudyDate = datetime.date(2008, 1, 1).strftime("%Y%m%d")
-    file.StudyID, file.StudyTime, file.SeriesNumber = "", "", 1
-    file.PatientBirthDate, file.PatientSex = "", ""
-    file.AccessionNumber, file.ReferringPhysicianName, file.Manufacturer = "", "", "covid_jax"
-    return file
 
 
 def _scanned(rng: np.random.Generator, grid: Grid, hu: np.ndarray) -> np.ndarray:

@@ -9,9 +9,7 @@ import contextlib
 import json
 import math
 import os
-import struct
 import zlib
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,8 +17,6 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-import pydicom
-import SimpleITK as sitk
 from nibabel.filebasedimages import ImageFileError
 from nibabel.orientations import (
     aff2axcodes,
@@ -38,8 +34,7 @@ from covid_jax.errors import UserError, writing
 AXES = ("S", "P", "L")  # where D, H, W point to, in nibabel's letters
 NIFTI = (".nii", ".nii.gz")
 ITK = (".nrrd", ".mha", ".mhd")
-CT_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
-_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM and ITK point x to the left and y to the back
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM and ITK point x to the left and y to the back
 
 
 @dataclass(frozen=True)
@@ -107,13 +102,17 @@ def read_volume(path: str | Path) -> Volume:
     """
     path = Path(path)
     if path.is_dir():
-        return _read_dicom(path)
+        from covid_jax.data.dicom import read_series  # pydicom where there is DICOM, and not before
+
+        return read_series(path)
     if not path.exists():
         raise UserError(f"{path}: no such file")
     if path.name.endswith(NIFTI):
         return _read_nifti(path)
     if path.name.endswith(ITK):
-        return _read_itk(path)
+        from covid_jax.data.itk import read_itk
+
+        return read_itk(path)
     raise UserError(
         f"{path}: unknown format; a scan is one of {', '.join(NIFTI + ITK)} or a DICOM folder"
     )
@@ -129,7 +128,9 @@ def write_volume(path: str | Path, volume: Volume) -> None:
             image.header.set_xyzt_units("mm")
             image.to_filename(partial)
         elif path.name.endswith(ITK):
-            sitk.WriteImage(_to_itk(voxels, volume.file_affine), partial)
+            from covid_jax.data.itk import write_itk
+
+            write_itk(partial, voxels, volume.file_affine)
         else:
             raise UserError(f"{path}: can be written as one of {', '.join(NIFTI + ITK)}")
 
@@ -172,7 +173,9 @@ def scans_in(path: Path) -> dict[str, Path]:
     scans = {stem(f): f for f in files if f.name.endswith(NIFTI + ITK)}
     if scans:
         return scans
-    if any(_is_dicom(f) for f in files):
+    from covid_jax.data.dicom import find_series, is_dicom
+
+    if any(is_dicom(f) for f in files):
         return {path.resolve().name: path}
     folders = sorted(f for f in path.iterdir() if f.is_dir())
     scans = {f.name: f for f in folders if find_series(f)}
@@ -210,14 +213,14 @@ def _read_nifti(path: Path) -> Volume:
         WrapStructError,
     ) as error:
         raise UserError(
-            f"{path}: damaged or not NIfTI ({_one_line(error)}); fetch or export it again"
+            f"{path}: damaged or not NIfTI ({one_line(error)}); fetch or export it again"
         ) from error
     assert image.affine is not None
     corner = image.affine[:3, :3]
     if not np.isfinite(image.affine).all() or abs(np.linalg.det(corner)) < 1e-9:
         raise UserError(f"{path}: its affine is not one of a scan; export it again")
-    notes = _one_channel(voxels) + _two_forms(path, image)
-    volume = from_file_axes(_three_dimensional(path, voxels), image.affine)
+    notes = one_channel(voxels) + _two_forms(path, image)
+    volume = from_file_axes(three_dimensional(path, voxels), image.affine)
     return replace(volume, notes=notes)
 
 
@@ -254,38 +257,14 @@ def _two_forms(path: Path, image: nib.Nifti1Image) -> tuple[str, ...]:
     )
 
 
-def _read_itk(path: Path) -> Volume:
-    try:
-        image = sitk.ReadImage(path)
-    except RuntimeError as error:
-        raise UserError(
-            f"{path}: damaged or not {path.suffix} ({_one_line(error)}); fetch or export it again"
-        ) from error
-    array = sitk.GetArrayFromImage(image).transpose()
-    voxels = _three_dimensional(path, array)
-    direction = np.reshape(image.GetDirection(), (image.GetDimension(),) * 2)[:3, :3]
-    affine = np.eye(4)
-    affine[:3, :3] = direction * image.GetSpacing()[:3]
-    affine[:3, 3] = image.GetOrigin()[:3]
-    return replace(from_file_axes(voxels, _LPS @ affine), notes=_one_channel(array))
-
-
-def _to_itk(voxels: np.ndarray, file_affine: np.ndarray) -> sitk.Image:
-    affine = _LPS @ file_affine
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    image = sitk.GetImageFromArray(np.ascontiguousarray(voxels.transpose()))
-    image.SetSpacing(spacing.tolist())
-    image.SetOrigin(affine[:3, 3].tolist())
-    image.SetDirection((affine[:3, :3] / spacing).ravel().tolist())
-    return image
-
-
-def _one_channel(voxels: np.ndarray) -> tuple[str, ...]:
+def one_channel(voxels: np.ndarray) -> tuple[str, ...]:
+    """What is to be said of an array with more axes than a scan."""
     axes = voxels.ndim
     return (f"{axes} axes, of which one channel: read as 3D",) if axes > 3 else ()
 
 
-def _three_dimensional(path: Path, voxels: np.ndarray) -> np.ndarray:
+def three_dimensional(path: Path, voxels: np.ndarray) -> np.ndarray:
+    """The array without its axes of one; a UserError where that is not a scan's."""
     while voxels.ndim > 3 and voxels.shape[-1] == 1:
         voxels = voxels[..., 0]
     if voxels.ndim != 3:
@@ -300,114 +279,7 @@ def _three_dimensional(path: Path, voxels: np.ndarray) -> np.ndarray:
     return voxels
 
 
-def find_series(folder: Path) -> dict[str, list[Path]]:
-    """The files of each CT series below `folder`, by SeriesInstanceUID.
-
-    Other DICOM objects, such as RTSTRUCT and SEG, and files that are not DICOM are passed over.
-    """
-    series: dict[str, list[Path]] = defaultdict(list)
-    for file in sorted(folder.rglob("*")):
-        if not file.is_file() or not _is_dicom(file):
-            continue
-        tags = ["SOPClassUID", "SeriesInstanceUID"]
-        with _damage_is_a_user_error(file):
-            header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=tags)
-            if header.get("SOPClassUID") == CT_STORAGE:
-                series[str(header.get("SeriesInstanceUID", "unnamed"))].append(file)
-    return dict(series)
-
-
-@contextlib.contextmanager
-def _damage_is_a_user_error(path: Path) -> Iterator[None]:
-    """Turns what pydicom and highdicom raise on damaged bytes into one line."""
-    try:
-        yield
-    except (
-        ArithmeticError,
-        AttributeError,
-        EOFError,
-        LookupError,
-        NotImplementedError,
-        OSError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-        struct.error,
-        pydicom.errors.BytesLengthException,
-        pydicom.errors.InvalidDicomError,
-    ) as error:
-        raise UserError(
-            f"{path}: damaged or not sound ({_one_line(error)}); fetch the series again"
-        ) from error
-
-
-def _is_dicom(file: Path) -> bool:
-    with file.open("rb") as stream:
-        return stream.read(132)[128:] == b"DICM"
-
-
-def _read_dicom(folder: Path) -> Volume:
-    series = find_series(folder)
-    if not series:
-        raise UserError(f"{folder}: no CT series in it; give the folder of its DICOM slices")
-    if len(series) > 1:
-        counts = ", ".join(f"{len(files)} slices in {files[0].parent}" for files in series.values())
-        raise UserError(f"{folder}: {len(series)} CT series ({counts}); give the folder of one")
-    import highdicom  # 0.3 s, which a start without DICOM is spared
-
-    (files,) = series.values()
-    slices = []
-    for file in files:
-        with _damage_is_a_user_error(file):
-            slices.append(pydicom.dcmread(file))
-            _ = slices[-1].pixel_array
-    with _damage_is_a_user_error(folder):  # values are decoded when they are first asked for
-        _check_positions(folder, files, slices)
-        volume = highdicom.get_volume_from_series(slices)
-    voxels = volume.array
-    if np.array_equal(voxels, voxels.astype(np.int16)):
-        voxels = voxels.astype(np.int16)
-    return from_file_axes(voxels, _LPS @ volume.affine)
-
-
-def _check_positions(folder: Path, files: list[Path], slices: list[pydicom.Dataset]) -> None:
-    """Raises a UserError for doubled, missing or tilted slices, naming them."""
-    try:
-        rows = np.array([image.ImageOrientationPatient for image in slices], float)
-        corners = np.array([image.ImagePositionPatient for image in slices], float)
-    except (AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"{folder}: slices without a position; export the series again") from error
-    if len(slices) < 2:
-        raise UserError(f"{folder}: one slice is not a volume; give the folder of the series")
-    if np.abs(rows - rows[0]).max() > 1e-3:
-        raise UserError(f"{folder}: its slices are not parallel; export the series again")
-    normal = np.cross(rows[0, :3], rows[0, 3:])
-    depth = corners @ normal
-    order = np.argsort(depth, kind="stable")
-    gaps = np.diff(depth[order])
-    step = np.median(gaps)
-    doubled = np.flatnonzero(gaps < 0.01)
-    if doubled.size:
-        first, second = (files[order[doubled[0] + offset]].name for offset in (0, 1))
-        raise UserError(
-            f"{folder}: {first} and {second} lie at the same position; remove one of each such pair"
-        )
-    uneven = np.flatnonzero(np.abs(gaps - step) > max(0.01 * step, 0.01))
-    if uneven.size:
-        first, second = (files[order[uneven[0] + offset]].name for offset in (0, 1))
-        raise UserError(
-            f"{folder}: {gaps[uneven[0]]:.2f} mm between {first} and {second}, {step:.2f} mm "
-            "between the others; a slice is missing, fetch the series again"
-        )
-    shift = (corners[order[-1]] - corners[order[0]]) / (depth[order[-1]] - depth[order[0]]) - normal
-    if np.abs(shift).max() > 1e-2:
-        tilt = np.degrees(np.arctan(np.linalg.norm(shift)))
-        raise UserError(
-            f"{folder}: the gantry was tilted by {tilt:.1f} degrees; correct the tilt before, "
-            "for example with dcm2niix"
-        )
-
-
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """The last thing that an error says."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[-1] if lines else type(error).__name__)[:200]

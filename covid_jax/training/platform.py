@@ -5,7 +5,10 @@ the tests: slower there, with the same numbers up to rounding.
 """
 
 import dataclasses
+from pathlib import Path
 from typing import Any
+
+import jax
 
 from covid_jax.config import Config
 from covid_jax.model import onednn
@@ -58,6 +61,26 @@ def platform_of(name: str, data: int = 1, space: int = 1) -> Platform:
     else:
         form = "onednn" if data == 1 and onednn.available() else "slices"
     return Platform(name, form, False, "float32", {})
+
+
+def deterministic(platform: Platform, workdir: Path) -> Platform:
+    """`platform` with programs that give the same bits in each run and after each restart.
+
+    On a GPU XLA leaves out what adds up in an order that changes, and reads from `workdir` which
+    kernels its autotuner had chosen, which would measure anew at each start; the first start
+    writes them there. CPU and TPU are like that by themselves.
+    """
+    if platform.name != "gpu":
+        return platform
+    # Of a file, not of a folder, which leaves some choices out (openxla/xla issue 37902).
+    chosen = (workdir / f"autotuning-{jax.process_index()}.pbtxt").absolute()
+    options = {
+        "xla_gpu_exclude_nondeterministic_ops": True,
+        "xla_gpu_dump_autotune_results_to": str(chosen),
+    }
+    if chosen.is_file():
+        options["xla_gpu_load_autotune_results_from"] = str(chosen)
+    return dataclasses.replace(platform, compiler_options={**platform.compiler_options, **options})
 
 
 def with_dtype(config: Config, platform: Platform) -> Config:

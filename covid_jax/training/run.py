@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,14 @@ import jax
 from jax.sharding import Mesh
 
 from covid_jax import __version__
-from covid_jax.config import Config, differences, to_dict
+from covid_jax.config import Config, differences, from_dict, to_dict
 from covid_jax.data.augment import input_size
 from covid_jax.data.plan import Plan, load_plan, save_plan
 from covid_jax.data.preparation import prepare_phantom
 from covid_jax.data.sampling import Batch, Sampler, Source, Stream
 from covid_jax.data.store import StoredDataset, digests, load_case, load_dataset
 from covid_jax.data.volume import read_json, write_json
+from covid_jax.device import nvidia_driver
 from covid_jax.errors import UserError
 from covid_jax.training.checkpoint import Saved
 from covid_jax.training.parallel import local_samples, put_batch, replicate
@@ -184,10 +186,16 @@ def samplers(config: Config, datasets: list[StoredDataset]) -> tuple[Sampler, Sa
 def provenance(datasets: Sequence[StoredDataset], pretrained: str = "") -> dict[str, Any]:
     """What a run stands on besides its config and plan.
 
-    The program's version, every case and whether it is synthetic; and all that of the pre-training.
+    The program's version, the device and its driver, every case and whether it is synthetic; and
+    all that of the pre-training.
     """
     origin: dict[str, Any] = {
         "covid_jax": __version__,
+        "device": {
+            "kind": jax.devices()[0].device_kind,
+            "driver": nvidia_driver(),
+            "jax": jax.__version__,
+        },
         "data": {data.name: digests(data) for data in datasets},
         "synthetic": sorted(data.name for data in datasets if data.synthetic),
     }
@@ -205,7 +213,8 @@ def claim_workdir(
 ) -> None:
     """Writes config.json, plan.json and provenance.json, or checks that those there are this run's.
 
-    With `accept_changes` the run's provenance may differ from the one that is there.
+    With `accept_changes` the run's provenance may differ from the one that is there. The device
+    may, but for config.deterministic: another one rounds otherwise.
 
     Raises:
       UserError: the work directory belongs to a run with another config, plan or provenance.
@@ -214,6 +223,8 @@ def claim_workdir(
     origin, path = provenance(datasets, config.pretrained), workdir / "provenance.json"
     if path.is_file() and not accept_changes:
         changed = differences(origin, json.loads(path.read_text()))
+        if not config.deterministic:
+            changed = [line for line in changed if "device" not in re.split(r"[.:]", line)]
         if changed:
             more = f", and {len(changed) - 1} more" if len(changed) > 1 else ""
             raise UserError(
@@ -232,7 +243,7 @@ def check_settings(workdir: Path, config: Config, plan: Plan) -> None:
     path = workdir / "config.json"
     if not path.is_file():
         return
-    theirs = json.loads(path.read_text())
+    theirs = to_dict(from_dict(json.loads(path.read_text())))  # a setting that came later is there
     changed = [
         line for line in differences(to_dict(config), theirs) if not line.startswith(_MAY_CHANGE)
     ]

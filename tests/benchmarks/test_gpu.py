@@ -1,61 +1,212 @@
-"""The benchmark of the GPU, run dry on a CPU as on a bare machine."""
+"""The benchmark of the GPU: its budget, and its parts run dry on a CPU as on a bare machine."""
 
 import json
 import os
 import subprocess
 import sys
+import time
 
+import pytest
+
+from benchmarks.gpu import Task, drive
+from benchmarks.gpu_parts import FULL, PARTS, Sheet
+from covid_jax.errors import UserError
 from tests.conftest import ROOT
 
+LIBRARIES = [
+    "SimpleITK",
+    "array_record",
+    "grain",
+    "highdicom",
+    "ml_collections",
+    "nibabel",
+    "pydicom",
+    "pytest",
+    "skimage",
+    "tensorboard",
+]
+PEERS = [
+    "acvl_utils",
+    "batchgenerators",
+    "batchgeneratorsv2",
+    "blosc2",
+    "dynamic_network_architectures",
+    "nnunetv2",
+    "torch",
+]
 BARE = """
 import sys
 from importlib.machinery import PathFinder
-MISSING = {
-    "SimpleITK", "batchgenerators", "batchgeneratorsv2", "dynamic_network_architectures", "grain",
-    "highdicom", "ml_collections", "nibabel", "nnunetv2", "pydicom", "pytest", "skimage",
-    "tensorboard",
-}
+MISSING = {missing}
 class Bare:
     @staticmethod
     def find_spec(name, path=None, target=None):
-        return None if name in MISSING else PathFinder.find_spec(name, path, target)
+        hidden = name.partition(".")[0] in MISSING
+        return None if hidden else PathFinder.find_spec(name, path, target)
 sys.meta_path = [Bare if finder is PathFinder else finder for finder in sys.meta_path]
 """
 """As sitecustomize.py it hides from Python what a bare machine lacks."""
 
 
-def run_bare(folder, *arguments):
-    (folder / "sitecustomize.py").write_text(BARE)
-    script = f"{ROOT}/launch/gpu_benchmark.sh"
+def run_bare(folder, missing, *arguments):
+    (folder / "sitecustomize.py").write_text(BARE.format(missing=missing))
+    environment = {
+        "PYTHON": sys.executable,
+        "PYTHONPATH": str(folder),
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",  # it compiles in half the time
+    }
     finished = subprocess.run(
-        ["bash", script, f"--output={folder}/out", "--dry_run", *arguments],
+        ["bash", f"{ROOT}/launch/gpu_benchmark.sh", f"--output={folder}/out", *arguments],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(folder)},
+        env={**os.environ, **environment},
         check=False,
     )
-    assert finished.returncode == 0, finished.stderr
-    return finished.stdout
+    return finished.returncode, finished.stdout, finished.stderr
+
+
+def lines_of(folder, name):
+    """The lines of a result file, by their part."""
+    content = json.loads((folder / "out" / f"{name}_gpu.json").read_text())
+    assert content["dry_run"]
+    assert str(ROOT) not in json.dumps(content)
+    found = {}
+    for line in content["results"]:
+        found.setdefault(line["part"], []).append(line)
+    return found, content["complete"]
 
 
 def test_it_runs_with_what_a_bare_machine_has(tmp_path):
-    short = ("--rounds=2", "--seconds=0.05", "--only=correctness|strategies in bfloat16")
-    told = run_bare(tmp_path, *short)
-    written = {path.name.partition("_cpu")[0] for path in (tmp_path / "out").glob("*.json")}
-    assert written == {"correctness", "epoch_time_bfloat16"}
-    assert "PyTorch's nnU-Net is not timed" in told
-    (file,) = (tmp_path / "out").glob("correctness_cpu*.json")
-    losses = {line["dtype"]: line for line in json.loads(file.read_text())["results"]}
+    arguments = ("--dry_run", "--only=correctness|epoch")
+    status, told, errors = run_bare(tmp_path, LIBRARIES + PEERS, *arguments)
+    assert status == 0, errors
+    assert "the epoch with the input pipeline is left out: not installed here: grain" in told
+    found, complete = lines_of(tmp_path, "correctness")
+    losses = {line["dtype"]: line for line in found["correctness"]}
     assert losses["float32"]["worst"] < 1e-4  # on a GPU TF32 is given more
     assert losses["bfloat16"]["worst"] < 5e-2
-    (file,) = (tmp_path / "out").glob("epoch_time_bfloat16_cpu*.json")
-    lines = json.loads(file.read_text())["results"]
-    assert [line["strategy"] for line in lines] == ["scratch", "frozen_encoder", "multi_encoder"]
-    assert {line["dtype"] for line in lines} == {"bfloat16"}
+    assert complete == ["correctness"]
+    found, complete = lines_of(tmp_path, "real_epoch")
+    assert [line["data"] for line in found["epoch"]] == ["dummy"]
+    assert not complete  # so that it is measured where grain is
+    assert {path.name for path in tmp_path.iterdir()} >= {"out", "out.cache"}
+
+
+def test_pytorchs_nnunet_is_reached_without_the_libraries_that_read_scans(tmp_path):
+    pytest.importorskip("nnunetv2")
+    arguments = ("--dry_run", "--only=float32|loading|prediction")
+    status, told, errors = run_bare(tmp_path, LIBRARIES, *arguments)
+    assert status == 0, errors
+    assert "our sampler is left out: not installed here: grain, array_record" in told
+    found, complete = lines_of(tmp_path, "epoch_time")
+    assert [line["framework"] for line in found["float32"]] == ["jax", "torch", "torch"]
+    assert all(line["seconds_per_validation_step"] > 0 for line in found["float32"])
+    assert complete == ["float32"]
+    found, _ = lines_of(tmp_path, "real_epoch")
+    (loader,) = found["loading"]
+    assert (loader["cases"], loader["samples_per_second"] > 0) == ("SYNTHETIC", True)
+    found, complete = lines_of(tmp_path, "inference")
+    assert [(line["framework"], line["mirror"]) for line in found["prediction"]] == [
+        ("jax", False),
+        ("torch", False),
+        ("jax", True),
+        ("torch", True),
+    ]
+    assert all(line["voxels_unlike_ours"] < 0.05 for line in found["prediction"])
+    assert complete == ["prediction"]
+
+
+def task(folder, name, seconds, script):
+    """A part that writes its name down when it is begun, and when it is complete."""
+    begun, done = f"echo {name} >> {folder}/begun", f"touch {folder}/{name}"
+    command = ("sh", "-c", f"{begun}; {script} && {done}")
+    return Task(name, seconds, command, (folder / name).is_file)
+
+
+def test_parts_end_within_their_limits_and_the_budget_whatever_they_do(tmp_path):
+    late = f"(sleep 2; touch {tmp_path}/late) & sleep 60"
+    tasks = [
+        task(tmp_path, "short", 5, "true"),
+        task(tmp_path, "failing", 5, "exit 3"),
+        task(tmp_path, "hanging", 1, late),
+        task(tmp_path, "after", 5, "true"),
+        task(tmp_path, "at_the_end", 4, "sleep 60"),
+        task(tmp_path, "too_late", 5, "true"),
+    ]
+    begin = time.monotonic()
+    undone = drive(tasks, seconds=5)
+    assert time.monotonic() - begin < 6
+    assert undone == {
+        "failing": "failed, exit status 3",
+        "hanging": "killed after 1 s",
+        "at_the_end": "killed after 2 s",
+        "too_late": "no time was left",
+    }
+    begun = ["short", "failing", "hanging", "after", "at_the_end"]
+    assert (tmp_path / "begun").read_text().split() == begun
+    assert not (tmp_path / "late").exists()  # what a part has started is killed with it
+
+
+def test_a_second_start_skips_what_is_complete(tmp_path, capsys):
+    tasks = [task(tmp_path, name, 5, "true") for name in ("one", "two")]
+    drive(tasks[:1], seconds=10)
+    assert drive(tasks, seconds=10) == {}
+    assert (tmp_path / "begun").read_text().split() == ["one", "two"]
+    assert "--- one: complete already" in capsys.readouterr().out
 
 
 def test_what_no_time_is_left_for_is_named(tmp_path):
-    told = run_bare(tmp_path, "--budget=0").splitlines()
-    assert all(line.startswith("left out") for line in told)
-    assert len(told) == 9
+    status, told, errors = run_bare(tmp_path, [], "--budget=0", "--only=correctness|freezing")
+    assert status == 1
+    assert "--- correctness: left out" in told
+    (line,) = errors.splitlines()
+    assert line.startswith("error: not measured: correctness (no time was left); freezing (no")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_part_writes_beside_the_others_of_its_file(tmp_path):
+    first, second = (Sheet(tmp_path / "times.json", part, True) for part in ("first", "second"))
+    first.save([{"seconds": 1}])
+    assert not first.is_complete()
+    first.save([{"seconds": 1}, {"seconds": 2}], complete=True, paper={"scratch": 206})
+    second.save([{"seconds": 3}])
+    assert first.is_complete()
+    assert not second.is_complete()
+    content = json.loads((tmp_path / "times.json").read_text())
+    assert [(line["part"], line["seconds"]) for line in content["results"]] == [
+        ("first", 1),
+        ("first", 2),
+        ("second", 3),
+    ]
+    assert content["paper"] == {"scratch": 206}
+    assert [path.name for path in tmp_path.iterdir()] == ["times.json"]
+
+
+def test_results_of_a_dry_run_or_of_another_device_are_not_gone_on_with(tmp_path):
+    dry, real = (Sheet(tmp_path / "times.json", "part", choice) for choice in (True, False))
+    dry.save([])
+    with pytest.raises(UserError, match="of a dry run; give another --output"):
+        real.is_complete()
+    text = dry.path.read_text()
+    dry.path.write_text(text.replace('"device": "', '"device": "another '))
+    with pytest.raises(UserError, match="measured on another"):
+        dry.save([])
+
+
+def test_there_are_few_files_and_the_whole_begins_with_what_matters_most():
+    assert len({part.file for part in PARTS}) + 1 <= 8  # and the program of the kernels
+    assert [part.name for part in PARTS[:2]] == ["correctness", "strategies"]
+    assert len({part.name for part in PARTS}) == len(PARTS)
+    assert not FULL.dry_run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--only=nothing like it"], 'no such part; there are "correctness", "strategies"'),
+        (["--only=("], "no regular expression"),
+        (["--output="], "--output is missing"),
+    ],
+)
+def test_a_mistake_is_one_line(tmp_path, refuses, arguments, said):
+    assert said in refuses("benchmarks.gpu", f"--output={tmp_path}", *arguments)

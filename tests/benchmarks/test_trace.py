@@ -1,6 +1,8 @@
 """What is read from a compiled program."""
 
-from benchmarks.trace import instructions, kind_of
+import pytest
+
+from benchmarks.trace import instructions, kind_of, summed
 
 PROGRAM = """HloModule step
 
@@ -23,6 +25,33 @@ def test_kernels_are_told_apart_and_their_bytes_are_those_of_operands_and_result
     image, kernel, result = 2 * 8 * 4 * 2, 16 * 4 * 2, 2 * 8 * 16 * 2
     assert found - {pair for pair in found if pair[0] is None} == {
         ("transposes", 2 * image),
-        ("convolutions", image + kernel + result + 32),
+        ("convolutions", image + kernel + result),
         ("products", 2 * result),
     }
+
+
+def test_kernels_are_summed_by_what_they_are_for_and_where():
+    step, back = "jit(train_step)/jvp(UNet)", "jit(train_step)/transpose(jvp(UNet))"
+    lines = [
+        ("conv.1", "__cudnn$convForward", f"{step}/encoder/stage_0/block_0/conv/conv", 3.0),
+        ("conv.2", "__cudnn$convBackwardFilter", f"{back}/decoder/stage_0/block_1/conv/conv", 2.5),
+        ("conv.3", "__cudnn$convBackwardInput", f"{back}/encoder/stage_1/block_0/conv/conv", 2.0),
+        ("fusion.4", "fusion", f"{step}/adapted_encoder/stage_1/block_0/norm/mul", 1.5),
+        ("gemm.5", "__cublas$lt$matmul", f"{step}/heads/stage_0/dot_general", 1.0),
+        ("fusion.6", "fusion", "jit(train_step)/sub", 0.5),
+    ]
+    names = ("operation", "opcode", "jax", "seconds")
+    found = summed([dict(zip(names, line, strict=True)) for line in lines])
+    assert found["by_kind"] == pytest.approx(
+        {
+            "convolutions, forward": 3.0,
+            "convolutions, gradient to kernel": 2.5,
+            "convolutions, gradient to input": 2.0,
+            "norms": 1.5,
+            "products": 1.0,
+            "fusions": 0.5,
+        }
+    )
+    assert found["by_stage"] == pytest.approx(
+        {"stage 0": 5.5, "stage 1": 3.5, "heads": 1.0, "loss, optimiser and others": 0.5}
+    )

@@ -128,7 +128,8 @@ def test_check_only_tells_all_of_it_and_writes_nothing(laid, command):
     lines = finished.stdout.splitlines()
     for case, words in traps.items():
         assert any(line.startswith(f"{case}: ") and words in line for line in lines)
-    assert "9 SYNTHETIC cases of msd_lung" in lines[0]
+    assert lines[0].startswith("device: cpu")
+    assert "9 SYNTHETIC cases of msd_lung" in lines[1]
     assert "6 cases can be prepared, 5 of them are mended" in lines
     assert "3 cases would be refused" in finished.stderr.splitlines()[-1]
     assert sorted(folder.rglob("*")) == files

@@ -11,9 +11,9 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 
+from covid_jax.data.dicom import find_series
 from covid_jax.data.phantom import write_raw_dataset
 from covid_jax.data.volume import (
-    find_series,
     from_file_axes,
     from_spacing,
     in_file_axes,

@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,7 @@ from covid_jax.inference.scan import make_network
 from covid_jax.model import onednn
 from covid_jax.training.cost import abstract_arguments, abstract_batch, abstract_params
 from covid_jax.training.parallel import make_mesh
-from covid_jax.training.platform import platform_of, with_dtype
+from covid_jax.training.platform import deterministic, platform_of, with_dtype
 from covid_jax.training.program import make_program
 from covid_jax.transfer.freezing import mask, split
 from covid_jax.transfer.strategies import STRATEGIES, frozen_patterns
@@ -53,6 +55,22 @@ def test_auto_is_the_platforms_dtype_and_a_given_one_stays():
     assert with_dtype(tiny(dtype="float32"), platform_of("gpu")).dtype == "float32"
 
 
+def test_a_deterministic_gpu_reads_at_its_second_start_what_the_first_one_chose(tmp_path):
+    first = deterministic(platform_of("gpu"), tmp_path).compiler_options
+    assert first["xla_gpu_exclude_nondeterministic_ops"]
+    assert first.items() > platform_of("gpu").compiler_options.items()
+    file = first["xla_gpu_dump_autotune_results_to"]
+    assert "xla_gpu_load_autotune_results_from" not in first
+    Path(file).write_text("version: 3")
+    second = deterministic(platform_of("gpu"), tmp_path).compiler_options
+    assert second["xla_gpu_load_autotune_results_from"] == file
+
+
+@pytest.mark.parametrize("name", ["cpu", "tpu"])
+def test_other_platforms_are_deterministic_by_themselves(name, tmp_path):
+    assert deterministic(platform_of(name), tmp_path) == platform_of(name)
+
+
 def test_no_module_asks_jax_what_it_runs_on():
     """But for the commands and the mesh, from whose devices the platform comes."""
     text = "".join(p.read_text() for p in (ROOT / "covid_jax").rglob("*.py"))
@@ -63,7 +81,7 @@ STEPS = """
 import dataclasses, functools, json, sys
 import jax, jax.numpy as jnp, numpy as np
 jax.config.update("jax_num_cpu_devices", 4)
-from covid_jax.config import DataConfig, MeshConfig
+from covid_jax.config import DataConfig, MeshConfig, UNetConfig
 from covid_jax.training.parallel import make_mesh, put_batch, replicate
 from covid_jax.training.platform import platform_of
 from covid_jax.training.program import make_program
@@ -77,7 +95,14 @@ from tests.conftest import tiny
 def trained(name, dtype, mesh, remat, steps=3):
     # As train.py wraps it: shard_map around the augmentation, donated buffers, its mesh.
     config = tiny("frozen_encoder-msd", dtype=dtype, mesh=MeshConfig(*mesh), remat=remat)
-    config.data = DataConfig(patch_size=(8, 16, 16))
+    config.data = DataConfig(patch_size=(4, 16, 16))
+    config.model = UNetConfig(
+        features_per_stage=(4, 8),
+        kernel_sizes=((1, 3, 3), (3, 3, 3)),
+        strides=((1, 1, 1), (2, 2, 2)),
+        n_conv_per_stage=(1, 1),
+        n_conv_per_stage_decoder=(1,),
+    )
     devices = make_mesh(config.mesh, config.data.batch_size, config.data.patch_size[0])
     platform = platform_of(name, *mesh)
     if dtype == "float64" and platform.form == "onednn":
@@ -106,14 +131,12 @@ def apart(a, b):
 found = {}
 with jax.enable_x64(True):
     _, one = trained("cpu", "float64", (1, 1), False)
-    for name in ("cpu", "gpu", "tpu"):
-        for mesh in ((1, 1), (2, 2)):
-            for remat in (False, True):
-                _, leaves = trained(name, "float64", mesh, remat)
-                found[f"{name} {mesh} {remat}"] = apart(leaves, one)
+    for name, mesh, remat in (("cpu", (2, 2), True), ("gpu", (1, 1), False), ("gpu", (2, 2), True),
+                              ("tpu", (1, 1), True), ("tpu", (2, 2), False)):
+        found[f"{name} {mesh} {remat}"] = apart(trained(name, "float64", mesh, remat)[1], one)
 half = [trained(name, "bfloat16", mesh, remat)[0]
-        for name, mesh, remat in (("cpu", (1, 1), False), ("gpu", (1, 1), False),
-                                  ("gpu", (2, 2), True), ("tpu", (2, 2), False))]
+        for name, mesh, remat in (("cpu", (1, 1), False), ("gpu", (1, 1), True),
+                                  ("gpu", (2, 2), False))]
 print(json.dumps({"float64": found, "bfloat16": half}))
 """
 
@@ -121,7 +144,13 @@ print(json.dumps({"float64": found, "bfloat16": half}))
 @pytest.fixture(scope="module")
 def trained_everywhere():
     finished = subprocess.run(
-        [sys.executable, "-c", STEPS], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-c", STEPS],
+        cwd=ROOT,
+        # What is traced is looked at, and LLVM takes three times as long to make it fast.
+        env={**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert finished.returncode == 0, finished.stderr
     return json.loads(finished.stdout.splitlines()[-1])
@@ -130,7 +159,7 @@ def trained_everywhere():
 def test_every_choice_of_every_platform_trains_the_same_network(trained_everywhere):
     """In float64, where no rounding hides a fault; on one device and on 2 x 2, with remat."""
     found = trained_everywhere["float64"]
-    assert len(found) == 12
+    assert len(found) == 5
     assert max(found.values()) < 1e-11, found
 
 

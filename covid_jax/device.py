@@ -1,0 +1,68 @@
+"""What a command runs on, told in its first line; and the GPU that JAX may have missed."""
+
+import os
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+_DEVICES = Path("/dev")
+_DRIVER = Path("/proc/driver/nvidia/version")
+
+
+def announce_device() -> None:
+    """Prints the devices that JAX computes on here, and a warning where it leaves a GPU alone."""
+    import jax  # commands that compute with NumPy alone do without
+
+    devices = jax.devices()
+    kind = devices[0].device_kind
+    print(f"device: {len(devices)} x {kind} ({devices[0].platform})", flush=True)
+    if missed := missed_gpu(devices[0].platform, os.environ.get("JAX_PLATFORMS", "")):
+        print(missed, flush=True)
+
+
+def announce_cpu() -> None:
+    """Prints that a command computes with NumPy, in processes on the CPU."""
+    print(f"device: cpu, {os.cpu_count()} cores", flush=True)
+
+
+def announce_device_of_children() -> None:
+    """Prints what the processes that a command starts will find, without taking a device itself."""
+    chosen = os.environ.get("JAX_PLATFORMS", "")
+    plugin = any(find_spec(f"jax_cuda{version}_plugin") for version in (12, 13))
+    platform = "gpu" if plugin and chosen != "cpu" and _gpus(_DEVICES) else chosen or "cpu"
+    driver = f", driver {nvidia_driver()}" if platform == "gpu" else f", {os.cpu_count()} cores"
+    print(f"device of the runs: {platform}{driver}", flush=True)
+    if missed := missed_gpu(platform, chosen):
+        print(missed, flush=True)
+
+
+def missed_gpu(
+    platform: str, chosen: str, devices: Path = _DEVICES, driver: Path = _DRIVER
+) -> str | None:
+    """The warning where an NVIDIA GPU is here and JAX, without being told to, runs on the CPU.
+
+    Args:
+      platform: of JAX's devices.
+      chosen: JAX_PLATFORMS; who sets it wants what it says.
+      devices: the folder of nvidia0 and the like.
+      driver: the file in which the kernel's module tells its version.
+    """
+    if platform != "cpu" or chosen or not _gpus(devices):
+        return None
+    version = nvidia_driver(driver)
+    return (
+        f"warning: an NVIDIA GPU is here (driver {version or 'unknown'}) and JAX sees none; "
+        "bash launch/gpu_extra.sh names the extra to install: pip install -e '.[cuda]', or cuda12"
+    )
+
+
+def nvidia_driver(file: Path = _DRIVER) -> str | None:
+    """The version of the NVIDIA driver that the kernel runs, "580.65.06"; None: there is none."""
+    if not file.is_file():
+        return None
+    found = re.search(r"\b(\d+\.\d+(?:\.\d+)?)\b", file.read_text())
+    return found[1] if found else None
+
+
+def _gpus(devices: Path) -> list[Path]:
+    return list(devices.glob("nvidia[0-9]*"))

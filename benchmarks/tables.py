@@ -116,8 +116,9 @@ def gpu_epoch_table(lines: Sequence[Line], paper: dict[str, float]) -> str:
         if (peer := peer_of(strategy, False)) is None:
             continue
         note = (
-            f"{strategy}, {line['dtype']}: {line['tflop_per_second']:.0f} TFLOP/s, {line['matrix_share']:.0%} of a "
-            f"large matrix product's; {line['peak_bytes'] / 1e9:.1f} GB at most "
+            f"{strategy}, {line['dtype']}: {line['tflop_per_second']:.0f} TFLOP/s, "
+            f"{line['matrix_share']:.0%} of a large matrix product's; "
+            f"{line['peak_bytes'] / 1e9:.1f} GB at most "
             f"({peer['peak_bytes'] / 1e9:.1f}), {line['joules']:.1f} J a step "
             f"({peer['joules']:.1f})"
         )

@@ -10,7 +10,7 @@ import highdicom
 import numpy as np
 import pydicom
 
-from covid_jax.data.volume import LPS, Volume, from_file_axes, one_line
+from covid_jax.data.geometry import LPS, Volume, from_file_axes, one_line
 from covid_jax.errors import UserError
 
 CT_STORAGE = "1.2.840.10008.5.1.4.1.1.2"

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from covid_jax.data.volume import (
+from covid_jax.data.geometry import (
     LPS,
     Volume,
     from_file_axes,

@@ -24,7 +24,8 @@ from covid_jax.data.chest import (
     smooth_noise,
 )
 from covid_jax.data.datasets import SYNTHETIC_MARKER, published_splits
-from covid_jax.data.volume import Volume, from_spacing, write_volume
+from covid_jax.data.geometry import Volume, from_spacing
+from covid_jax.data.volume import write_volume
 from covid_jax.errors import UserError
 
 SPACING_MM = (6.0, 3.0, 3.0)

@@ -8,7 +8,7 @@ import pydicom
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, RTStructureSetStorage, generate_uid
 
-from covid_jax.data.volume import Volume, in_file_axes
+from covid_jax.data.geometry import Volume, in_file_axes
 
 
 def write_study(folder: Path, patient: str, image: Volume) -> None:

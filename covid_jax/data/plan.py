@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from covid_jax.config import ANISOTROPY
-from covid_jax.data.volume import Volume, write_json
+from covid_jax.data.geometry import Volume
+from covid_jax.data.volume import write_json
 from covid_jax.errors import UserError
 
 FINGERPRINT_VOXELS = 10_000_000

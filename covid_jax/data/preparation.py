@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from covid_jax.data import phantom, store
 from covid_jax.data.datasets import Case, RawDataset, read_dataset
+from covid_jax.data.geometry import Volume
 from covid_jax.data.plan import (
     FINGERPRINT_VOXELS,
     Fingerprint,
@@ -19,7 +20,6 @@ from covid_jax.data.plan import (
 )
 from covid_jax.data.preprocess import nonzero_box, prepare_case, read_label, read_scan
 from covid_jax.data.processes import each
-from covid_jax.data.volume import Volume
 from covid_jax.errors import UserError
 
 

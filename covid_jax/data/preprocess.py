@@ -9,8 +9,9 @@ from nibabel.orientations import aff2axcodes
 from scipy import ndimage, special
 
 from covid_jax.config import ANISOTROPY, IGNORED
+from covid_jax.data.geometry import Volume, turned_to_file_axes
 from covid_jax.data.plan import Plan
-from covid_jax.data.volume import Volume, read_volume, turned_to_file_axes
+from covid_jax.data.volume import read_volume
 from covid_jax.errors import UserError
 
 GREY_WINDOW_HU = (-1250.0, 250.0)

@@ -15,9 +15,10 @@ from matplotlib.figure import Figure
 from covid_jax import __version__
 from covid_jax.config import Config, from_dict
 from covid_jax.data.datasets import read_dataset
+from covid_jax.data.geometry import Volume
 from covid_jax.data.preparation import read_case
 from covid_jax.data.preprocess import read_scan
-from covid_jax.data.volume import Volume, read_volume, scans_in, whole_file
+from covid_jax.data.volume import read_volume, scans_in, whole_file
 from covid_jax.errors import UserError
 from covid_jax.evaluation.metrics import METRICS
 from covid_jax.reporting import figures

@@ -15,7 +15,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from covid_jax.data.volume import Volume, from_spacing, read_volume, write_volume
+from covid_jax.data.geometry import Volume, from_spacing
+from covid_jax.data.volume import read_volume, write_volume
 from covid_jax.errors import UserError
 
 SHAPE = (6, 20, 24)

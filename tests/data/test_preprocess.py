@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from skimage.transform import resize
 
 from covid_jax.config import IGNORED
+from covid_jax.data.geometry import from_spacing
 from covid_jax.data.plan import Fingerprint, Plan, load_plan, make_plan, save_plan
 from covid_jax.data.preprocess import (
     as_volume,
@@ -22,7 +23,7 @@ from covid_jax.data.preprocess import (
     restore,
     to_hounsfield,
 )
-from covid_jax.data.volume import from_spacing, read_volume, write_volume
+from covid_jax.data.volume import read_volume, write_volume
 from covid_jax.errors import UserError
 
 PLAN = Plan((3.0, 2.0, 2.0), -1000.0, 200.0, -500.0, 250.0, (10, 10, 10), ("a",))

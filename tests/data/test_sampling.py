@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from covid_jax.config import IGNORED
+from covid_jax.data.geometry import from_spacing
 from covid_jax.data.preprocess import Geometry, PreparedCase
 from covid_jax.data.sampling import Sampler, Source, copy_cut, cut_corner
 from covid_jax.data.store import StoredCase, open_case, save_case
-from covid_jax.data.volume import from_spacing
 
 GEOMETRY = Geometry((1, 1, 1), (), (), (), ())
 

@@ -12,15 +12,9 @@ import pytest
 import SimpleITK as sitk
 
 from covid_jax.data.dicom import find_series
+from covid_jax.data.geometry import from_file_axes, from_spacing, in_file_axes
 from covid_jax.data.phantom import write_raw_dataset
-from covid_jax.data.volume import (
-    from_file_axes,
-    from_spacing,
-    in_file_axes,
-    read_volume,
-    scans_in,
-    write_volume,
-)
+from covid_jax.data.volume import read_volume, scans_in, write_volume
 from covid_jax.errors import UserError
 
 

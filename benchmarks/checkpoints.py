@@ -26,6 +26,7 @@ from covid_jax.config import (
     config_from_flag,
     define_config_flag,
 )
+from covid_jax.device import announce_device
 from covid_jax.errors import UserError, run_command
 from covid_jax.training.checkpoint import Checkpoints
 from covid_jax.training.state import initial_state, new_params, optimizer
@@ -87,6 +88,7 @@ def main() -> None:
     """Measures what the flags say."""
     if not _OUTPUT.value:
         raise UserError("--output is missing (see --help)")
+    announce_device()
     path = Path(_OUTPUT.value) / "checkpoints.json"
     lines = measure(config_from_flag(_CONFIG), _STEPS.value, _ROUNDS.value)
     environment.save(path, lines)

@@ -33,6 +33,7 @@ from covid_jax.config import (
     config_from_flag,
     define_config_flag,
 )
+from covid_jax.device import announce_device
 from covid_jax.errors import UserError, run_command
 from covid_jax.model import onednn
 from covid_jax.model.conv import Form, convolution
@@ -159,6 +160,7 @@ def main() -> None:
     """Measures what the flags say."""
     if not _OUTPUT.value:
         raise UserError("--output is missing (see --help)")
+    announce_device()
     config, platform = environment.here(config_from_flag(_CONFIG))
     path = Path(_OUTPUT.value) / "convolution.json"
     lines: list[Line] = []

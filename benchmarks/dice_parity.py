@@ -28,6 +28,7 @@ from benchmarks.seeds import agreement, agreement_table
 from covid_jax.config import Config, check_config_arguments, config_from_flag
 from covid_jax.data.augment import augment
 from covid_jax.data.sampling import Batch, Sampler
+from covid_jax.device import announce_device
 from covid_jax.errors import UserError, run_command
 from covid_jax.evaluation.scoring import score_run
 from covid_jax.model.nnunet_weights import to_params
@@ -108,6 +109,7 @@ def main() -> None:
     """Trains, compares and writes what the flags say."""
     if not _OUTPUT.value or not _WORKDIR.value:
         raise UserError("--output or --workdir is missing (see --help)")
+    announce_device()
     config, output, workdir = config_from_flag(_CONFIG), Path(_OUTPUT.value), Path(_WORKDIR.value)
     what = title(config, open_data(config, workdir)[1])
     config.data.prepared_dir = config.data.prepared_dir or str(workdir / "data")

@@ -26,6 +26,7 @@ from covid_jax.config import (
     config_from_flag,
     define_config_flag,
 )
+from covid_jax.device import announce_device
 from covid_jax.errors import UserError, run_command
 
 _CONFIG = define_config_flag()
@@ -44,6 +45,7 @@ def main() -> None:
     """Measures what the flags say."""
     if not _OUTPUT.value:
         raise UserError("--output is missing (see --help)")
+    announce_device()
     config = config_from_flag(_CONFIG)
     wanted = STRATEGY_NAMES if _STRATEGIES.value == "all" else _STRATEGIES.value.split(",")
     if unknown := sorted(set(wanted) - set(STRATEGY_NAMES)):

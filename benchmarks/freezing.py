@@ -18,6 +18,7 @@ from benchmarks import environment
 from benchmarks.measure import freezing
 from benchmarks.tables import Line, freezing_table
 from covid_jax.config import check_config_arguments, config_from_flag, define_config_flag
+from covid_jax.device import announce_device
 from covid_jax.errors import UserError, run_command
 
 _CONFIG = define_config_flag()
@@ -32,6 +33,7 @@ def main() -> None:
     """Measures what the flags say."""
     if not _OUTPUT.value:
         raise UserError("--output is missing (see --help)")
+    announce_device()
     config = config_from_flag(_CONFIG)
     if config.strategy == "multi_encoder":
         raise UserError("freezing is measured on the network of one encoder: --config=FILE:scratch")

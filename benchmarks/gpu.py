@@ -27,7 +27,14 @@ from pathlib import Path
 from absl import flags
 
 from benchmarks.gpu_parts import PARTS, Part, Sheet
-from covid_jax.errors import StoppedError, UserError, run_command, stop_signals_go_to
+from covid_jax.device import announce_device, announce_device_of_children
+from covid_jax.errors import (
+    STOP_SIGNALS,
+    StoppedError,
+    UserError,
+    run_command,
+    stop_signals_go_to,
+)
 
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the result files.")
 _BUDGET = flags.DEFINE_float("budget", 840.0, "Seconds for all of it, start and compiling included")
@@ -73,9 +80,10 @@ def drive(
         if task.is_complete():
             print(f"--- {task.name}: complete already", flush=True)
         elif limit < task.seconds / 4:
-            told = f"left out, {spent:.0f} of {seconds:.0f} s are spent"
+            told = f"left out, {spent:.0f} of {seconds:.0f} s are spent and a quarter of its "
+            told += f"{task.seconds:.0f} s would be the least"
             print(f"--- {task.name}: {told}", flush=True)
-            undone[task.name] = "no time was left"
+            undone[task.name] = "too little time was left"
         else:
             print(f"--- {task.name}: at most {limit:.0f} s, after {spent:.0f} s", flush=True)
             status = run_within(task.command, limit, environment)
@@ -143,16 +151,20 @@ def main() -> None:
     folder, dry_run = Path(_OUTPUT.value), _DRY_RUN.value
     if _PART.value:
         (part,) = (part for part in PARTS if part.name == _PART.value)
+        announce_device()
         part.run(folder, dry_run)
         return
     parts = chosen(_ONLY.value)
     seconds = _BUDGET.value
+    if seconds < 0:
+        raise UserError(f"--budget={seconds:g}: must not be negative")
+    announce_device_of_children()
     if _BEGUN.value is not None:
         seconds -= time.time() - _BEGUN.value
     cache = folder.absolute().with_name(f"{folder.absolute().name}.cache")
     with (
         tempfile.TemporaryDirectory() as scratch,  # a process that is killed cleans up nothing
-        stop_signals_go_to(_stop),
+        stop_signals_go_to(_stop, (*STOP_SIGNALS, signal.SIGINT)),
     ):
         environment = {
             "JAX_COMPILATION_CACHE_DIR": str(cache / "xla"),

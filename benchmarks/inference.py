@@ -20,6 +20,7 @@ from benchmarks.measure import predictions
 from benchmarks.tables import Line, inference_table
 from covid_jax.config import check_config_arguments, config_from_flag, define_config_flag
 from covid_jax.data.preprocess import read_scan
+from covid_jax.device import announce_device
 from covid_jax.errors import UserError, run_command
 from covid_jax.training.state import new_params
 from covid_jax.transfer.strategies import network_of
@@ -37,6 +38,7 @@ def main() -> None:
     """Measures what the flags say."""
     if not _OUTPUT.value or not _INPUT.value:
         raise UserError("--output or --input is missing (see --help)")
+    announce_device()
     config, platform = environment.here(config_from_flag(_CONFIG))
     path = Path(_OUTPUT.value) / "inference.json"
     shape = (1, *config.data.patch_size, config.model.in_channels)

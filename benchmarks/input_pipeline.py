@@ -31,6 +31,7 @@ from covid_jax.data.plan import fingerprint, make_plan
 from covid_jax.data.preprocess import prepare_case, read_label, read_scan
 from covid_jax.data.sampling import Sampler
 from covid_jax.data.store import StoredCase, StoredDataset, load_case, save_case
+from covid_jax.device import announce_device
 from covid_jax.errors import UserError, run_command
 
 _CONFIG = define_config_flag()
@@ -130,6 +131,7 @@ def main() -> None:
     if not _OUTPUT.value:
         raise UserError("--output is missing (see --help)")
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # before JAX starts its threads
+    announce_device()
     config = config_from_flag(_CONFIG)
     path = Path(_OUTPUT.value) / "input_pipeline.json"
     with tempfile.TemporaryDirectory() as folder:

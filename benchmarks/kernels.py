@@ -17,6 +17,7 @@ from benchmarks.steps import ours
 from benchmarks.tables import kernels_table
 from benchmarks.trace import operations
 from covid_jax.config import check_config_arguments, config_from_flag, define_config_flag
+from covid_jax.device import announce_device
 from covid_jax.errors import UserError, run_command
 
 _CONFIG = define_config_flag()
@@ -28,6 +29,7 @@ def main() -> None:
     """Measures what the flags say."""
     if not _OUTPUT.value:
         raise UserError("--output is missing (see --help)")
+    announce_device()
     config = config_from_flag(_CONFIG)
     path = Path(_OUTPUT.value) / "kernels.json"
     steps = ours(*environment.here(config))

@@ -27,6 +27,7 @@ from benchmarks.peers import torch_nnunet as peer
 from benchmarks.seeds import agreement, agreement_table
 from covid_jax.config import Config, DataConfig, OptimizerConfig, UNetConfig
 from covid_jax.data.sampling import Batch, Sampler
+from covid_jax.device import announce_device
 from covid_jax.errors import UserError, run_command
 from covid_jax.training.parallel import make_mesh
 from covid_jax.training.program import make_program
@@ -124,6 +125,7 @@ def main() -> None:
     """Trains, compares and writes what the flags say."""
     if not _OUTPUT.value:
         raise UserError("--output is missing (see --help)")
+    announce_device()
     output, data = Path(_OUTPUT.value), Path(_DATA.value)
     config = CONFIG
     config.epochs = _EPOCHS.value

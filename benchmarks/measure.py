@@ -243,7 +243,7 @@ def predictions(
     if peer:
         predictors["torch"] = their_predictor(config, platform, params, mirror)
     runs = [functools.partial(predict, volume) for predict in predictors.values()]
-    *_, timings = in_turns(runs, rounds, seconds=0)
+    *_, timings = in_turns(runs, rounds, 0, platform.name)
     masks = [run().argmax(0) for run in runs]
     return [
         {

@@ -35,6 +35,7 @@ from covid_jax.config import (
     define_config_flag,
 )
 from covid_jax.data.augment import input_size
+from covid_jax.device import announce_device
 from covid_jax.errors import UserError, run_command
 from covid_jax.training.cost import planned_bytes
 from covid_jax.training.parallel import make_mesh, put_batch, replicate
@@ -151,6 +152,7 @@ def main() -> None:
     if not _OUTPUT.value:
         raise UserError("--output is missing (see --help)")
     jax.config.update("jax_num_cpu_devices", 8)
+    announce_device()
     config = config_from_flag(_CONFIG)
     meshes = [MeshConfig(*map(int, mesh.split("x"))) for mesh in _MESHES.value]
     path = Path(_OUTPUT.value) / "meshes.json"

@@ -31,6 +31,7 @@ from covid_jax.config import (
     define_config_flag,
 )
 from covid_jax.data.preparation import prepare_phantom
+from covid_jax.device import announce_device
 from covid_jax.errors import UserError, run_command
 from covid_jax.training.parallel import fitting_meshes
 
@@ -140,6 +141,7 @@ def main() -> None:
     """Measures what the flags say."""
     if not _OUTPUT.value:
         raise UserError("--output is missing (see --help)")
+    announce_device()
     config = config_from_flag(_CONFIG)
     path = Path(_OUTPUT.value) / "scaling.json"
     axes = {MESH: meshes} if jax.device_count() > 1 else AXES

@@ -14,6 +14,7 @@ import optax
 
 from covid_jax.config import Config
 from covid_jax.data.augment import input_size
+from covid_jax.model.conv import form_in
 from covid_jax.model.loss import deep_supervision_loss
 from covid_jax.training.cost import planned_bytes
 from covid_jax.training.parallel import make_mesh, put_batch, replicate
@@ -72,7 +73,12 @@ def ours(
     return Steps(
         framework="jax",
         strategy=config.strategy,
-        variant=", ".join(filter(None, (platform.form, variant, "augmented" if augmented else ""))),
+        variant=", ".join(
+            filter(
+                None,
+                (form_in(config.dtype, platform.form), variant, "augmented" if augmented else ""),
+            )
+        ),
         train=lambda: jax.block_until_ready(one.train(next_batch())),
         validate=lambda: jax.block_until_ready(one.validate(one.plain)),
         data="dummy" if batches is None else "real",
@@ -98,6 +104,7 @@ class Trainer:
     state: TrainState
     frozen: Any
     rate: jax.Array
+    key: jax.Array
     put: Callable[[Batch], dict[str, jax.Array]]
     batch: dict[str, jax.Array]
     plain: dict[str, jax.Array]
@@ -105,8 +112,7 @@ class Trainer:
 
     def train(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """Its loss and gradient norm, which are there when the device has ended the step."""
-        key = jax.random.key(0)
-        self.state, metrics = self.compiled(self.state, self.frozen, batch, self.rate, key)
+        self.state, metrics = self.compiled(self.state, self.frozen, batch, self.rate, self.key)
         return metrics
 
     def validate(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -130,7 +136,7 @@ def trainer(config: Config, platform: Platform, *, augmented: bool) -> Trainer:
     lowered = program.train_step.lower(state, frozen, batch, rate, key)  # type: ignore[attr-defined]
     compiled = lowered.compile()
     seconds = time.perf_counter() - begin
-    return Trainer(program, compiled, state, frozen, rate, put, batch, plain, seconds)
+    return Trainer(program, compiled, state, frozen, rate, key, put, batch, plain, seconds)
 
 
 def optax_recipe(config: Config, platform: Platform, *, clip_in_front: bool) -> Steps:

@@ -175,8 +175,8 @@ class Config:
     # Compute each stage again in the backward pass: less memory, more time. On GPU and TPU; XLA for
     # CPU undoes it.
     remat: bool = False
-    # On a GPU: the same bits in each run and after each restart, for some speed (docs/scaling.md).
-    # A CPU gives them anyway.
+    # On a GPU: the same parameters bit for bit in each run and after each restart, for some speed
+    # (docs/scaling.md). A CPU gives them anyway.
     deterministic: bool = False
     test: bool = True  # at the end, predict and score the fold's test cases
     # Patterns over parameter paths (transfer/freezing.py): what is frozen besides the strategy's,

@@ -5,32 +5,46 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
+from covid_jax.errors import UserError
+
 _DEVICES = Path("/dev")
 _DRIVER = Path("/proc/driver/nvidia/version")
 
 
 def announce_device() -> None:
-    """Prints the devices that JAX computes on here, and a warning where it leaves a GPU alone."""
+    """Prints the devices that JAX computes on here, and a warning where it leaves a GPU alone.
+
+    Raises:
+      UserError: JAX_PLATFORMS names a platform that JAX cannot use here.
+    """
     import jax  # commands that compute with NumPy alone do without
 
-    devices = jax.devices()
-    kind = devices[0].device_kind
-    print(f"device: {len(devices)} x {kind} ({devices[0].platform})", flush=True)
-    if missed := missed_gpu(devices[0].platform, os.environ.get("JAX_PLATFORMS", "")):
+    chosen = _chosen()
+    try:
+        devices = jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"JAX finds no device for JAX_PLATFORMS={chosen}: {error}") from error
+    platform, count = devices[0].platform, len(devices)
+    if platform == "cpu":
+        several = f"{count} virtual devices, " if count > 1 else ""
+        print(f"device: cpu, {several}{cores()} cores", flush=True)
+    else:
+        print(f"device: {count} x {devices[0].device_kind} ({platform})", flush=True)
+    if missed := missed_gpu(platform, chosen):
         print(missed, flush=True)
 
 
 def announce_cpu() -> None:
     """Prints that a command computes with NumPy, in processes on the CPU."""
-    print(f"device: cpu, {os.cpu_count()} cores", flush=True)
+    print(f"device: cpu, {cores()} cores (this command uses no GPU)", flush=True)
 
 
 def announce_device_of_children() -> None:
     """Prints what the processes that a command starts will find, without taking a device itself."""
-    chosen = os.environ.get("JAX_PLATFORMS", "")
+    chosen = _chosen()
     plugin = any(find_spec(f"jax_cuda{version}_plugin") for version in (12, 13))
     platform = "gpu" if plugin and chosen != "cpu" and _gpus(_DEVICES) else chosen or "cpu"
-    driver = f", driver {nvidia_driver()}" if platform == "gpu" else f", {os.cpu_count()} cores"
+    driver = f", driver {nvidia_driver()}" if platform == "gpu" else f", {cores()} cores"
     print(f"device of the runs: {platform}{driver}", flush=True)
     if missed := missed_gpu(platform, chosen):
         print(missed, flush=True)
@@ -43,7 +57,7 @@ def missed_gpu(
 
     Args:
       platform: of JAX's devices.
-      chosen: JAX_PLATFORMS; who sets it wants what it says.
+      chosen: JAX_PLATFORMS, or that no GPU is to be seen; who says so wants it.
       devices: the folder of nvidia0 and the like.
       driver: the file in which the kernel's module tells its version.
     """
@@ -62,6 +76,16 @@ def nvidia_driver(file: Path = _DRIVER) -> str | None:
         return None
     found = re.search(r"\b(\d+\.\d+(?:\.\d+)?)\b", file.read_text())
     return found[1] if found else None
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _chosen() -> str:
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    return os.environ.get("JAX_PLATFORMS", "") or "cpu" * hidden
 
 
 def _gpus(devices: Path) -> list[Path]:

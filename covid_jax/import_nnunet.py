@@ -14,9 +14,9 @@ from pathlib import Path
 
 from absl import flags
 
-from covid_jax.data.volume import read_json, write_json
 from covid_jax.device import announce_cpu
 from covid_jax.errors import UserError, run_command
+from covid_jax.files import read_json, write_json
 from covid_jax.nnunet.model_folder import Model, plain_dataset, read_model, write_model
 from covid_jax.training.checkpoint import load_run, save_params
 from covid_jax.training.run import claim_workdir

@@ -42,8 +42,12 @@ from covid_jax.reporting.card import export_model
 from covid_jax.training.checkpoint import Checkpoints, load_pretrained
 from covid_jax.training.dry_run import dry_run
 from covid_jax.training.explain import explain
-from covid_jax.training.parallel import keep_compiled_programs, make_mesh
-from covid_jax.training.platform import deterministic, platform_of, with_dtype
+from covid_jax.training.parallel import (
+    forget_compiled_programs,
+    keep_compiled_programs,
+    make_mesh,
+)
+from covid_jax.training.platform import deterministic, keep_choices, platform_of, with_dtype
 from covid_jax.training.processes import (
     among_others,
     end_processes,
@@ -59,7 +63,9 @@ from covid_jax.training.replay import replay
 from covid_jax.training.run import (
     Run,
     announcement,
+    as_begun,
     claim_workdir,
+    note_device,
     open_data,
     samplers,
     title,
@@ -111,6 +117,7 @@ def set_up(config: Config, workdir: Path) -> Run:
     platform = platform_of(mesh.devices.flat[0].platform, **vars(config.mesh))
     if config.deterministic:
         platform = deterministic(platform, workdir)
+        forget_compiled_programs()
     config = with_dtype(config, platform)
     marginal = config.loss.marginal and len(datasets) > 1
     program = make_program(config, mesh, platform, marginal)
@@ -149,6 +156,8 @@ def fit(run: Run, workdir: Path) -> Any:
         start, so_far = (saved.step, saved.epoch) if saved else (0, {})
         state, frozen = run.begin(saved)
         if is_first():
+            if start < epochs * length:
+                note_device(workdir)
             print(announcement(run, start))
         heading = title(config, run.datasets)
         progress = opened.enter_context(Progress(workdir, start, heading, writes=is_first()))
@@ -186,6 +195,7 @@ def fit(run: Run, workdir: Path) -> Any:
                 progress.epoch(line)
                 if stop or (epoch + 1) % config.checkpoint_every == 0 or epoch + 1 == epochs:
                     checkpoints.save(state, frozen)
+            keep_choices(workdir)
             if stop:
                 checkpoints.wait()
                 raise StoppedError(f"{workdir}: saved after step {step + 1}; start it again")
@@ -253,7 +263,7 @@ def train(config: Config, workdir: Path, accept_changes: bool = False) -> None:
 
 def main() -> None:
     """Trains what the flags say, or tells about it."""
-    config = config_from_flag(_CONFIG)
+    config = as_begun(config_from_flag(_CONFIG), Path(_WORKDIR.value or "."))
     if _EXPLAIN.value:
         announce_device()
         if config.data.prepared_dir:

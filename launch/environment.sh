@@ -42,5 +42,11 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
   done
   .venv/bin/python -m pip install --quiet --disable-pip-version-check \
     --constraint constraints.txt --editable ".[$EXTRAS]"
+  # JAX loads each plugin that it finds: none of another CUDA may stay.
+  for extra in cuda:13 cuda12:12; do
+    [[ ",$EXTRAS," == *",${extra%:*},"* ]] || .venv/bin/python -m pip uninstall --quiet --yes \
+      "jax-cuda${extra#*:}-plugin" "jax-cuda${extra#*:}-pjrt" 2>/dev/null
+  done
+  rm -f .venv/.installed-*
   echo "$wanted" > "$stamp"
 fi

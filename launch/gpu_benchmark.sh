@@ -7,7 +7,7 @@
 set -euo pipefail
 begun=$(date +%s)
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-python=${PYTHON:-python3}
+python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 if [ -n "${WHEELS:-}" ]; then
   unpacked=$(mktemp -d)
   trap 'rm -rf "$unpacked"' EXIT
@@ -17,4 +17,10 @@ if [ -n "${WHEELS:-}" ]; then
 fi
 # PyTorch runs in the same process, so JAX must not take the whole memory.
 export XLA_PYTHON_CLIENT_PREALLOCATE=false
-"$python" -m benchmarks.gpu --begun="$begun" "$@"
+"$python" -m benchmarks.gpu --begun="$begun" "$@" &
+child=$!
+trap 'kill -TERM "$child" 2>/dev/null' TERM INT HUP
+status=0
+wait "$child" || status=$?
+while kill -0 "$child" 2>/dev/null; do wait "$child" || status=$?; done # it stops its parts
+exit "$status"

@@ -9,6 +9,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "covid_jax"
 FLOORS = {
     "errors": 0,
     "device": 0,
+    "files": 0,
     "cache": 0,
     "lock": 1,
     "config": 1,

@@ -53,7 +53,10 @@ def test_a_driver_without_a_device_is_no_gpu(machine):
         ("echo 595.12; echo 595.12", "cuda", "595.12"),
         ("echo 535.183.01", "cuda12", "535.183.01"),
         ("echo 470.256.02", "", "older than 525"),
-        ("echo 'NVIDIA-SMI has failed'; exit 9", "", "fails"),
+        ("echo 'WARNING: infoROM is corrupted'; echo ' 580.65.06'", "cuda", "580.65.06"),
+        ("echo 58 GPUs found", "", "tells no driver"),
+        ("echo broken >&2; exit 1", "", "broken"),
+        ("echo 'NVIDIA-SMI has failed'; exit 9", "", "tells no driver"),
         (None, "", ""),
     ],
 )

@@ -55,7 +55,7 @@ def test_a_run_leaves_what_the_readme_says(tiny_run):
 
 def test_its_config_says_the_dtype_and_its_provenance_the_device(tiny_run):
     assert json.loads((tiny_run / "config.json").read_text())["dtype"] == "float32"
-    device = json.loads((tiny_run / "provenance.json").read_text())["device"]
+    (device,) = json.loads((tiny_run / "provenance.json").read_text())["devices"]
     assert device["kind"] == jax.devices()[0].device_kind
     assert device["jax"] == jax.__version__
 

@@ -15,8 +15,8 @@ import numpy as np
 
 from covid_jax.config import ANISOTROPY
 from covid_jax.data.geometry import Volume
-from covid_jax.data.volume import write_json
 from covid_jax.errors import UserError
+from covid_jax.files import write_json
 
 FINGERPRINT_VOXELS = 10_000_000
 """Lesion voxels from which the statistics come, shared out evenly among the training cases."""

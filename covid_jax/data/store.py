@@ -24,8 +24,9 @@ from covid_jax.config import IGNORED
 from covid_jax.data.datasets import RawDataset, Split
 from covid_jax.data.geometry import Volume
 from covid_jax.data.preprocess import Geometry, PreparedCase
-from covid_jax.data.volume import write_json, write_volume
+from covid_jax.data.volume import write_volume
 from covid_jax.errors import UserError, writing
+from covid_jax.files import write_json
 
 _FOREGROUND_PER_CLASS = 10_000  # nnU-Net's number of voxels kept to centre patches on
 

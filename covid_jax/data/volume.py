@@ -4,15 +4,10 @@ Each format's reader is imported where such a file is read. write_volume goes ba
 the file exactly.
 """
 
-import contextlib
-import json
 import math
-import os
 import zlib
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -28,7 +23,8 @@ from covid_jax.data.geometry import (
     one_line,
     three_dimensional,
 )
-from covid_jax.errors import UserError, writing
+from covid_jax.errors import UserError
+from covid_jax.files import whole_file
 
 NIFTI = (".nii", ".nii.gz")
 ITK = (".nrrd", ".mha", ".mhd")
@@ -74,30 +70,6 @@ def write_volume(path: str | Path, volume: Volume) -> None:
             write_itk(partial, voxels, volume.file_affine)
         else:
             raise UserError(f"{path}: can be written as one of {', '.join(NIFTI + ITK)}")
-
-
-@contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A name to write to that becomes `path` when the block ends well, and is gone otherwise."""
-    partial = path.with_name(f".partial-{path.name}")
-    try:
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            yield partial
-            os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes `content` to `path` as JSON; whole or not at all."""
-    with whole_file(path) as partial:
-        partial.write_text(json.dumps(content, indent=1) + "\n")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """What the JSON file at `path` says; nothing where there is no such file."""
-    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def scans_in(path: Path) -> dict[str, Path]:

@@ -8,9 +8,10 @@ import numpy as np
 
 from covid_jax.config import IGNORED
 from covid_jax.data.processes import each
-from covid_jax.data.volume import read_volume, scans_in, write_json
+from covid_jax.data.volume import read_volume, scans_in
 from covid_jax.errors import UserError
 from covid_jax.evaluation.metrics import segmentation_metrics, summarise
+from covid_jax.files import write_json
 
 _EMPTY = {(True, True): "both masks", (True, False): "prediction", (False, True): "reference"}
 

@@ -8,7 +8,7 @@ import cc3d
 import numpy as np
 
 from covid_jax.config import InferenceConfig
-from covid_jax.data.volume import read_json, write_json
+from covid_jax.files import read_json, write_json
 
 _FILE = "postprocessing.json"
 

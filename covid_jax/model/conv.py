@@ -55,15 +55,18 @@ def convolution(
       inputs: one array, or several that stand for their concatenation along C.
       kernel: odd in each axis.
       strides: along D, H, W.
-      form: as above; "onednn" is for float32, other dtypes take "slices" in its place.
+      form: as above, but for form_in.
 
     Returns:
       (N, ceil(D / sd), ceil(H / sh), ceil(W / sw), features)
     """
     parts = (inputs,) if isinstance(inputs, jax.Array) else tuple(inputs)
-    if form == "onednn" and kernel.dtype != jnp.float32:
-        form = "slices"
-    return _convolution(strides, form, parts, kernel)
+    return _convolution(strides, form_in(kernel.dtype, form), parts, kernel)
+
+
+def form_in(dtype: jnp.dtype | str, form: Form) -> Form:
+    """The form that is taken in `dtype` where `form` is asked for: oneDNN's is for float32."""
+    return "slices" if form == "onednn" and jnp.dtype(dtype) != jnp.float32 else form
 
 
 def neighbours(kernel_shape: Sequence[int], strides: Triple, width: int) -> int:

@@ -10,8 +10,8 @@ import numpy as np
 
 from covid_jax.config import Config, DataConfig, InferenceConfig, LossConfig, UNetConfig
 from covid_jax.data.plan import Plan
-from covid_jax.data.volume import whole_file, write_json
 from covid_jax.errors import UserError
+from covid_jax.files import whole_file, write_json
 from covid_jax.model.nnunet_weights import to_params, to_state_dict
 from covid_jax.nnunet.pickles import load_checkpoint, load_pickle
 

@@ -11,8 +11,8 @@ import jax
 from covid_jax import __version__
 from covid_jax.config import Config, RawDirs, to_dict
 from covid_jax.data.plan import Plan
-from covid_jax.data.volume import read_json, write_json
 from covid_jax.errors import writing
+from covid_jax.files import read_json, write_json
 from covid_jax.training.checkpoint import copy_newest, load_run
 from covid_jax.transfer.strategies import STRATEGIES
 

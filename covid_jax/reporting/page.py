@@ -18,9 +18,10 @@ from covid_jax.data.datasets import read_dataset
 from covid_jax.data.geometry import Volume
 from covid_jax.data.preparation import read_case
 from covid_jax.data.preprocess import read_scan
-from covid_jax.data.volume import read_volume, scans_in, whole_file
+from covid_jax.data.volume import read_volume, scans_in
 from covid_jax.errors import UserError
 from covid_jax.evaluation.metrics import METRICS
+from covid_jax.files import whole_file
 from covid_jax.reporting import figures
 from covid_jax.reporting.network import draw_networks
 from covid_jax.reporting.paper import paper_table

@@ -8,8 +8,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from covid_jax.data.volume import whole_file, write_json
 from covid_jax.evaluation.metrics import EXTRAS, METRICS
+from covid_jax.files import whole_file, write_json
 from covid_jax.reporting.paper import Pair, PaperRow, paper_table
 from covid_jax.reporting.runs import Kind, Run, kinds_of
 from covid_jax.reporting.statistics import Comparison, Summary, Values, compare, summarise

@@ -16,7 +16,7 @@ import nibabel as nib
 import numpy as np
 
 from covid_jax.data.geometry import Volume, from_spacing, in_file_axes
-from covid_jax.data.volume import whole_file
+from covid_jax.files import whole_file
 from covid_jax.reporting.figures import LUNG_WINDOW_HU
 
 _LARGEST = 16_000_000  # voxels of a scan in the viewer

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from covid_jax.config import SOURCES, Config, differences, load_config_file, run_name, to_dict
-from covid_jax.data.volume import scans_in, write_json
+from covid_jax.data.volume import scans_in
 from covid_jax.errors import UserError
+from covid_jax.files import write_json
 
 _MAY_GROW = ("study.folds", "study.runs", "study.scans", "study.title", "study.note")
 _MAY_CHANGE = (*_MAY_GROW, "data.workers", "mesh.")

@@ -11,8 +11,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from covid_jax.data.volume import read_json, write_json
 from covid_jax.errors import REQUEUE_STATUS
+from covid_jax.files import read_json, write_json
 from covid_jax.lock import is_held
 from covid_jax.studies.executors import Job, Order, Start
 from covid_jax.studies.grid import Step

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from covid_jax.config import Config
 from covid_jax.data.augment import input_size
 from covid_jax.errors import UserError
-from covid_jax.training.platform import Platform, with_dtype
+from covid_jax.training.platform import Platform, cpu_device, with_dtype
 from covid_jax.training.program import Program, make_program
 from covid_jax.training.state import initial_state
 from covid_jax.transfer.freezing import mask, split
@@ -64,12 +64,11 @@ def lowered_step(config: Config, patterns: Sequence[str]) -> jax.stages.Lowered:
     Raises:
       UserError: JAX_PLATFORMS leaves out the CPU.
     """
-    try:
-        cpu = jax.local_devices(backend="cpu")[0]
-    except RuntimeError:
+    cpu = cpu_device()
+    if cpu is None:
         raise UserError(
             "JAX_PLATFORMS leaves out the CPU, where operations are counted: append ,cpu to it"
-        ) from None
+        )
     plain = dataclasses.replace(config, data=dataclasses.replace(config.data, augment=False))
     plain = with_dtype(plain, _COUNTED)
     program = make_program(plain, Mesh(np.array([[cpu]]), ("data", "space")), _COUNTED)

@@ -125,3 +125,12 @@ def keep_compiled_programs() -> None:
     """
     if CACHE_VARIABLE not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder("xla")))
+
+
+def forget_compiled_programs() -> None:
+    """Compiles anew in this process whatever is kept on disk: a kept program tunes nothing.
+
+    Also, the options of a deterministic run name its folder and process, by which JAX would look
+    for kept programs; of several processes some would find one, and others wait for them to tune.
+    """
+    jax.config.update("jax_enable_compilation_cache", False)

@@ -5,12 +5,14 @@ the tests: slower there, with the same numbers up to rounding.
 """
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from covid_jax.config import Config
+from covid_jax.files import whole_file
 from covid_jax.model import onednn
 from covid_jax.model.conv import Form
 
@@ -64,23 +66,51 @@ def platform_of(name: str, data: int = 1, space: int = 1) -> Platform:
 
 
 def deterministic(platform: Platform, workdir: Path) -> Platform:
-    """`platform` with programs that give the same bits in each run and after each restart.
+    """`platform` with programs that train to the same bits in each run and after each restart.
 
     On a GPU XLA leaves out what adds up in an order that changes, and reads from `workdir` which
-    kernels its autotuner had chosen, which would measure anew at each start; the first start
-    writes them there. CPU and TPU are like that by themselves.
+    kernels its autotuner had chosen, which would measure anew at each start (keep_choices). CPU
+    and TPU are like that by themselves.
     """
     if platform.name != "gpu":
         return platform
-    # Of a file, not of a folder, which leaves some choices out (openxla/xla issue 37902).
-    chosen = (workdir / f"autotuning-{jax.process_index()}.pbtxt").absolute()
+    chosen, kept = _choices(workdir)
     options = {
         "xla_gpu_exclude_nondeterministic_ops": True,
         "xla_gpu_dump_autotune_results_to": str(chosen),
     }
-    if chosen.is_file():
-        options["xla_gpu_load_autotune_results_from"] = str(chosen)
+    if kept.is_file():
+        options["xla_gpu_load_autotune_results_from"] = str(kept)
     return dataclasses.replace(platform, compiler_options={**platform.compiler_options, **options})
+
+
+def keep_choices(workdir: Path) -> None:
+    """Makes what the autotuner has chosen so far that which the next start reads.
+
+    To be called when a checkpoint is saved, before which there is nothing to go on from: XLA
+    writes its file at every compilation, and one that was cut short would stop all later starts.
+    """
+    chosen, kept = _choices(workdir)
+    if chosen.is_file():
+        with whole_file(kept) as partial:
+            shutil.copyfile(chosen, partial)
+
+
+def _choices(workdir: Path) -> tuple[Path, Path]:
+    """Where XLA writes what it chose, and where it reads it: of this process and version.
+
+    Of a file each, not of a folder, which leaves some choices out (openxla/xla issue 37902).
+    """
+    name = f"autotuning-{jax.__version__}-{jax.process_index()}.pbtxt"
+    return (workdir / f".{name}").absolute(), (workdir / name).absolute()
+
+
+def cpu_device() -> jax.Device | None:
+    """The CPU as a device of JAX, beside a GPU too; None where JAX_PLATFORMS leaves it out."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return None
 
 
 def with_dtype(config: Config, platform: Platform) -> Config:

@@ -17,8 +17,8 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 from tqdm import tqdm
 
-from covid_jax.data.volume import whole_file
 from covid_jax.errors import UserError, writing
+from covid_jax.files import whole_file
 
 _PICTURE_SECONDS = 60.0  # between two pictures: drawing one takes half a second
 

@@ -36,8 +36,10 @@ def replay(run: Run, workdir: Path, step: int) -> str:
         state, frozen = run.enter(number // length, state, frozen)
         rate = jnp.float32(learning_rate(run.config, first + number // length))
         batch = run.put(patches)
-        seen = _inside(run, state, frozen, batch, key) if number == step else []
+        before = jax.tree.map(jnp.copy, state) if number == step else state
         state, metrics = run.program.train_step(state, frozen, batch, rate, key)
+    # After the step, so that its program is the first that is compiled, as in the run.
+    seen = _inside(run, before, frozen, batch, key)
     loss, norm = float(metrics["loss"]), float(metrics["gradient_norm"])
     lines = [
         f"step {step}, from the checkpoint of step {start}",

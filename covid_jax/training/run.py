@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,10 @@ from covid_jax.data.plan import Plan, load_plan, save_plan
 from covid_jax.data.preparation import prepare_phantom
 from covid_jax.data.sampling import Batch, Sampler, Source, Stream
 from covid_jax.data.store import StoredDataset, digests, load_case, load_dataset
-from covid_jax.data.volume import read_json, write_json
-from covid_jax.device import nvidia_driver
+from covid_jax.device import cores, nvidia_driver
 from covid_jax.errors import UserError
+from covid_jax.files import read_json, write_json
+from covid_jax.model.conv import form_in
 from covid_jax.training.checkpoint import Saved
 from covid_jax.training.parallel import local_samples, put_batch, replicate
 from covid_jax.training.platform import Platform
@@ -145,7 +145,7 @@ def announcement(run: Run, start: int) -> str:
         f"{title(run.config, run.datasets)}: {epochs} epochs of {run.config.steps_per_epoch} "
         f"steps, {sum(sizes):,} parameters, {frozen:,} of them frozen, {jax.device_count()} x "
         f"{jax.devices()[0].device_kind}{several}, in {run.config.dtype}, convolutions: "
-        f"{run.platform.form}{going_on}"
+        f"{form_in(run.config.dtype, run.platform.form)}{going_on}"
     )
 
 
@@ -186,22 +186,32 @@ def samplers(config: Config, datasets: list[StoredDataset]) -> tuple[Sampler, Sa
 def provenance(datasets: Sequence[StoredDataset], pretrained: str = "") -> dict[str, Any]:
     """What a run stands on besides its config and plan.
 
-    The program's version, the device and its driver, every case and whether it is synthetic; and
-    all that of the pre-training.
+    The program's version, every case and whether it is synthetic; and all that of the pre-training.
     """
     origin: dict[str, Any] = {
         "covid_jax": __version__,
-        "device": {
-            "kind": jax.devices()[0].device_kind,
-            "driver": nvidia_driver(),
-            "jax": jax.__version__,
-        },
         "data": {data.name: digests(data) for data in datasets},
         "synthetic": sorted(data.name for data in datasets if data.synthetic),
     }
     if pretrained and (before := read_json(Path(pretrained) / "provenance.json")):
         origin["pretrained"] = before
     return origin
+
+
+def device_here() -> dict[str, Any]:
+    """What the rounding of a run depends on besides its program."""
+    device = jax.devices()[0]
+    here = {"kind": device.device_kind, "driver": nvidia_driver(), "jax": jax.__version__}
+    # A CPU's sums are cut by its cores.
+    return here | ({"cores": cores()} if device.platform == "cpu" else {})
+
+
+def note_device(workdir: Path) -> None:
+    """Adds this device to those that the run was trained on, in provenance.json."""
+    path, here = workdir / "provenance.json", device_here()
+    origin = read_json(path)
+    if origin["devices"][-1:] != [here]:
+        write_json(path, origin | {"devices": [*origin["devices"], here]})
 
 
 def claim_workdir(
@@ -221,21 +231,41 @@ def claim_workdir(
     """
     check_settings(workdir, config, plan)
     origin, path = provenance(datasets, config.pretrained), workdir / "provenance.json"
-    if path.is_file() and not accept_changes:
-        changed = differences(origin, json.loads(path.read_text()))
-        if not config.deterministic:
-            changed = [line for line in changed if "device" not in re.split(r"[.:]", line)]
+    known = read_json(path)
+    devices = known.get("devices", [])
+    if known and not accept_changes:
+        changed = differences(_without_devices(origin), _without_devices(known))
+        what = "data or program"
+        if not changed and config.deterministic and devices:
+            changed, what = differences(device_here(), devices[-1]), "the device"
         if changed:
             more = f", and {len(changed) - 1} more" if len(changed) > 1 else ""
             raise UserError(
-                f"{workdir}: data or program have changed since the run began "
-                f"({changed[0]}{more}); use another --workdir, or --accept_changes to go on"
+                f"{workdir}: {what} changed since the run began ({changed[0]}{more}); "
+                "use another --workdir, or --accept_changes to go on"
             )
-    if read_json(path) != origin:
+    if known != (origin := origin | {"devices": devices}):
         write_json(path, origin)
     if not (workdir / "config.json").is_file():
         save_plan(workdir / "plan.json", plan)
         write_json(workdir / "config.json", to_dict(config))
+
+
+def _without_devices(origin: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: _without_devices(value) if name == "pretrained" else value
+        for name, value in origin.items()
+        if name != "devices"
+    }
+
+
+def as_begun(config: Config, workdir: Path) -> Config:
+    """`config` with the dtype of the run in `workdir`, where it says "auto" and there is one.
+
+    So a run that began on a GPU goes on as it began, wherever that is.
+    """
+    begun = read_json(workdir / "config.json").get("dtype", "auto")
+    return dataclasses.replace(config, dtype=begun) if config.dtype == "auto" else config
 
 
 def check_settings(workdir: Path, config: Config, plan: Plan) -> None:

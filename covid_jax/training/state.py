@@ -10,6 +10,7 @@ import optax
 from jax import Array
 
 from covid_jax.config import Config, OptimizerConfig
+from covid_jax.training.platform import cpu_device
 from covid_jax.transfer.freezing import join, split
 from covid_jax.transfer.strategies import STRATEGIES
 
@@ -46,9 +47,11 @@ def _clip(gradient: Tree, norm: float) -> Tree:
 
 def new_params(network: nn.Module, seed: int, image_shape: tuple[int, ...]) -> Tree:
     """New parameters of a network for images of a shape (N, D, H, W, C)."""
-    # It runs once, and optimising its random numbers takes ten times as long as running it.
+    # It runs once, and optimising its random numbers takes ten times as long as running it. A GPU's
+    # compiler takes half a minute all the same; so a CPU draws them, wherever they go.
     init = jax.jit(network.init, compiler_options={"xla_backend_optimization_level": 0})
-    return init(jax.random.key(seed), jnp.zeros(image_shape))["params"]
+    with jax.default_device(cpu_device()):
+        return init(jax.random.key(seed), jnp.zeros(image_shape))["params"]
 
 
 def initial_state(trainable: Tree, transform: optax.GradientTransformation) -> TrainState:

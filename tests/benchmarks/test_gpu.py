@@ -140,7 +140,7 @@ def test_parts_end_within_their_limits_and_the_budget_whatever_they_do(tmp_path)
         "failing": "failed, exit status 3",
         "hanging": "killed after 1 s",
         "at_the_end": "killed after 2 s",
-        "too_late": "no time was left",
+        "too_late": "too little time was left",
     }
     begun = ["short", "failing", "hanging", "after", "at_the_end"]
     assert (tmp_path / "begun").read_text().split() == begun
@@ -160,7 +160,7 @@ def test_what_no_time_is_left_for_is_named(tmp_path):
     assert status == 1
     assert "--- correctness: left out" in told
     (line,) = errors.splitlines()
-    assert line.startswith("error: not measured: correctness (no time was left); freezing (no")
+    assert line.startswith("error: not measured: correctness (too little time was left); freezing")
     assert not (tmp_path / "out").exists()
 
 

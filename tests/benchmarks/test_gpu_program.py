@@ -14,7 +14,7 @@ PROGRAM = """
 import dataclasses, json, pathlib, sys
 from benchmarks.gpu_program import line
 from covid_jax.config import UNetConfig
-from covid_jax.training.platform import deterministic, platform_of
+from covid_jax.training.platform import deterministic, keep_choices, platform_of
 from tests.conftest import tiny
 
 config = tiny(dtype="bfloat16")
@@ -28,7 +28,13 @@ config.model = UNetConfig(
 )
 gpu = platform_of("gpu")
 lax = dataclasses.replace(gpu, form="lax")
-whole = line(config, deterministic(gpu, pathlib.Path(sys.argv[1])), "augmented, deterministic")
+run = pathlib.Path(sys.argv[1])
+chosen = deterministic(gpu, run).compiler_options["xla_gpu_dump_autotune_results_to"]
+pathlib.Path(chosen).write_text("version: 3\\n")  # what the autotuner chose, here nothing
+keep_choices(run)
+again = deterministic(gpu, run)
+assert "xla_gpu_load_autotune_results_from" in again.compiler_options
+whole = line(config, again, "augmented, deterministic")
 config.data = dataclasses.replace(config.data, augment=False)
 variants = {
     "packed": gpu,

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,13 @@ from covid_jax.inference.scan import make_network
 from covid_jax.model import onednn
 from covid_jax.training.cost import abstract_arguments, abstract_batch, abstract_params
 from covid_jax.training.parallel import make_mesh
-from covid_jax.training.platform import deterministic, platform_of, with_dtype
+from covid_jax.training.platform import (
+    cpu_device,
+    deterministic,
+    keep_choices,
+    platform_of,
+    with_dtype,
+)
 from covid_jax.training.program import make_program
 from covid_jax.transfer.freezing import mask, split
 from covid_jax.transfer.strategies import STRATEGIES, frozen_patterns
@@ -59,11 +66,14 @@ def test_a_deterministic_gpu_reads_at_its_second_start_what_the_first_one_chose(
     first = deterministic(platform_of("gpu"), tmp_path).compiler_options
     assert first["xla_gpu_exclude_nondeterministic_ops"]
     assert first.items() > platform_of("gpu").compiler_options.items()
-    file = first["xla_gpu_dump_autotune_results_to"]
     assert "xla_gpu_load_autotune_results_from" not in first
-    Path(file).write_text("version: 3")
+    written = Path(first["xla_gpu_dump_autotune_results_to"])
+    written.write_text("version: 3")  # by XLA, whenever it compiles
+    assert deterministic(platform_of("gpu"), tmp_path).compiler_options == first
+    keep_choices(tmp_path)  # with a checkpoint
+    written.write_text("vers")  # cut short by a kill
     second = deterministic(platform_of("gpu"), tmp_path).compiler_options
-    assert second["xla_gpu_load_autotune_results_from"] == file
+    assert Path(second["xla_gpu_load_autotune_results_from"]).read_text() == "version: 3"
 
 
 @pytest.mark.parametrize("name", ["cpu", "tpu"])
@@ -71,10 +81,23 @@ def test_other_platforms_are_deterministic_by_themselves(name, tmp_path):
     assert deterministic(platform_of(name), tmp_path) == platform_of(name)
 
 
-def test_no_module_asks_jax_what_it_runs_on():
-    """But for the commands and the mesh, from whose devices the platform comes."""
-    text = "".join(p.read_text() for p in (ROOT / "covid_jax").rglob("*.py"))
-    assert "default_backend" not in text
+def test_only_commands_and_the_mesh_ask_jax_what_it_runs_on():
+    asking = r"default_backend|devices\(.*\)\[0\]\.platform|flat\[0\]\.platform"
+    found = {
+        path.relative_to(ROOT).as_posix()
+        for folder in ("covid_jax", "benchmarks")
+        for path in (ROOT / folder).rglob("*.py")
+        if re.search(asking, path.read_text())
+    }
+    assert found == {
+        "covid_jax/predict.py",
+        "covid_jax/train.py",  # from the mesh's devices
+        "benchmarks/environment.py",
+    }
+
+
+def test_parameters_are_drawn_on_the_cpu_whatever_else_is_there():
+    assert cpu_device().platform == "cpu"
 
 
 STEPS = """

@@ -278,7 +278,8 @@ def correctness(sheet: Sheet, scale: Scale) -> None:
     for dtype in TOLERANCE:
         config, platform = scale.here(Config(model=model, data=data, dtype=dtype))
         compare(dtype, "losses beside PyTorch's", losses(config, platform, len(stored)), stored)
-        compare(dtype, "a GPU's choices beside others'", *losses_of_choices(scale, dtype))
+        if dtype == scale.config.dtype or not scale.dry_run:
+            compare(dtype, "a GPU's choices beside others'", *losses_of_choices(scale, dtype))
     for line in lines:
         if not line["worst"] < TOLERANCE[line["dtype"]]:
             raise UserError(

@@ -7,8 +7,14 @@ import re
 import pytest
 
 from benchmarks.cluster import simulate
-from benchmarks.gpu_predictions import STRATEGIES, packed_passes, predict
-from benchmarks.gpu_times import measured, validation_seconds, with_epochs
+from benchmarks.gpu_times import (
+    STRATEGIES,
+    measured,
+    packed_passes,
+    predict,
+    validation_seconds,
+    with_epochs,
+)
 from benchmarks.report import RESULTS
 from benchmarks.tables import gpu_epoch_table, gpu_kernels_table
 from covid_jax.config import Config

@@ -58,7 +58,7 @@ def test_value_and_gradients_are_those_of_lax(kernel, strides, size, channels, f
     channels=st.lists(st.sampled_from([1, 3, 6, 20]), min_size=1, max_size=2),
     features=st.sampled_from([1, 5, 32]),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_packing_neighbours_along_w_changes_no_number(
     taps, depth_stride, height, blocks, channels, features
 ):

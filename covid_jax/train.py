@@ -115,8 +115,8 @@ def set_up(config: Config, workdir: Path) -> Run:
     # The devices, what is fast on them, and the step: one function for all strategies and devices.
     mesh = make_mesh(config.mesh, config.data.batch_size, config.data.patch_size[0])
     platform = platform_of(mesh.devices.flat[0].platform, **vars(config.mesh))
-    if config.deterministic:
-        platform = deterministic(platform, workdir)
+    if config.deterministic and (pinned := deterministic(platform, workdir)) != platform:
+        platform = pinned
         forget_compiled_programs()
     config = with_dtype(config, platform)
     marginal = config.loss.marginal and len(datasets) > 1

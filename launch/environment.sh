@@ -44,9 +44,12 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     --constraint constraints.txt --editable ".[$EXTRAS]"
   # JAX loads each plugin that it finds: none of another CUDA may stay.
   for extra in cuda:13 cuda12:12; do
-    [[ ",$EXTRAS," == *",${extra%:*},"* ]] || .venv/bin/python -m pip uninstall --quiet --yes \
-      "jax-cuda${extra#*:}-plugin" "jax-cuda${extra#*:}-pjrt" 2>/dev/null
+    plugin=jax-cuda${extra#*:}
+    if [[ ",$EXTRAS," != *",${extra%:*},"* ]] &&
+      .venv/bin/python -m pip show --quiet "$plugin-plugin" 2>/dev/null; then
+      .venv/bin/python -m pip uninstall --quiet --yes "$plugin-plugin" "$plugin-pjrt"
+      rm -f .venv/.installed-* # who asked for it has it no more
+    fi
   done
-  rm -f .venv/.installed-*
   echo "$wanted" > "$stamp"
 fi

@@ -26,6 +26,15 @@ def reference(parts, kernel, strides):
     )
 
 
+def beside_lax(rng, form, parts, weights, strides):
+    """Pairs of our result and lax's: the value, and the gradients to all parts and the kernel."""
+    ours, pull = jax.vjp(lambda p, w: convolution(p, w, strides, form), parts, weights)
+    theirs, pull_theirs = jax.vjp(lambda p, w: reference(p, w, strides), parts, weights)
+    dy = jnp.asarray(rng.normal(size=theirs.shape), theirs.dtype)
+    found, expected = jax.tree.leaves((ours, pull(dy))), jax.tree.leaves((theirs, pull_theirs(dy)))
+    return zip(found, expected, strict=True)
+
+
 @given(
     kernel=st.tuples(ODD, ODD, ODD),
     strides=st.tuples(STRIDE, STRIDE, STRIDE),
@@ -39,14 +48,7 @@ def test_value_and_gradients_are_those_of_lax(kernel, strides, size, channels, f
     with jax.enable_x64(True):
         parts = tuple(jnp.asarray(rng.normal(size=(2, *size, c))) for c in channels)
         weights = jnp.asarray(rng.normal(size=(*kernel, sum(channels), 4)))
-        ours, pull = jax.vjp(lambda p, w: convolution(p, w, strides, form), parts, weights)
-        theirs, pull_theirs = jax.vjp(lambda p, w: reference(p, w, strides), parts, weights)
-        dy = jnp.asarray(rng.normal(size=theirs.shape))
-        for a, b in zip(
-            jax.tree.leaves((ours, pull(dy))),
-            jax.tree.leaves((theirs, pull_theirs(dy))),
-            strict=True,
-        ):
+        for a, b in beside_lax(rng, form, parts, weights, strides):
             np.testing.assert_allclose(a, b, atol=1e-9)
 
 
@@ -71,14 +73,7 @@ def test_packing_neighbours_along_w_changes_no_number(
         shape = (1, 3, taps, channels[0], features)
         packs = neighbours(shape, strides, 8 * blocks) > 1
         assert packs == (taps > 1)
-        ours, pull = jax.vjp(lambda p, w: convolution(p, w, strides, "packed"), parts, weights)
-        theirs, pull_theirs = jax.vjp(lambda p, w: reference(p, w, strides), parts, weights)
-        dy = jnp.asarray(rng.normal(size=theirs.shape))
-        for a, b in zip(
-            jax.tree.leaves((ours, pull(dy))),
-            jax.tree.leaves((theirs, pull_theirs(dy))),
-            strict=True,
-        ):
+        for a, b in beside_lax(rng, "packed", parts, weights, strides):
             np.testing.assert_allclose(a, b, atol=1e-11 * float(jnp.abs(b).max()))
 
 
@@ -116,12 +111,7 @@ def test_onednn_gives_the_value_and_gradients_of_lax_in_float32(
     parts = tuple(jnp.asarray(rng.normal(size=(2, *size, c)), jnp.float32) for c in channels)
     shape = (*kernel, sum(channels), features)
     weights = jnp.asarray(rng.normal(size=shape), jnp.float32)
-    ours, pull = jax.vjp(lambda p, w: convolution(p, w, strides, "onednn"), parts, weights)
-    theirs, pull_theirs = jax.vjp(lambda p, w: reference(p, w, strides), parts, weights)
-    dy = jnp.asarray(rng.normal(size=theirs.shape), jnp.float32)
-    for a, b in zip(
-        jax.tree.leaves((ours, pull(dy))), jax.tree.leaves((theirs, pull_theirs(dy))), strict=True
-    ):
+    for a, b in beside_lax(rng, "onednn", parts, weights, strides):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * float(jnp.abs(b).max()))
 
 

@@ -27,8 +27,9 @@ from benchmarks.tables import Line, input_pipeline_table
 from benchmarks.timing import in_turns
 from covid_jax.config import Config, check_config_arguments, config_from_flag, define_config_flag
 from covid_jax.data.augment import augment
+from covid_jax.data.labels import read_label
 from covid_jax.data.plan import fingerprint, make_plan
-from covid_jax.data.preprocess import prepare_case, read_label, read_scan
+from covid_jax.data.preprocess import prepare_case, read_scan
 from covid_jax.data.sampling import Sampler
 from covid_jax.data.store import StoredCase, StoredDataset, load_case, save_case
 from covid_jax.device import announce_device

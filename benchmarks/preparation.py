@@ -20,8 +20,9 @@ from absl import flags
 from benchmarks import environment
 from benchmarks.tables import Line, preparation_table
 from benchmarks.timing import in_turns
+from covid_jax.data.labels import read_label
 from covid_jax.data.plan import Plan, fingerprint, make_plan
-from covid_jax.data.preprocess import prepare_case, read_label, read_scan
+from covid_jax.data.preprocess import prepare_case, read_scan
 from covid_jax.data.store import save_case
 from covid_jax.data.volume import write_volume
 from covid_jax.errors import UserError, run_command

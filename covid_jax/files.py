@@ -1,13 +1,14 @@
 """Files that are whole or absent, and JSON."""
 
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from covid_jax.errors import writing
+from covid_jax.errors import UserError, writing
 
 
 @contextlib.contextmanager
@@ -32,3 +33,32 @@ def write_json(path: Path, content: Any) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """What the JSON file at `path` says; nothing where there is no such file."""
     return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def digest(path: Path) -> str:
+    """Of a file's bytes, or of the names and bytes of all files below a folder.
+
+    Raises a UserError where there is nothing, or it cannot be read.
+    """
+    try:
+        if path.is_file():
+            with path.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        names = sorted(file for file in path.rglob("*") if file.is_file())
+        text = "".join(f"{name.relative_to(path)} {digest(name)}\n" for name in names)
+    except OSError as error:
+        raise UserError(f"{error.filename or path}: cannot be read ({error.strerror})") from error
+    if not names:
+        raise UserError(f"{path}: no such file")
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def refuse_inside(output: Path, inputs: Path, flag: str) -> None:
+    """Raises a UserError where the folder `output` is the folder `inputs` or lies in it.
+
+    Whatever links lead there. `flag` names the folder of the outputs.
+    """
+    if inputs.resolve() in (output.resolve(), *output.resolve().parents):
+        raise UserError(
+            f"{flag}={output}: lies in {inputs}, which holds inputs; give a folder outside of it"
+        )

@@ -4,15 +4,20 @@
 
 writes prepared/covid19/ and, if it is not there yet, prepared/plan.json from the training cases of
 fold 0. Datasets prepared into the same folder share that plan, as pre-training and its transfer
-must. Starting again goes on with the cases that are missing. --check_only reads everything, writes
-nothing, and tells what is there, what is missing, what would be mended and what would be refused.
+must. Starting again prepares what is missing and what changed in the raw folder since, and removes
+what is no longer there. --check_only reads everything, writes nothing, and tells what is there,
+what is not taken, what is missing, what would be mended and what would be refused.
+
+A plan is in HU. Scans that cannot be in HU are refused, but for 8-bit grey, which is mapped back;
+--intensities tells how their values are read instead: hu (they are), 8bit, offset1024 (HU + 1024),
+or as_is.
 
 Raw layouts (--raw_dir):
   covid19         COVID-19-CT-Seg_20cases/CASE.nii.gz, Infection_Mask/CASE.nii.gz
   msd_lung        imagesTr/lung_001.nii.gz, labelsTr/lung_001.nii.gz
   structseg_gtv   N/data.nii.gz, N/label.nii.gz
   nsclc_effusion  LUNG1-NNN/ with a DICOM series at any depth, and masks *LUNG1-NNN*effusion*.nii.gz
-  nnunet          dataset.json, imagesTr/CASE_0000.nii.gz, labelsTr/CASE.nii.gz
+  nnunet          dataset.json, imagesTr/CASE_0000.nii.gz, labelsTr/CASE.nii.gz (or .nrrd, .mha)
   phantom         synthetic cases, written to --raw_dir first
 """
 
@@ -21,9 +26,10 @@ from pathlib import Path
 
 from absl import flags
 
-from covid_jax.data.datasets import DATASETS, read_dataset
+from covid_jax.data.datasets import DATASETS
+from covid_jax.data.intensities import INTENSITIES
 from covid_jax.data.phantom import LESIONS, write_raw_dataset
-from covid_jax.data.preparation import check_dataset, prepare_dataset
+from covid_jax.data.preparation import check_dataset, open_dataset, prepare_dataset, summary
 from covid_jax.device import announce_cpu
 from covid_jax.errors import UserError, run_command
 
@@ -44,15 +50,18 @@ _CHECK_ONLY = flags.DEFINE_bool("check_only", False, "Tell what would be done, a
 _SKIP_BAD = flags.DEFINE_bool(
     "skip_bad", False, "Leave out cases that cannot be read safely, instead of stopping."
 )
+_INTENSITIES = flags.DEFINE_enum(
+    "intensities", "auto", INTENSITIES, "How the scans' values are read; auto looks at them."
+)
 _LESION = flags.DEFINE_enum(
     "lesion", "", ["", *LESIONS], "Lesions of the synthetic cases, if not the dataset's own."
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the synthetic cases.", lower_bound=0)
 
 
-def check(name: str, raw_dir: Path, processes: int) -> None:
+def check(name: str, raw_dir: Path, processes: int, intensities: str) -> None:
     """Prints what `raw_dir` holds; an error where a case of it would be refused."""
-    raw = read_dataset(name, raw_dir)
+    raw = open_dataset(name, raw_dir, intensities)
     findings = check_dataset(raw, processes)
     label = "SYNTHETIC " if raw.synthetic else ""
     print(f"{len(raw.cases)} {label}cases of {name}, labels: {', '.join(raw.labels)}")
@@ -65,6 +74,7 @@ def check(name: str, raw_dir: Path, processes: int) -> None:
             print(f"{finding.case}: {note}")
         if finding.refused:
             print(f"{finding.case}: REFUSED; {finding.refused}")
+    print(summary([finding.read_as for finding in findings]))
     refused = [finding.case for finding in findings if finding.refused]
     mended = sum(bool(finding.mended) for finding in findings)
     print(f"{len(findings) - len(refused)} cases can be prepared, {mended} of them are mended")
@@ -82,7 +92,7 @@ def main() -> None:
             raise UserError(f"--{flag.name} is missing (see --help)")
     announce_cpu()
     if _CHECK_ONLY.value:
-        check(_DATASET.value, Path(_RAW_DIR.value), _NUM_PROCESSES.value)
+        check(_DATASET.value, Path(_RAW_DIR.value), _NUM_PROCESSES.value, _INTENSITIES.value)
         return
     raw_dir, out_dir = Path(_RAW_DIR.value), Path(_OUT_DIR.value)
     if _SYNTHETIC.value or _DATASET.value == "phantom":
@@ -94,6 +104,7 @@ def main() -> None:
         _PLAN_FOLD.value,
         _NUM_PROCESSES.value,
         _SKIP_BAD.value,
+        _INTENSITIES.value,
     )
     label = "SYNTHETIC " if raw.synthetic else ""
     print(f"{len(raw.cases)} {label}cases of {raw.name} are prepared in {out_dir / raw.name}")

@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 
 from covid_jax.config import STRATEGY_NAMES, load_config_file
 from covid_jax.data import augment
+from covid_jax.data.labels import read_label
 from covid_jax.data.phantom import make_phantom
-from covid_jax.data.preprocess import read_label, read_scan
+from covid_jax.data.preprocess import read_scan
 from covid_jax.reporting.figures import LUNG_WINDOW_HU
 from covid_jax.reporting.network import draw_networks
 

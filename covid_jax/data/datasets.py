@@ -6,13 +6,15 @@ which label values it uses, and how its cases are split into training and test c
 
 import json
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from covid_jax.data.scans import Scans, ending, files_in, listed, stem
 from covid_jax.errors import UserError
 
 SYNTHETIC_MARKER = "SYNTHETIC.txt"
@@ -30,10 +32,20 @@ class Case:
 
 @dataclass(frozen=True)
 class Split:
-    """Names of the cases to train on and to test on."""
+    """Names of the cases to train on, to test on, and to validate on.
+
+    Settings are selected by the cases to validate on, or by those to train on where there are none;
+    never by those to test on.
+    """
 
     train: tuple[str, ...]
     test: tuple[str, ...]
+    validation: tuple[str, ...] = ()
+
+    @property
+    def cases(self) -> tuple[str, ...]:
+        """All of them."""
+        return (*self.train, *self.validation, *self.test)
 
 
 @dataclass(frozen=True)
@@ -46,7 +58,10 @@ class RawDataset:
       splits: the folds.
       synthetic: whether it was made by phantom.py.
       ignored: the label value of voxels that nobody annotated, where there is one.
-      notes: what a user should know of it, such as cases of the split that are not there.
+      notes: what a user should know of it, such as cases of the split that are not there, and
+        files that are not taken.
+      channel: what the images are, as dataset.json says.
+      intensities: how their values are read (intensities.read_as).
     """
 
     name: str
@@ -56,6 +71,8 @@ class RawDataset:
     synthetic: bool
     notes: tuple[str, ...] = ()
     ignored: int | None = None
+    channel: str = "CT"
+    intensities: str = "auto"
 
     def without(self, names: Collection[str]) -> "RawDataset":
         """The dataset without some of its cases, in its folds too."""
@@ -66,7 +83,10 @@ class RawDataset:
         return replace(
             self,
             cases=tuple(case for case in self.cases if case.name not in names),
-            splits=tuple(Split(rest(split.train), rest(split.test)) for split in self.splits),
+            splits=tuple(
+                Split(rest(split.train), rest(split.test), rest(split.validation))
+                for split in self.splits
+            ),
         )
 
 
@@ -74,21 +94,15 @@ def covid19(raw_dir: Path) -> RawDataset:
     """COVID-19-CT-Seg (Zenodo 3757476), unpacked: images and infection masks; 5 folds of 4/16."""
     images = _folder(raw_dir, "COVID-19-CT-Seg_20cases")
     masks = _folder(raw_dir, "Infection_Mask")
-    cases = [
-        Case(image.name.removesuffix(".nii.gz"), image, masks / image.name)
-        for image in images.glob("*.nii.gz")
-    ]
-    return _with_published_splits("covid19", raw_dir, cases, ("infection",))
+    cases, notes = _pairs(files_in(images), masks)
+    return _with_published_splits("covid19", raw_dir, cases, ("infection",), notes)
 
 
 def msd_lung(raw_dir: Path) -> RawDataset:
     """Medical Segmentation Decathlon, Task06_Lung: 1 = cancer."""
     images, labels = _folder(raw_dir, "imagesTr"), _folder(raw_dir, "labelsTr")
-    cases = [
-        Case(image.name.removesuffix(".nii.gz"), image, labels / image.name)
-        for image in images.glob("[!.]*.nii.gz")
-    ]
-    return _with_published_splits("msd_lung", raw_dir, cases, ("lung cancer",))
+    cases, notes = _pairs(files_in(images), labels)
+    return _with_published_splits("msd_lung", raw_dir, cases, ("lung cancer",), notes)
 
 
 def structseg_gtv(raw_dir: Path) -> RawDataset:
@@ -97,7 +111,12 @@ def structseg_gtv(raw_dir: Path) -> RawDataset:
         Case(f"train_{image.parent.name}", image, image.with_name("label.nii.gz"))
         for image in raw_dir.glob("*/data.nii.gz")
     ]
-    return _with_published_splits("structseg_gtv", raw_dir, cases, ("gross tumour volume",))
+    taken, marker = {case.image.parent for case in cases}, raw_dir / SYNTHETIC_MARKER
+    notes = _not_taken(
+        "no folder with data.nii.gz",
+        (path.name for path in raw_dir.iterdir() if path not in {*taken, marker}),
+    )
+    return _with_published_splits("structseg_gtv", raw_dir, cases, ("gross tumour volume",), notes)
 
 
 def nsclc_effusion(raw_dir: Path) -> RawDataset:
@@ -110,14 +129,20 @@ def nsclc_effusion(raw_dir: Path) -> RawDataset:
         folder.name: folder for folder in sorted(raw_dir.rglob("LUNG1-[0-9]*")) if folder.is_dir()
     }
     masks: dict[str, Path] = {}
-    for mask in sorted(
-        raw_dir.rglob("*.nii.gz"), key=lambda path: "first" not in path.name.lower()
-    ):
+    others = []
+    files = [path for path in raw_dir.rglob("*") if path.is_file() and ending(path)]
+    for mask in sorted(files, key=lambda path: ("first" not in path.name.lower(), path)):
         patient = re.search(r"LUNG1-\d+", mask.name)
-        if patient and "effusion" in mask.name.lower():
-            masks.setdefault(patient[0], mask)
+        of_effusion = patient and "effusion" in mask.name.lower() and mask.name[0] != "."
+        if not (patient and of_effusion and masks.setdefault(patient[0], mask) == mask):
+            others.append(mask.name)
     cases = [Case(name, folder, masks[name]) for name, folder in patients.items() if name in masks]
-    return _with_published_splits("nsclc_effusion", raw_dir, cases, ("pleural effusion",))
+    notes = [
+        *_not_taken("patients without a mask of an effusion", patients.keys() - masks.keys()),
+        *_not_taken("masks without their patient", masks.keys() - patients.keys()),
+        *_not_taken("files that are no first mask of an effusion", others),
+    ]
+    return _with_published_splits("nsclc_effusion", raw_dir, cases, ("pleural effusion",), notes)
 
 
 def nnunet(raw_dir: Path) -> RawDataset:
@@ -126,39 +151,69 @@ def nnunet(raw_dir: Path) -> RawDataset:
     if not description.is_file():
         raise UserError(f"{description}: missing; an nnU-Net raw dataset has one")
     try:
-        labels = json.loads(description.read_text())["labels"]
-    except (ValueError, KeyError, TypeError) as error:
+        content = json.loads(description.read_text())
+        values = label_values(content)
+        channels = list((content.get("channel_names") or content.get("modality") or {}).values())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{description}: not an nnU-Net dataset.json with labels") from error
-    # v1 maps values to names, v2 names to values.
-    values: dict[int, str] = {}
-    for key, other in labels.items():
-        value, name = (int(key), other) if str(key).isdigit() else (other, key)
-        if not isinstance(value, int):
-            raise UserError(f"{description}: label {name!r} is a region; only plain labels work")
-        values[value] = str(name)
-    ignored = next((value for value, name in values.items() if name == "ignore"), None)
-    annotated = sorted(values.keys() - {ignored})
-    names = tuple(values[value] for value in annotated if value != 0)
-    if annotated != list(range(len(names) + 1)):
-        raise UserError(f"{description}: label values {sorted(values)} are not 0, 1, 2, ...")
-    images, masks = _folder(raw_dir, "imagesTr"), _folder(raw_dir, "labelsTr")
-    cases = [
-        Case(
-            image.name.removesuffix("_0000.nii.gz"),
-            image,
-            masks / image.name.replace("_0000.nii.gz", ".nii.gz"),
+    except UserError as error:
+        raise UserError(f"{description}: {error}") from error
+    if len(channels) > 1:
+        raise UserError(
+            f"{description}: {len(channels)} channels ({', '.join(map(str, channels))}); only "
+            "datasets of one channel can be prepared"
         )
-        for image in images.glob("[!.]*_0000.nii.gz")
-    ]
-    ordered = _checked("nnunet", raw_dir, cases)
-    folds = cross_validation([case.name for case in ordered])
-    return RawDataset("nnunet", ordered, names, folds, is_synthetic(raw_dir), ignored=ignored)
+    ignored = values.pop("ignore", None)
+    names = tuple(sorted((name for name in values if values[name] != 0), key=values.__getitem__))
+    if sorted(values.values()) != list(range(len(names) + 1)):
+        raise UserError(
+            f"{description}: label values {sorted(values.values())} are not 0 (background), 1, 2, "
+            "...; nnU-Net wants them so"
+        )
+    images, masks = _folder(raw_dir, "imagesTr"), _folder(raw_dir, "labelsTr")
+    found = files_in(images)
+    first = {name: path for name, path in found.paths.items() if stem(path).endswith("_0000")}
+    unnamed = [path.name for name, path in found.paths.items() if name not in first]
+    cases, notes = _pairs(Scans(first, found.left_out), masks)
+    notes += _not_taken(f"images without nnU-Net's _0000 of their channel in {images}", unnamed)
+    expected = content.get("numTraining", len(cases))
+    if expected != len(cases):
+        notes.append(f"{description} says numTraining {expected}, and there are {len(cases)} cases")
+    ordered = _checked("nnunet", raw_dir, cases, notes)
+    return RawDataset(
+        "nnunet",
+        ordered,
+        names,
+        cross_validation([case.name for case in ordered]),
+        is_synthetic(raw_dir),
+        tuple(notes),
+        ignored,
+        str(channels[0]) if channels else "CT",
+    )
 
 
 def phantom(raw_dir: Path) -> RawDataset:
     """Synthetic cases, laid out as an nnU-Net raw dataset (see phantom.py)."""
     raw = nnunet(raw_dir)
     return replace(raw, name="phantom")
+
+
+def label_values(description: dict[str, Any]) -> dict[str, int]:
+    """The value of each label of an nnU-Net dataset.json by its name, background among them.
+
+    Raises:
+      KeyError, AttributeError, TypeError, ValueError: it has no labels.
+      UserError: a label is a region.
+    """
+    labels = description["labels"]
+    if all(str(key).isdigit() for key in labels):  # v1 maps values to names, v2 names to values
+        labels = {name: value for value, name in labels.items()}
+    values = {}
+    for name, value in labels.items():
+        if not isinstance(value, int | str):
+            raise UserError(f"label {name!r} is a region; only plain labels work")
+        values[str(name)] = int(value)
+    return values
 
 
 DATASETS: dict[str, Callable[[Path], RawDataset]] = {
@@ -208,9 +263,9 @@ def is_synthetic(raw_dir: Path) -> bool:
 
 
 def _with_published_splits(
-    name: str, raw_dir: Path, cases: list[Case], labels: tuple[str, ...]
+    name: str, raw_dir: Path, cases: list[Case], labels: tuple[str, ...], notes: list[str]
 ) -> RawDataset:
-    ordered = _checked(name, raw_dir, cases)
+    ordered = _checked(name, raw_dir, cases, notes)
     here = {case.name for case in ordered}
     published = published_splits(name)
     splits = tuple(
@@ -221,7 +276,6 @@ def _with_published_splits(
         for split in published
     )
     expected = set(published[0].train) | set(published[0].test)
-    notes = []
     if (missing := sorted(expected - here)) and not is_synthetic(raw_dir):
         notes.append(f"{len(missing)} of {len(expected)} cases are not there: {', '.join(missing)}")
     if extra := sorted(here - expected):
@@ -234,9 +288,30 @@ def _with_published_splits(
     return RawDataset(name, ordered, labels, splits, is_synthetic(raw_dir), tuple(notes))
 
 
-def _checked(name: str, raw_dir: Path, cases: list[Case]) -> tuple[Case, ...]:
+def _pairs(images: Scans, labels: Path) -> tuple[list[Case], list[str]]:
+    """A case of each image with its label in the folder `labels`, and lines on what is not taken.
+
+    A label that is missing is found missing when the case is read.
+    """
+    found = files_in(labels)
+    cases = [
+        Case(name, image, found.paths.get(name, labels / f"{name}.nii.gz"))
+        for name, image in images.paths.items()
+    ]
+    alone = [found.paths[name].name for name in found.paths.keys() - images.paths.keys()]
+    notes = [*images.left_out, *found.left_out]
+    return cases, notes + _not_taken(f"labels without an image in {labels}", alone)
+
+
+def _not_taken(what: str, names: Iterable[str]) -> list[str]:
+    names = list(names)
+    return [f"{len(names)} not taken, {what}: {listed(names)}"] if names else []
+
+
+def _checked(name: str, raw_dir: Path, cases: list[Case], notes: Iterable[str]) -> tuple[Case, ...]:
     if not cases:
-        raise UserError(f"{raw_dir}: no case in it; expected the layout of {name} (see the README)")
+        expected = f"{raw_dir}: no case in it; expected the layout of {name} (see the README)"
+        raise UserError("; ".join([expected, *notes]))
     return tuple(sorted(cases, key=lambda case: case.name))
 
 

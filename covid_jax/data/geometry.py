@@ -66,11 +66,16 @@ def in_file_axes(volume: Volume) -> np.ndarray:
     return apply_orientation(volume.voxels, turn)
 
 
+def turned_to(volume: Volume, axes: tuple[str, str, str]) -> Volume:
+    """The same volume with D, H, W towards `axes`."""
+    turned = from_file_axes(in_file_axes(volume), volume.file_affine, axes)
+    return replace(turned, notes=volume.notes)
+
+
 def turned_to_file_axes(volume: Volume) -> Volume:
     """The same volume with D, H, W along the file's axes k, j, i, as ITK and nnU-Net read it."""
     i, j, k = aff2axcodes(volume.file_affine)
-    turned = from_file_axes(in_file_axes(volume), volume.file_affine, (k, j, i))
-    return replace(turned, notes=volume.notes)
+    return turned_to(volume, (k, j, i))
 
 
 def from_spacing(voxels: np.ndarray, spacing_mm: Sequence[float]) -> Volume:

@@ -26,7 +26,7 @@ from covid_jax.data.chest import (
 from covid_jax.data.datasets import SYNTHETIC_MARKER, published_splits
 from covid_jax.data.geometry import Volume, from_spacing
 from covid_jax.data.volume import write_volume
-from covid_jax.errors import UserError
+from covid_jax.errors import UserError, writing
 
 SPACING_MM = (6.0, 3.0, 3.0)
 
@@ -157,10 +157,15 @@ def write_raw_dataset(
     marker = raw_dir / SYNTHETIC_MARKER
     kind = f" of {lesion}" if lesion else ""
     recipe = f"synthetic {dataset}, {num_cases} cases{kind}, seed {seed}, made by covid_jax\n"
-    if marker.is_file() and marker.read_text() == recipe:
+    begun = f"unfinished: {recipe}"  # a start that was stopped is begun again
+    held = marker.read_text() if marker.is_file() else ""
+    if held == recipe:
         return
-    if raw_dir.is_dir() and any(raw_dir.iterdir()):
+    if held != begun and raw_dir.is_dir() and any(raw_dir.iterdir()):
         raise UserError(f"{raw_dir}: holds other files; give an empty folder for synthetic cases")
+    with writing(raw_dir):
+        raw_dir.mkdir(parents=True, exist_ok=True)
+        marker.write_text(begun)
     for index, name in enumerate(_case_names(dataset, num_cases)):
         image, label = make_phantom(dataset, seed, index, lesion=lesion)
         _WRITERS[dataset](raw_dir, name, image, label)
@@ -172,7 +177,7 @@ def write_raw_dataset(
             "file_ending": ".nii.gz",
         }
         (raw_dir / "dataset.json").write_text(json.dumps(description, indent=1) + "\n")
-    marker.write_text(recipe)  # last: without it the folder is not taken for whole
+    marker.write_text(recipe)
 
 
 def _case_names(dataset: str, count: int) -> Sequence[str]:

@@ -1,14 +1,18 @@
 """A raw dataset becomes a prepared one: its cases by one plan, each whole or absent."""
 
 import functools
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from covid_jax.data import phantom, store
 from covid_jax.data.datasets import Case, RawDataset, read_dataset
 from covid_jax.data.geometry import Volume
+from covid_jax.data.labels import read_label
 from covid_jax.data.plan import (
     FINGERPRINT_VOXELS,
     Fingerprint,
@@ -18,9 +22,26 @@ from covid_jax.data.plan import (
     make_plan,
     save_plan,
 )
-from covid_jax.data.preprocess import nonzero_box, prepare_case, read_label, read_scan
+from covid_jax.data.preprocess import nonzero_box, prepare_case, read_scan_as
 from covid_jax.data.processes import each
+from covid_jax.data.scans import listed
 from covid_jax.errors import UserError
+from covid_jax.files import digest, refuse_inside
+
+
+def open_dataset(name: str, raw_dir: Path, intensities: str = "auto") -> RawDataset:
+    """The raw dataset `name` in `raw_dir`, whose values are read as `intensities` tells.
+
+    Raises:
+      UserError: as read_dataset; or its images are said not to be CT, and nothing else is told.
+    """
+    raw = read_dataset(name, raw_dir)
+    if intensities == "auto" and raw.channel.upper() != "CT":
+        raise UserError(
+            f"{raw_dir / 'dataset.json'}: its channel is {raw.channel!r}, and a plan is in HU of "
+            "CT; --intensities=as_is takes the values as they are"
+        )
+    return replace(raw, intensities=intensities)
 
 
 def prepare_dataset(
@@ -30,18 +51,24 @@ def prepare_dataset(
     plan_fold: int = 0,
     processes: int = 1,
     skip_bad: bool = False,
+    intensities: str = "auto",
 ) -> RawDataset:
-    """Prepares every case of a raw dataset into `out_dir`/`name`; done cases are kept.
+    """Prepares every case of a raw dataset into `out_dir`/`name`, which then is what the raw is.
 
-    The plan is `out_dir`/plan.json; where there is none yet, the training cases of fold
-    `plan_fold` of this dataset make it. As many cases are worked on at once as there are
-    `processes`. With `skip_bad` all are read first, and those that cannot be read safely are left
-    out of the dataset and its folds, each with a line that says why.
+    Cases that are there from the same files, in the same way, are kept; cases that the raw dataset
+    no longer has are removed. The plan is `out_dir`/plan.json; where there is none yet, the
+    training cases of fold `plan_fold` of this dataset make it. As many cases are worked on at once
+    as there are `processes`. With `skip_bad` all are read first, and those that cannot be read
+    safely are left out of the dataset and its folds, each with a line that says why.
 
     Raises:
-      UserError: the raw dataset is incomplete or a case of it is damaged; names the file.
+      UserError: the raw dataset is incomplete, a case of it is damaged (names the file), or
+        `out_dir` holds another dataset of this name, or lies in `raw_dir`.
     """
-    raw = read_dataset(name, raw_dir)
+    folder = out_dir / name
+    refuse_inside(out_dir, raw_dir, "--out_dir")
+    refuse_inside(raw_dir, folder, "--raw_dir")
+    raw = open_dataset(name, raw_dir, intensities)
     for note in raw.notes:
         tqdm.write(f"{name}: {note}")
     if skip_bad:
@@ -49,30 +76,97 @@ def prepare_dataset(
         for finding in bad:
             tqdm.write(f"{finding.case}: left out; {finding.refused}")
         raw = raw.without({finding.case for finding in bad})
+        if not raw.cases:
+            raise UserError(f"{raw_dir}: every case of it is refused; see the lines above")
+    sources = _sources(raw, processes)
+    known = store.facts_of(folder)
+    _refuse_another_dataset(folder, raw_dir, known, sources)
     plan_path = out_dir / "plan.json"
     if plan_path.is_file():
         plan = load_plan(plan_path)
     else:
         plan = _plan_of(raw, plan_fold, processes)
         save_plan(plan_path, plan)
-    folder = out_dir / name
-    missing = [case for case in raw.cases if not store.has_case(folder, case.name, plan.hash)]
-    prepare = functools.partial(_prepare_case, raw=raw, plan=plan, folder=folder)
+
+    changed = [n for n in sources if n in known and known[n].get("source") != sources[n]]
+    removed = sorted(known.keys() - sources.keys())
+    missing = [
+        case
+        for case in raw.cases
+        if case.name in changed or known.get(case.name, {}).get("plan") != plan.hash
+    ]
+    if missing or removed:
+        store.forget_dataset(folder)  # which counts as prepared again when all of it is
+    for case_name in removed:
+        tqdm.write(f"{case_name}: is not in {raw_dir} (any more): removed")
+        store.remove_case(folder, case_name)
+    for case_name in changed:
+        what = _difference(known[case_name].get("source"), sources[case_name])
+        tqdm.write(f"{case_name}: {what} since it was prepared: prepared again")
+    if stale := sorted(set(plan.training_cases) & {*changed, *removed}):
+        tqdm.write(
+            f"{plan_path} was made from cases that changed since ({listed(stale)}) and is kept; "
+            "delete it for a plan of what is there now"
+        )
+    prepare = functools.partial(_prepare_case, raw=raw, plan=plan, folder=folder, sources=sources)
     notes = each(prepare, missing, processes, f"preparing {name}")
     for case, of_case in zip(missing, notes, strict=True):
         for note in of_case:
             tqdm.write(f"{case.name}: {note}")
     store.save_dataset(folder, raw, plan.hash)
+    read_as = [facts["read_as"] for facts in store.facts_of(folder).values()]
+    tqdm.write(f"{name}: {summary(read_as)}")
     return raw
+
+
+def _sources(raw: RawDataset, processes: int) -> dict[str, dict[str, Any]]:
+    """What each case is made from: digests of its raw files, and how they are read."""
+    how = {"labels": list(raw.labels), "ignored": raw.ignored, "intensities": raw.intensities}
+    digests = each(_digests, raw.cases, processes, f"raw files of {raw.name}")
+    return {case.name: {**of_case, **how} for case, of_case in zip(raw.cases, digests, strict=True)}
+
+
+def _digests(case: Case) -> dict[str, str]:
+    _check_label(case)
+    return {"image": digest(case.image), "label": digest(case.label)}
+
+
+def _refuse_another_dataset(
+    folder: Path, raw_dir: Path, known: dict[str, Any], sources: dict[str, Any]
+) -> None:
+    """Raises a UserError where none of the images that are prepared is one of the raw dataset's."""
+    theirs = {facts["source"]["image"] for facts in known.values() if facts.get("source")}
+    if theirs and not theirs & {source["image"] for source in sources.values()}:
+        raise UserError(
+            f"{folder}: holds {len(known)} cases of another dataset ({listed(known)}), whose "
+            f"images are not in {raw_dir}; give another --out_dir, or delete that folder"
+        )
+
+
+def _difference(theirs: dict[str, Any] | None, ours: dict[str, Any]) -> str:
+    """In words, what of a case's source changed."""
+    if not theirs:
+        return "nothing is known of the raw files that it came from"
+    names = {"image": "its image", "label": "its label"}
+    parts = [
+        names.get(key, f"{key} {theirs.get(key)} -> {value}")
+        for key, value in ours.items()
+        if theirs.get(key) != value
+    ]
+    return f"{', '.join(parts)} changed"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What reading a raw case found: what was mended, or why it is refused (empty: it is not)."""
+    """What reading a raw case found: what was mended, or why it is refused (empty: it is not).
+
+    `read_as` says how its values are read.
+    """
 
     case: str
     mended: tuple[str, ...]
     refused: str
+    read_as: str = ""
 
 
 def check_dataset(raw: RawDataset, processes: int) -> list[Finding]:
@@ -81,18 +175,33 @@ def check_dataset(raw: RawDataset, processes: int) -> list[Finding]:
     return list(each(check, raw.cases, processes, f"checking {raw.name}"))
 
 
+def summary(read_as: Sequence[str]) -> str:
+    """A line on how the values of a dataset's scans are read."""
+    counts = Counter(how for how in read_as if how)
+    return "values are read " + "; ".join(f"{how} ({n} scans)" for how, n in sorted(counts.items()))
+
+
 def _check_case(case: Case, raw: RawDataset) -> Finding:
     try:
-        return Finding(case.name, _notes(*read_case(case, raw)), "")
+        image, label, how = _read(case, raw)
+        return Finding(case.name, _notes(image, label), "", how)
     except UserError as error:
         return Finding(case.name, (), str(error))
 
 
-def _prepare_case(case: Case, raw: RawDataset, plan: Plan, folder: Path) -> tuple[str, ...]:
+def _prepare_case(
+    case: Case, raw: RawDataset, plan: Plan, folder: Path, sources: dict[str, dict[str, Any]]
+) -> tuple[str, ...]:
     """Prepares and stores a case; returns what was mended."""
-    image, label = read_case(case, raw)
+    image, label, how = _read(case, raw)
     notes = _notes(image, label)
-    facts = {"plan": plan.hash, "notes": notes, "synthetic": raw.synthetic}
+    facts = {
+        "plan": plan.hash,
+        "source": sources[case.name],
+        "read_as": how,
+        "notes": notes,
+        "synthetic": raw.synthetic,
+    }
     store.save_case(folder, case.name, prepare_case(image, label, plan), label, facts)
     return notes
 
@@ -112,10 +221,19 @@ def prepare_phantom(out_dir: Path, num_cases: int, seed: int) -> None:
 
 def read_case(case: Case, raw: RawDataset) -> tuple[Volume, Volume]:
     """Image (HU) and label of a raw case. Raises a UserError that names the file."""
+    image, label, _ = _read(case, raw)
+    return image, label
+
+
+def _read(case: Case, raw: RawDataset) -> tuple[Volume, Volume, str]:
+    _check_label(case)
+    image, how = read_scan_as(case.image, raw.intensities)
+    return image, read_label(case.label, image, len(raw.labels) + 1, raw.ignored), how
+
+
+def _check_label(case: Case) -> None:
     if not case.label.is_file():
         raise UserError(f"{case.label}: missing label of case {case.name}")
-    image = read_scan(case.image)
-    return image, read_label(case.label, image, len(raw.labels) + 1, raw.ignored)
 
 
 def _plan_of(raw: RawDataset, fold: int, processes: int) -> Plan:

@@ -1,21 +1,18 @@
 """From a scan to what a network sees, and back: crop, resample, normalise (nnU-Net's for CT)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from nibabel.orientations import aff2axcodes
 from scipy import ndimage, special
 
-from covid_jax.config import ANISOTROPY, IGNORED
+from covid_jax.config import ANISOTROPY
 from covid_jax.data.geometry import Volume, turned_to_file_axes
+from covid_jax.data.intensities import read_as
 from covid_jax.data.plan import Plan
 from covid_jax.data.volume import read_volume
 from covid_jax.errors import UserError
-
-GREY_WINDOW_HU = (-1250.0, 250.0)
-"""The window from which the 8-bit radiopaedia volumes of COVID-19-CT-Seg are said to come."""
 
 Box = tuple[slice, slice, slice]
 
@@ -47,75 +44,20 @@ class PreparedCase:
 
 
 def read_scan(path: str | Path) -> Volume:
-    """The scan at `path` in HU; what had to be assumed for that is in its notes."""
+    """The scan at `path` in HU; what had to be assumed for that is in its notes.
+
+    Raises as read_volume and read_as.
+    """
+    return read_scan_as(path, "auto")[0]
+
+
+def read_scan_as(path: str | Path, told: str) -> tuple[Volume, str]:
+    """The scan at `path` in HU, and how its values were read (read_as). Raises as read_scan."""
     volume = read_volume(path)
     try:
-        return to_hounsfield(volume)
+        return read_as(volume, told)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-
-
-def to_hounsfield(volume: Volume) -> Volume:
-    """Maps a volume of 8-bit grey (0 to 255) linearly to the window it is said to come from.
-
-    CT in HU has air around -1000, so a volume without a negative value is not in HU.
-
-    Raises:
-      UserError: neither HU nor 8-bit grey, or not finite.
-    """
-    low, high = float(volume.voxels.min()), float(volume.voxels.max())
-    if not (np.isfinite(low) and np.isfinite(high)):
-        raise UserError("holds values that are not finite; export the scan again")
-    if low < 0:
-        return volume
-    if high > 255:
-        raise UserError(
-            f"its values {low:g} to {high:g} are neither HU nor 8-bit grey; export it in HU"
-        )
-    bottom, top = GREY_WINDOW_HU
-    voxels = volume.voxels.astype(np.float32) / 255 * (top - bottom) + bottom
-    note = f"8-bit grey mapped to {bottom:g} ... {top:g} HU"
-    return replace(volume, voxels=voxels, notes=(*volume.notes, note))
-
-
-def read_label(
-    path: str | Path, image: Volume, num_values: int, ignored: int | None = None
-) -> Volume:
-    """The label of `image` at `path`, as uint8, with IGNORED for the value `ignored`.
-
-    Raises:
-      UserError: another grid than the image's, values that are not whole, or outside
-        0 .. num_values - 1.
-    """
-    label = read_volume(path)
-    if label.voxels.shape != image.voxels.shape:
-        raise UserError(
-            f"{path}: its shape {label.voxels.shape} is not its image's {image.voxels.shape}; "
-            "export both on one grid"
-        )
-    if not np.allclose(label.affine, image.affine, atol=0.1):
-        raise UserError(f"{path}: lies elsewhere than its image; export both on one grid")
-    notes = [f"label: {note}" for note in label.notes]
-    if aff2axcodes(label.file_affine) != aff2axcodes(image.file_affine):
-        notes.append("label: its file's axes are not its image's: turned")
-    if (apart := float(np.abs(label.affine - image.affine).max())) > 1e-6:
-        notes.append(f"label: lies {apart:.1g} mm beside its image: taken as the same place")
-    values = np.unique(label.voxels)
-    whole = np.rint(values)
-    if (rest := float(np.abs(values - whole).max())) > 0:
-        notes.append(f"label: values up to {rest:.1g} beside whole numbers: rounded")
-    if not rest <= 0.01:  # nor is NaN
-        raise UserError(f"{path}: holds values that are not whole numbers; it is no label")
-    outside = whole[(whole != ignored) & ((whole < 0) | (whole >= num_values))]
-    if outside.size:
-        raise UserError(
-            f"{path}: holds the value {outside[0]:g}; this dataset's labels are "
-            f"0 to {num_values - 1}"
-        )
-    voxels = np.rint(label.voxels).astype(np.uint8)
-    if ignored in whole:
-        voxels[np.rint(label.voxels) == ignored] = IGNORED
-    return replace(label, voxels=voxels, notes=tuple(notes))
 
 
 def nonzero_box(voxels: np.ndarray) -> Box:

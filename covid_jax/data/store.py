@@ -26,7 +26,7 @@ from covid_jax.data.geometry import Volume
 from covid_jax.data.preprocess import Geometry, PreparedCase
 from covid_jax.data.volume import write_volume
 from covid_jax.errors import UserError, writing
-from covid_jax.files import write_json
+from covid_jax.files import read_json, write_json
 
 _FOREGROUND_PER_CLASS = 10_000  # nnU-Net's number of voxels kept to centre patches on
 
@@ -94,7 +94,8 @@ def save_case(
 ) -> None:
     """Writes a case of the dataset in `folder`, whole or not at all.
 
-    `facts` is kept in case.json: the plan's hash, and what was mended; and a digest of the arrays.
+    `facts` is kept in case.json: the plan's hash, what raw files it came from (source), and what
+    was mended; and a digest of the arrays.
     """
     assert case.label is not None
     final = folder / "cases" / name
@@ -119,13 +120,30 @@ def save_case(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def has_case(folder: Path, name: str, plan_hash: str) -> bool:
-    """Whether the dataset in `folder` holds the case, prepared by this plan."""
-    path = folder / "cases" / name / "case.json"
-    if not path.is_file():
-        return False
-    facts = json.loads(path.read_text())
-    return facts["plan"] == plan_hash and "sha256" in facts
+def facts_of(folder: Path) -> dict[str, dict[str, Any]]:
+    """What is known of each case of the dataset in `folder`, by its name; of a damaged one nothing.
+
+    {"plan", "source", "notes", ...}: save_case's facts, and the case's geometry and digest.
+    """
+    return {
+        case.name: _facts(case)
+        for case in sorted((folder / "cases").glob("*"))
+        if case.is_dir() and not case.name.startswith(".")
+    }
+
+
+def _facts(case: Path) -> dict[str, Any]:
+    try:
+        facts = read_json(case / "case.json")
+    except ValueError:
+        return {}
+    return facts if isinstance(facts, dict) and "sha256" in facts else {}
+
+
+def remove_case(folder: Path, name: str) -> None:
+    """Removes a case from the dataset in `folder`."""
+    shutil.rmtree(folder / "cases" / name)
+    (folder / "references" / f"{name}.nii.gz").unlink(missing_ok=True)
 
 
 def load_case(dataset: StoredDataset, name: str) -> StoredCase:
@@ -146,7 +164,7 @@ def open_case(folder: Path, verified: bool = False) -> StoredCase:
         label = np.load(folder / "label.npy", mmap_mode="r")
         foreground = np.load(folder / "foreground.npy")
         digest = facts["sha256"]
-    except (OSError, ValueError, EOFError, KeyError) as error:
+    except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
         raise UserError(damaged) from error
     if verified and _digest(facts["geometry"], image, label, foreground) != digest:
         raise UserError(f"{damaged} (its files are not those that were written)")
@@ -163,15 +181,20 @@ def digests(dataset: StoredDataset) -> dict[str, str]:
     Raises:
       UserError: a case is missing, or from before there were digests.
     """
-    names = {name for split in dataset.splits for name in (*split.train, *split.test)}
+    names = {name for split in dataset.splits for name in split.cases}
     found = {}
     for name in sorted(names):
         path = dataset.folder / "cases" / name / "case.json"
         try:
             found[name] = json.loads(path.read_text())["sha256"]
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}: missing or damaged; prepare the data again") from error
     return found
+
+
+def forget_dataset(folder: Path) -> None:
+    """Removes dataset.json: the dataset no longer counts as prepared."""
+    (folder / "dataset.json").unlink(missing_ok=True)
 
 
 def save_dataset(folder: Path, raw: RawDataset, plan_hash: str) -> None:
@@ -195,13 +218,16 @@ def load_dataset(prepared_dir: str | Path, name: str, plan_hash: str) -> StoredD
             f"{path}: no such file; run python -m covid_jax.prepare --dataset={name} "
             f"--raw_dir=... --out_dir={prepared_dir}"
         )
-    description = json.loads(path.read_text())
-    if description["plan"] != plan_hash:
+    try:
+        description = json.loads(path.read_text())
+        splits = tuple(Split(**{k: tuple(v) for k, v in s.items()}) for s in description["splits"])
+        labels, synthetic = tuple(description["labels"]), bool(description["synthetic"])
+        other = description["plan"] != plan_hash
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: damaged; prepare the data again") from error
+    if other:
         raise UserError(f"{folder}: prepared by another plan than plan.json; prepare it again")
-    splits = tuple(Split(tuple(s["train"]), tuple(s["test"])) for s in description["splits"])
-    return StoredDataset(
-        name, folder, tuple(description["labels"]), splits, description["synthetic"]
-    )
+    return StoredDataset(name, folder, labels, splits, synthetic)
 
 
 def _digest(geometry: dict[str, Any], *arrays: np.ndarray) -> str:

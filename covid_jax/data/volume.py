@@ -28,6 +28,16 @@ from covid_jax.files import whole_file
 
 NIFTI = (".nii", ".nii.gz")
 ITK = (".nrrd", ".mha", ".mhd")
+NO_NIFTI = (
+    OSError,
+    EOFError,
+    ValueError,
+    zlib.error,
+    ImageFileError,
+    HeaderDataError,
+    WrapStructError,
+)
+"""What nibabel raises of a file that is damaged or no NIfTI."""
 
 
 def read_volume(path: str | Path) -> Volume:
@@ -55,14 +65,18 @@ def read_volume(path: str | Path) -> Volume:
     )
 
 
-def write_volume(path: str | Path, volume: Volume) -> None:
-    """Writes the volume in the axes of the file that it came from; whole or not at all."""
+def write_volume(path: str | Path, volume: Volume, description: str = "") -> None:
+    """Writes the volume in the axes of the file that it came from; whole or not at all.
+
+    NIfTI keeps the `description`, of at most 79 letters (descrip).
+    """
     path = Path(path)
     voxels = in_file_axes(volume)
     with whole_file(path) as partial:
         if path.name.endswith(NIFTI):
             image = nib.Nifti1Image(voxels, volume.file_affine)
             image.header.set_xyzt_units("mm")
+            image.header["descrip"] = description
             image.to_filename(partial)
         elif path.name.endswith(ITK):
             from covid_jax.data.itk import write_itk
@@ -70,41 +84,6 @@ def write_volume(path: str | Path, volume: Volume) -> None:
             write_itk(partial, voxels, volume.file_affine)
         else:
             raise UserError(f"{path}: can be written as one of {', '.join(NIFTI + ITK)}")
-
-
-def scans_in(path: Path) -> dict[str, Path]:
-    """The scans at `path`, by name: a file, a folder of files, of DICOM slices, or of such folders.
-
-    Raises:
-      UserError: there are none.
-    """
-    if not path.exists():
-        raise UserError(f"{path}: no such file or folder")
-    if path.is_file():
-        return {stem(path): path}
-    files = sorted(f for f in path.iterdir() if f.is_file() and not f.name.startswith("."))
-    scans = {stem(f): f for f in files if f.name.endswith(NIFTI + ITK)}
-    if scans:
-        return scans
-    from covid_jax.data.dicom import find_series, is_dicom
-
-    if any(is_dicom(f) for f in files):
-        return {path.resolve().name: path}
-    folders = sorted(f for f in path.iterdir() if f.is_dir())
-    scans = {f.name: f for f in folders if find_series(f)}
-    if not scans:
-        raise UserError(
-            f"{path}: no scan in it; put {', '.join(NIFTI + ITK)} files or DICOM folders there"
-        )
-    return scans
-
-
-def stem(path: Path) -> str:
-    """The name of a case: the file's name without its format."""
-    for suffix in sorted(NIFTI + ITK, key=len, reverse=True):
-        if path.name.endswith(suffix):
-            return path.name[: -len(suffix)]
-    return path.name
 
 
 _GZIP_AT_BEST = 1032
@@ -116,15 +95,7 @@ def _read_nifti(path: Path) -> Volume:
         image = nib.nifti1.Nifti1Image.from_filename(path)
         _check_size(path, image)
         voxels = np.asanyarray(image.dataobj)
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        zlib.error,
-        ImageFileError,
-        HeaderDataError,
-        WrapStructError,
-    ) as error:
+    except NO_NIFTI as error:
         raise UserError(
             f"{path}: damaged or not NIfTI ({one_line(error)}); fetch or export it again"
         ) from error

@@ -18,7 +18,8 @@ from covid_jax.data.datasets import read_dataset
 from covid_jax.data.geometry import Volume
 from covid_jax.data.preparation import read_case
 from covid_jax.data.preprocess import read_scan
-from covid_jax.data.volume import read_volume, scans_in
+from covid_jax.data.scans import scans_in
+from covid_jax.data.volume import read_volume
 from covid_jax.errors import UserError
 from covid_jax.evaluation.metrics import METRICS
 from covid_jax.files import whole_file
@@ -179,7 +180,7 @@ def _test_overlays(
 
 
 def _scan_overlay(study: Path, scan: Path, runs: Sequence[Run], note: str) -> Figure:
-    (name,) = scans_in(scan)
+    (name,) = scans_in(scan).paths
     masks = {
         run.kind.label: read_volume(study / "scans" / run.name / f"{name}.nii.gz").voxels
         for run in runs

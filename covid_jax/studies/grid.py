@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from covid_jax.config import SOURCES, Config, differences, load_config_file, run_name, to_dict
-from covid_jax.data.volume import scans_in
+from covid_jax.data.scans import scans_in
 from covid_jax.errors import UserError
 from covid_jax.files import write_json
 
@@ -121,7 +121,7 @@ def claim_study(workdir: Path, config: Config) -> None:
 
 
 def _predict(scan: str, run: Path, output_dir: Path) -> Step:
-    (name,) = scans_in(Path(scan))
+    (name,) = scans_in(Path(scan)).paths
     command = (
         "covid_jax.predict",
         f"--checkpoint={run}",

@@ -165,7 +165,8 @@ def samplers(config: Config, datasets: list[StoredDataset]) -> tuple[Sampler, Sa
         sources, first = [], 1
         for dataset in datasets:
             split = dataset.split(config.fold)
-            names = split.train if stream == "training" else split.test
+            # Nothing is selected by validation patches, so they may be the test cases'.
+            names = split.train if stream == "training" else split.validation or split.test
             classes = tuple(range(first, first + len(dataset.labels)))
             sources.append(Source(tuple(load_case(dataset, name) for name in names), classes))
             first += len(dataset.labels)

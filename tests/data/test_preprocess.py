@@ -12,16 +12,16 @@ from skimage.transform import resize
 
 from covid_jax.config import IGNORED
 from covid_jax.data.geometry import from_spacing
+from covid_jax.data.intensities import read_as
+from covid_jax.data.labels import read_label
 from covid_jax.data.plan import Fingerprint, Plan, load_plan, make_plan, save_plan
 from covid_jax.data.preprocess import (
     as_volume,
     nonzero_box,
     prepare_case,
-    read_label,
     read_scan,
     resample,
     restore,
-    to_hounsfield,
 )
 from covid_jax.data.volume import read_volume, write_volume
 from covid_jax.errors import UserError
@@ -95,9 +95,10 @@ def test_outside_the_crop_everything_is_background():
 
 def test_grey_is_mapped_to_its_window_and_hu_is_left_alone(covid19_raw, lidc_series):
     grey = read_volume(covid19_raw / "COVID-19-CT-Seg_20cases" / "coronacases_001.nii.gz")
-    mapped = to_hounsfield(grey)
+    mapped, how = read_as(grey)
     np.testing.assert_allclose(mapped.voxels, np.interp(grey.voxels, (0, 255), (-1250, 250)), 1e-5)
-    assert "8-bit grey" in mapped.notes[0]
+    assert how == "as 8-bit grey mapped to -1250 ... 250 HU"
+    assert how in mapped.notes[0]
     assert read_scan(lidc_series).notes == ()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 
 import numpy as np
@@ -11,7 +12,7 @@ from covid_jax.data.phantom import make_phantom, write_raw_dataset
 from covid_jax.data.plan import Plan
 from covid_jax.data.preparation import prepare_dataset
 from covid_jax.data.preprocess import prepare_case
-from covid_jax.data.store import has_case, load_case, load_dataset, save_case
+from covid_jax.data.store import digests, facts_of, load_case, load_dataset, remove_case, save_case
 from covid_jax.data.volume import read_volume
 from covid_jax.errors import UserError
 
@@ -43,10 +44,29 @@ def small_disk(tmp_path):
 def test_a_case_comes_back_as_it_was_prepared(tmp_path):
     image, label = make_phantom("msd_lung", 0, 0)
     case = prepare_case(image, label, PLAN)
-    save_case(tmp_path / "msd_lung", "lung_001", case, label, {"plan": PLAN.hash})
-    assert has_case(tmp_path / "msd_lung", "lung_001", PLAN.hash)
-    assert not has_case(tmp_path / "msd_lung", "lung_001", "another")
-    assert not has_case(tmp_path / "msd_lung", "lung_002", PLAN.hash)
+    folder = tmp_path / "msd_lung"
+    save_case(folder, "lung_001", case, label, {"plan": PLAN.hash})
+    assert facts_of(folder)["lung_001"]["plan"] == PLAN.hash
+    remove_case(folder, "lung_001")
+    assert facts_of(folder) == {}
+    assert not list((folder / "references").iterdir())
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null"])
+def test_a_damaged_case_or_dataset_is_told_in_one_line(prepared, tmp_path, text):
+    plan_hash = json.loads((prepared / "prepared" / "phantom" / "dataset.json").read_text())["plan"]
+    shutil.copytree(prepared / "prepared", tmp_path / "copy")
+    folder = tmp_path / "copy" / "phantom"
+    (folder / "cases" / "phantom_001" / "case.json").write_text(text)
+    assert facts_of(folder)["phantom_001"] == {}
+    dataset = load_dataset(tmp_path / "copy", "phantom", plan_hash)
+    with pytest.raises(UserError, match=r"phantom_001.*prepare the data again"):
+        load_case(dataset, "phantom_001")
+    with pytest.raises(UserError, match=r"case\.json.*prepare the data again"):
+        digests(dataset)
+    (folder / "dataset.json").write_text(text)
+    with pytest.raises(UserError, match=r"dataset\.json: damaged; prepare the data again"):
+        load_dataset(tmp_path / "copy", "phantom", plan_hash)
 
 
 def test_a_stored_case_has_its_foreground_and_its_reference(prepared):
@@ -93,4 +113,4 @@ def test_a_full_disk_is_one_line_and_leaves_no_case(small_disk):
     with pytest.raises(UserError, match="the disk is full"):
         save_case(small_disk / "msd_lung", "lung_001", case, label, {"plan": PLAN.hash})
     assert os.listdir(small_disk / "msd_lung" / "cases") == []
-    assert not has_case(small_disk / "msd_lung", "lung_001", PLAN.hash)
+    assert facts_of(small_disk / "msd_lung") == {}

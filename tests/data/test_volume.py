@@ -14,7 +14,8 @@ import SimpleITK as sitk
 from covid_jax.data.dicom import find_series
 from covid_jax.data.geometry import from_file_axes, from_spacing, in_file_axes
 from covid_jax.data.phantom import write_raw_dataset
-from covid_jax.data.volume import read_volume, scans_in, write_volume
+from covid_jax.data.scans import scans_in
+from covid_jax.data.volume import read_volume, write_volume
 from covid_jax.errors import UserError
 
 
@@ -176,9 +177,9 @@ def test_an_empty_folder_holds_no_scan(tmp_path):
 
 
 def test_scans_are_named_by_file_or_by_series_folder(lidc_series, thorax):
-    assert list(scans_in(lidc_series)) == ["LIDC-IDRI-0001"]
-    assert list(scans_in(lidc_series.parent)) == ["LIDC-IDRI-0001"]
-    assert list(scans_in(thorax)) == ["thorax_crop_1p5mm"]
+    assert list(scans_in(lidc_series).paths) == ["LIDC-IDRI-0001"]
+    assert list(scans_in(lidc_series.parent).paths) == ["LIDC-IDRI-0001"]
+    assert list(scans_in(thorax).paths) == ["thorax_crop_1p5mm"]
 
 
 def test_a_write_that_fails_leaves_no_file(thorax, tmp_path):

@@ -16,9 +16,10 @@ from nnunetv2.preprocessing.resampling.default_resampling import resample_data_o
 
 from benchmarks.peers.torch_preprocessor import DATASET, plans_of
 from covid_jax.data.geometry import Volume
+from covid_jax.data.labels import read_label
 from covid_jax.data.phantom import make_phantom
 from covid_jax.data.plan import Fingerprint, Plan, fingerprint, make_plan
-from covid_jax.data.preprocess import nonzero_box, prepare_case, read_label, read_scan, restore
+from covid_jax.data.preprocess import nonzero_box, prepare_case, read_scan, restore
 
 
 def lidc(files):

@@ -1,0 +1,195 @@
+"""Prepared data is what the raw data is now."""
+
+import json
+import os
+import shutil
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from covid_jax.data.phantom import write_raw_dataset
+from covid_jax.data.plan import load_plan
+from covid_jax.data.preparation import prepare_dataset
+from covid_jax.data.store import load_case, load_dataset
+from covid_jax.errors import UserError
+
+
+def small_dataset(folder, count=3, seed=0):
+    """Cases of nnU-Net's layout with a lesion in a little noise."""
+    rng = np.random.default_rng(seed)
+    for part in ("imagesTr", "labelsTr"):
+        (folder / part).mkdir(parents=True)
+    for index in range(count):
+        image = rng.normal(-500, 200, (10, 9, 8)).astype(np.int16)
+        label = np.zeros(image.shape, np.uint8)
+        label[3:6, 3:6, 3:6] = 1
+        save(folder / "imagesTr" / f"c{index}_0000.nii.gz", image)
+        save(folder / "labelsTr" / f"c{index}.nii.gz", label)
+    describe(folder, {"background": 0, "lesion": 1}, numTraining=count)
+    return folder
+
+
+def describe(folder, labels, **more):
+    text = {"channel_names": {"0": "CT"}, "labels": labels, "file_ending": ".nii.gz", **more}
+    (folder / "dataset.json").write_text(json.dumps(text))
+
+
+def save(path, voxels):
+    nib.Nifti1Image(voxels, np.diag([-2.0, -2.0, 3.0, 1.0])).to_filename(path)
+
+
+@pytest.fixture
+def raw(tmp_path):
+    return small_dataset(tmp_path / "raw")
+
+
+@pytest.fixture
+def prepared(raw, tmp_path, capsys):
+    prepare_dataset("nnunet", raw, tmp_path / "out")
+    capsys.readouterr()
+    return tmp_path / "out"
+
+
+def stored(prepared, name):
+    dataset = load_dataset(prepared, "nnunet", load_plan(prepared / "plan.json").hash)
+    return load_case(dataset, name)
+
+
+def times(prepared):
+    return {
+        path.parent.name: path.stat().st_mtime_ns
+        for path in (prepared / "nnunet" / "cases").glob("*/image.npy")
+    }
+
+
+def test_what_did_not_change_is_kept(raw, prepared):
+    before = times(prepared)
+    prepare_dataset("nnunet", raw, prepared)
+    assert times(prepared) == before
+
+
+def test_a_corrected_label_is_taken_though_size_and_time_are_as_before(raw, prepared, capsys):
+    path = raw / "labelsTr" / "c1.nii.gz"
+    before, kept = path.stat(), times(prepared)
+    label = np.asarray(nib.load(path).dataobj).copy()
+    label[0, 0, 0] = 1
+    save(path, label)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    prepare_dataset("nnunet", raw, prepared)
+    assert stored(prepared, "c1").label.sum() == 28
+    assert "c1: its label changed since it was prepared: prepared again" in capsys.readouterr().out
+    changed = {name for name, time in times(prepared).items() if kept[name] != time}
+    assert changed == {"c1"}
+
+
+def test_a_changed_scan_is_taken_and_the_plan_that_it_made_is_named(raw, prepared, capsys):
+    training = load_plan(prepared / "plan.json").training_cases[0]
+    image = np.random.default_rng(9).normal(-500, 200, (10, 9, 8)).astype(np.int16)
+    save(raw / "imagesTr" / f"{training}_0000.nii.gz", image)
+    prepare_dataset("nnunet", raw, prepared)
+    said = capsys.readouterr().out
+    assert f"{training}: its image changed since it was prepared: prepared again" in said
+    assert f"was made from cases that changed since ({training}) and is kept; delete it" in said
+
+
+def test_other_class_names_and_another_way_to_read_are_seen(raw, prepared, capsys):
+    describe(raw, {"background": 0, "tumour": 1})
+    prepare_dataset("nnunet", raw, prepared)
+    assert "labels ['lesion'] -> ['tumour'] changed" in capsys.readouterr().out
+    before = times(prepared)
+    prepare_dataset("nnunet", raw, prepared, intensities="as_is")
+    assert "intensities auto -> as_is changed" in capsys.readouterr().out
+    assert all(before[name] != time for name, time in times(prepared).items())
+
+
+def test_a_case_that_is_gone_from_the_raw_folder_goes(raw, prepared, capsys):
+    (raw / "imagesTr" / "c2_0000.nii.gz").unlink()
+    prepare_dataset("nnunet", raw, prepared)
+    said = capsys.readouterr().out
+    assert f"c2: is not in {raw} (any more): removed" in said
+    assert f"1 not taken, labels without an image in {raw / 'labelsTr'}: c2.nii.gz" in said
+    assert "says numTraining" in said
+    assert not (prepared / "nnunet" / "cases" / "c2").exists()
+    assert not (prepared / "nnunet" / "references" / "c2.nii.gz").exists()
+
+
+def test_another_dataset_of_the_same_name_is_refused_and_nothing_is_lost(prepared, tmp_path):
+    other = small_dataset(tmp_path / "other", seed=1)
+    before = times(prepared)
+    with pytest.raises(UserError, match=r"cases of another dataset.*give another --out_dir"):
+        prepare_dataset("nnunet", other, prepared)
+    assert times(prepared) == before
+    assert stored(prepared, "c0").image.shape
+
+
+def test_a_preparation_that_stops_half_way_does_not_count_as_prepared(raw, prepared):
+    label = raw / "labelsTr" / "c1.nii.gz"
+    save(label, np.full((10, 9, 8), 7, np.uint8))
+    with pytest.raises(UserError, match=r"c1\.nii\.gz: holds the value 7"):
+        prepare_dataset("nnunet", raw, prepared)
+    with pytest.raises(UserError, match=r"no such file; run python -m covid_jax.prepare"):
+        stored(prepared, "c0")
+
+
+def test_a_case_from_before_sources_were_kept_is_prepared_again(raw, prepared, capsys):
+    path = prepared / "nnunet" / "cases" / "c0" / "case.json"
+    facts = json.loads(path.read_text())
+    del facts["source"]
+    path.write_text(json.dumps(facts))
+    prepare_dataset("nnunet", raw, prepared)
+    assert "c0: nothing is known of the raw files" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("out", ["raw", "raw/out", "link", "raw/../raw"])
+def test_prepared_data_in_the_raw_folder_is_refused_before_anything_is_written(raw, out):
+    (raw.parent / "link").symlink_to(raw)
+    before = sorted(raw.rglob("*"))
+    with pytest.raises(UserError, match=r"lies in .*raw, which holds inputs"):
+        prepare_dataset("nnunet", raw, raw.parent / out)
+    assert sorted(raw.rglob("*")) == before
+
+
+def test_a_raw_folder_in_the_place_of_its_prepared_data_is_refused(tmp_path):
+    raw = small_dataset(tmp_path / "out" / "nnunet")
+    with pytest.raises(UserError, match="--raw_dir="):
+        prepare_dataset("nnunet", raw, tmp_path / "out")
+
+
+def test_images_of_another_modality_or_of_two_channels_are_refused_unless_told(raw, tmp_path):
+    describe(raw, {"background": 0, "lesion": 1}, channel_names={"0": "T1"})
+    with pytest.raises(UserError, match=r"its channel is 'T1'.*--intensities=as_is"):
+        prepare_dataset("nnunet", raw, tmp_path / "out")
+    prepare_dataset("nnunet", raw, tmp_path / "out", intensities="as_is")
+    describe(raw, {"background": 0, "lesion": 1}, channel_names={"0": "CT", "1": "PET"})
+    with pytest.raises(UserError, match=r"2 channels \(CT, PET\)"):
+        prepare_dataset("nnunet", raw, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [{"0": "background", "1": "lesion"}, {"background": "0", "lesion": "1"}],
+    ids=["version 1", "values as text"],
+)
+def test_labels_are_read_from_every_form_of_dataset_json(raw, tmp_path, labels):
+    describe(raw, labels)
+    assert prepare_dataset("nnunet", raw, tmp_path / "out").labels == ("lesion",)
+
+
+def test_images_without_the_suffix_of_their_channel_are_named(raw, tmp_path, capsys):
+    (raw / "imagesTr" / "c1_0000.nii.gz").rename(raw / "imagesTr" / "c1.nii.gz")
+    shutil.move(raw / "imagesTr" / "c2_0000.nii.gz", raw / "imagesTr" / "c2_0000.NII.GZ")
+    raw_dataset = prepare_dataset("nnunet", raw, tmp_path / "out", skip_bad=True)
+    assert "images without nnU-Net's _0000" in capsys.readouterr().out
+    assert "c1" not in {case.name for case in raw_dataset.cases}
+
+
+def test_synthetic_cases_whose_writing_was_stopped_are_written_again(tmp_path):
+    write_raw_dataset("phantom", tmp_path / "whole", 2, seed=0)
+    write_raw_dataset("phantom", tmp_path / "part", 2, seed=0)
+    marker = tmp_path / "part" / "SYNTHETIC.txt"
+    marker.write_text("unfinished: " + marker.read_text())
+    (tmp_path / "part" / "dataset.json").unlink()
+    write_raw_dataset("phantom", tmp_path / "part", 2, seed=0)
+    files = {p.relative_to(tmp_path / "whole") for p in (tmp_path / "whole").rglob("*.*")}
+    assert files == {p.relative_to(tmp_path / "part") for p in (tmp_path / "part").rglob("*.*")}

@@ -2,27 +2,41 @@
 
     python -m covid_jax.evaluate --predictions=masks --references=labels --output=metrics.json
 
-Masks and references are NIfTI, NRRD or MHA files of the same names on the same grids.
+Masks and references are NIfTI, NRRD or MHA files of the same names on the same grids; NAME_0000 is
+the case NAME. Every label is scored, and the mean over them: those that a dataset.json beside the
+references (or above them, or beside the masks) names, else every value that the files hold; or
+--label alone. Voxels of the reference that have the value --ignore_label, or that dataset.json says
+to ignore, are left out.
 """
 
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
-from covid_jax.data.volume import scans_in
+from covid_jax.config import IGNORED
+from covid_jax.data.datasets import label_values
+from covid_jax.data.scans import listed, scans_in
 from covid_jax.device import announce_cpu
 from covid_jax.errors import UserError, run_command
 from covid_jax.evaluation.folders import evaluate_folders, save_metrics
+from covid_jax.files import read_json
 
 _PREDICTIONS = flags.DEFINE_string("predictions", None, "Folder of predicted masks.")
 _REFERENCES = flags.DEFINE_string("references", None, "Folder of reference masks.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
-_LABEL = flags.DEFINE_integer("label", 1, "Label value that is scored.")
+_LABEL = flags.DEFINE_integer("label", None, "Label value that is scored; all, if it is left out.")
+_IGNORE_LABEL = flags.DEFINE_integer(
+    "ignore_label", None, "Value of the references' voxels that are left out."
+)
 _TOLERANCE_MM = flags.DEFINE_float("tolerance_mm", 3.0, "Tolerance of NSD in mm.", lower_bound=0)
 _NUM_PROCESSES = flags.DEFINE_integer(
     "num_processes", os.cpu_count(), "Cases to work on at once.", lower_bound=1
+)
+_SKIP_BAD = flags.DEFINE_bool(
+    "skip_bad", False, "Go on past masks that cannot be scored; they are listed at the end."
 )
 
 
@@ -32,19 +46,72 @@ def main() -> None:
         if not flag.value:
             raise UserError(f"--{flag.name} is missing (see --help)")
     announce_cpu()
+    predictions, references = Path(_PREDICTIONS.value), Path(_REFERENCES.value)
+    output = Path(_OUTPUT.value)
+    check_output(output)
+    names, ignored = described(references, predictions)
+    ignored = ignored if _IGNORE_LABEL.value is None else _IGNORE_LABEL.value
+    label = _LABEL.value
+    for found in (scans_in(predictions), scans_in(references)):
+        for line in found.left_out:
+            print(line)
     metrics = evaluate_folders(
-        Path(_PREDICTIONS.value),
-        Path(_REFERENCES.value),
-        _LABEL.value,
-        _TOLERANCE_MM.value,
-        _NUM_PROCESSES.value,
+        predictions,
+        references,
+        labels=names if label is None else {label: names.get(label, f"label {label}")},
+        known=() if label is not None or not names else {0, *names},
+        ignored=ignored,
+        tolerance_mm=_TOLERANCE_MM.value,
+        processes=_NUM_PROCESSES.value,
+        skip_bad=_SKIP_BAD.value,
     )
-    save_metrics(Path(_OUTPUT.value), metrics)
-    if unused := sorted(scans_in(Path(_REFERENCES.value)).keys() - metrics["cases"].keys()):
-        print(f"no prediction for {', '.join(unused)}: not counted")
+    held = ", ".join(map(str, metrics["values"])) or "none"
+    if label is not None and label not in metrics["values"]:
+        raise UserError(f"--label={label}: no mask and no reference holds it; they hold {held}")
+    save_metrics(output, metrics)
+    if unused := scans_in(references).paths.keys() - metrics["cases"].keys():
+        print(f"{len(unused)} references without a prediction, not counted: {listed(unused)}")
     for name, which in metrics["empty"].items():
         print(f"{name}: {which} empty, its scores are a convention")
+    left_out = "" if ignored is None else f"; {ignored} is left out"
+    print(f"label values in these files: {held}{left_out}")
+    for name, of_label in metrics.get("labels", {}).items():
+        print(f"{name}: " + summary_line(of_label))
     print(f"{len(metrics['cases'])} cases: " + summary_line(metrics))
+    if bad := metrics.get("left_out"):
+        raise UserError(f"{len(bad)} masks were left out: {'; '.join(bad.values())}")
+
+
+def check_output(path: Path) -> None:
+    """Raises a UserError where `path` is a file that evaluate did not write."""
+    try:
+        ours = not path.exists() or "tolerance_mm" in read_json(path)
+    except ValueError:
+        ours = False
+    if not ours:
+        raise UserError(f"--output={path}: is there, and no metrics of this command; give another")
+
+
+def described(*folders: Path) -> tuple[dict[int, str], int | None]:
+    """Names of label values, and the ignored value, from the first dataset.json in or above these.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    places = [place / "dataset.json" for folder in folders for place in (folder, folder.parent)]
+    for path in (place for place in places if place.is_file()):
+        try:
+            description = json.loads(path.read_text())
+            if isinstance(description["labels"], list):  # of a prepared dataset
+                return dict(enumerate(description["labels"], start=1)), IGNORED
+            values = label_values(description)
+        except UserError:
+            return {}, None  # regions: its masks' own values are scored
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}: not a dataset.json with labels") from error
+        ignored = values.pop("ignore", None)
+        return {value: name for name, value in values.items() if value != 0}, ignored
+    return {}, None
 
 
 def summary_line(metrics: dict[str, Any]) -> str:

@@ -1,56 +1,127 @@
 """Metrics of a folder of masks against a folder of references."""
 
 import functools
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from covid_jax.config import IGNORED
+from covid_jax.data.labels import check_grid, check_values, read_mask
 from covid_jax.data.processes import each
-from covid_jax.data.volume import read_volume, scans_in
+from covid_jax.data.scans import scans_in
 from covid_jax.errors import UserError
-from covid_jax.evaluation.metrics import segmentation_metrics, summarise
+from covid_jax.evaluation.metrics import mean_over_labels, segmentation_metrics, summarise
 from covid_jax.files import write_json
 
 _EMPTY = {(True, True): "both masks", (True, False): "prediction", (False, True): "reference"}
+_MOST_LABELS = 255  # more values than that are no labels
+
+Scores = dict[int, tuple[dict[str, float | None], str | None]]
+"""Of each label value that was scored: its metrics, and which of both masks is empty."""
 
 
 def evaluate_folders(
     predictions: Path,
     references: Path,
-    label: int = 1,
+    labels: Mapping[int, str] | None = None,
+    known: Collection[int] = (),
+    ignored: int | None = None,
     tolerance_mm: float = 3.0,
     processes: int = 1,
+    skip_bad: bool = False,
 ) -> dict[str, Any]:
     """The content of metrics.json for every mask in `predictions`.
 
+    Of several labels a case's metrics are the mean over them, and "labels" has each one's own.
+
+    Args:
+      labels: value -> name of those to score; empty or None: each value that a file holds.
+      known: all values that files may hold; empty: any.
+      ignored: value of the references' voxels that are left out.
+      skip_bad: leave out what cannot be scored, and say why in "left_out".
+
     Raises:
-      UserError: a prediction without a reference, or on another grid.
+      UserError: predictions without a reference, on another grid, or that are no masks; all of
+        them are named.
     """
-    masks, truths = scans_in(predictions), scans_in(references)
-    if missing := sorted(masks.keys() - truths.keys()):
-        raise UserError(f"{references}: no reference for {', '.join(missing)}")
-    score = functools.partial(_score, label=label, tolerance_mm=tolerance_mm)
-    pairs = [(path, truths[name]) for name, path in masks.items()]
-    scored = dict(zip(masks, each(score, pairs, processes, "evaluating"), strict=True))
-    empty = {name: which for name, (_, which) in scored.items() if which}
-    return summarise({name: case for name, (case, _) in scored.items()}, empty, tolerance_mm)
+    masks, truths = scans_in(predictions).paths, scans_in(references).paths
+    pairs = [(masks[name], truths[name]) for name in masks if name in truths]
+    score = functools.partial(
+        _scored, labels=labels, known=known, ignored=ignored, tolerance_mm=tolerance_mm
+    )
+    results = dict(
+        zip(
+            (name for name in masks if name in truths),
+            each(score, pairs, processes, "evaluating"),
+            strict=True,
+        )
+    )
+    bad = {name: f"{references}: no reference for {name}" for name in masks.keys() - truths.keys()}
+    bad |= {name: result for name, result in results.items() if isinstance(result, str)}
+    scored = {name: result for name, result in results.items() if not isinstance(result, str)}
+    if bad and not (skip_bad and scored):
+        raise UserError("; ".join(bad[name] for name in sorted(bad)))
+    values = sorted(labels or {value for _, found in scored.values() for value in found} or {1})
+    names = {value: (labels or {}).get(value, f"label {value}") for value in values}
+    of_label = {
+        names[value]: {name: _of(value, case, tolerance_mm) for name, (case, _) in scored.items()}
+        for value in values
+    }
+    summaries = {
+        label: summarise(
+            {name: case for name, (case, _) in cases.items()},
+            {name: which for name, (_, which) in cases.items() if which},
+            tolerance_mm,
+        )
+        for label, cases in of_label.items()
+    }
+    metrics = mean_over_labels(summaries, tolerance_mm)
+    metrics["values"] = sorted({value for _, found in scored.values() for value in found})
+    return metrics | ({"left_out": bad} if bad else {})
 
 
-def _score(
-    paths: tuple[Path, Path], label: int, tolerance_mm: float
+def _scored(
+    paths: tuple[Path, Path],
+    labels: Mapping[int, str] | None,
+    known: Collection[int],
+    ignored: int | None,
+    tolerance_mm: float,
+) -> tuple[Scores, list[int]] | str:
+    """The scores of one mask, and the values that it or its reference holds; or what is wrong."""
+    try:
+        mask, truth = map(read_mask, paths)
+        check_grid(paths[0], mask, truth, str(paths[1]), 1e-2)
+        counted = (
+            truth.voxels != ignored if ignored is not None else np.ones_like(truth.voxels, bool)
+        )
+        held = [np.unique(one.voxels[counted]) for one in (mask, truth)]
+        for path, values in zip(paths, held, strict=True):
+            if known:
+                check_values(path, values, known)
+            if len(values) > _MOST_LABELS:
+                raise UserError(f"{path}: holds {len(values)} values; is it a mask?")
+    except UserError as error:
+        return str(error)
+    found = [int(value) for value in np.union1d(*held) if value != 0]
+    scores: Scores = {}
+    for value in labels or found:
+        prediction, reference = mask.voxels == value, truth.voxels == value
+        which = _EMPTY.get((not (prediction & counted).any(), not (reference & counted).any()))
+        metrics = segmentation_metrics(
+            prediction, reference, truth.spacing_mm, tolerance_mm, counted
+        )
+        scores[value] = metrics, which
+    return scores, found
+
+
+def _of(
+    value: int, scores: Scores, tolerance_mm: float
 ) -> tuple[dict[str, float | None], str | None]:
-    """The metrics of one mask, and which of both is empty."""
-    mask, truth = map(read_volume, paths)
-    if mask.voxels.shape != truth.voxels.shape or not np.allclose(
-        mask.affine, truth.affine, atol=1e-2
-    ):
-        raise UserError(f"{paths[0]}: lies on another grid than {paths[1]}")
-    prediction = (mask.voxels == label) & (truth.voxels != IGNORED)
-    reference = truth.voxels == label
-    which = _EMPTY.get((not prediction.any(), not reference.any()))
-    return segmentation_metrics(prediction, reference, truth.spacing_mm, tolerance_mm), which
+    """The scores of a label; those of two empty masks where the case was not scored for it."""
+    nothing = np.zeros((1, 1, 1), bool)
+    empty = segmentation_metrics(nothing, nothing, (1, 1, 1), tolerance_mm)
+    return scores.get(value, (empty, _EMPTY[True, True]))
 
 
 def save_metrics(path: Path, metrics: dict[str, Any]) -> None:

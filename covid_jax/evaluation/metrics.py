@@ -8,6 +8,7 @@ import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
@@ -39,6 +40,7 @@ def segmentation_metrics(
     reference: np.ndarray,
     spacing_mm: Spacing,
     tolerance_mm: float = 3.0,
+    counted: np.ndarray | None = None,
 ) -> dict[str, float | None]:
     """All metrics of `prediction` against `reference`.
 
@@ -46,6 +48,7 @@ def segmentation_metrics(
       prediction, reference: (D, H, W), bool or 0 and 1.
       spacing_mm: (3,) in the order of the axes.
       tolerance_mm: of the surface Dice (nsd).
+      counted: (D, H, W) bool, the voxels that take part; None: all.
 
     Returns:
       {"dsc", "nsd", "sensitivity", "f1", "accuracy"}, each in 0 .. 1, and of EXTRAS "hd95_mm",
@@ -57,13 +60,15 @@ def segmentation_metrics(
     prediction, reference = np.asarray(prediction, bool), np.asarray(reference, bool)
     if prediction.shape != reference.shape:
         raise ValueError(f"shapes differ: {prediction.shape} and {reference.shape}")
+    counted = np.ones(reference.shape, bool) if counted is None else counted
+    prediction, reference = prediction & counted, reference & counted
     surfaces = surface_distances(prediction, reference, spacing_mm)
     return {
         "dsc": dice(prediction, reference),
         "nsd": surface_dice(surfaces, tolerance_mm),
         "sensitivity": sensitivity(prediction, reference),
         "f1": f1(prediction, reference),
-        "accuracy": accuracy(prediction, reference),
+        "accuracy": accuracy(prediction[counted], reference[counted]),
         "hd95_mm": hausdorff_95(surfaces),
         "volume_difference_ml": volume_difference(prediction, reference, spacing_mm),
     }
@@ -95,7 +100,7 @@ def f1(prediction: np.ndarray, reference: np.ndarray) -> float:
 
 def accuracy(prediction: np.ndarray, reference: np.ndarray) -> float:
     """Share of all voxels that are labelled right."""
-    return float((prediction == reference).mean())
+    return float((prediction == reference).mean()) if prediction.size else 1.0
 
 
 def surface_distances(
@@ -193,7 +198,7 @@ def _element_areas(spacing_mm: tuple[float, ...]) -> np.ndarray:
 
 def summarise(
     cases: Mapping[str, Mapping[str, float | None]], empty: Mapping[str, str], tolerance_mm: float
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """The content of metrics.json: each case, and mean and standard deviation over cases.
 
     `empty` says of which cases a mask is empty. A metric without a value takes no part in means.
@@ -209,3 +214,32 @@ def summarise(
         "empty": dict(empty),
         "tolerance_mm": tolerance_mm,
     }
+
+
+def mean_over_labels(
+    summaries: Mapping[str, Mapping[str, Any]], tolerance_mm: float
+) -> dict[str, Any]:
+    """The content of metrics.json from that of each label: the mean over them of every case.
+
+    Of one label it is that label's own. "labels" keeps each one's.
+    """
+    if len(summaries) == 1:
+        return dict(next(iter(summaries.values())))
+    cases = {
+        name: {
+            metric: float(np.mean(values)) if values else None
+            for metric in (*METRICS, *EXTRAS)
+            if (values := _values(summaries, name, metric)) or metric in EXTRAS
+        }
+        for name in next(iter(summaries.values()))["cases"]
+    }
+    empty: dict[str, str] = {}
+    for label, summary in summaries.items():
+        for name, which in summary["empty"].items():
+            empty[name] = "; ".join(filter(None, [empty.get(name), f"{which} of {label}"]))
+    return summarise(cases, empty, tolerance_mm) | {"labels": dict(summaries)}
+
+
+def _values(summaries: Mapping[str, Mapping[str, Any]], case: str, metric: str) -> list[float]:
+    found = (summary["cases"][case][metric] for summary in summaries.values())
+    return [value for value in found if value is not None]

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from nibabel.orientations import aff2axcodes
 from tqdm import tqdm
 
 from covid_jax.config import IGNORED, Config
+from covid_jax.data.geometry import turned_to
 from covid_jax.data.plan import Plan
 from covid_jax.data.preprocess import Geometry, PreparedCase, as_volume
 from covid_jax.data.store import StoredDataset, load_case
@@ -52,16 +54,25 @@ def score_run(
         case = load_case(dataset, name)
         return predict(PreparedCase(case.image, None, case.geometry)), case.geometry
 
+    def compared(name: str) -> tuple[np.ndarray, np.ndarray]:
+        probabilities, geometry = predicted(name)
+        axes = aff2axcodes(np.array(geometry.affine))  # the plan's, which need not be the Volume's
+        return probabilities, turned_to(read_volume(dataset.reference(name)), axes).voxels
+
     if config.inference.choose:
-        references = (read_volume(dataset.reference(name)).voxels for name in split.train)
-        scored = zip((predicted(name)[0] for name in split.train), references, strict=True)
-        save_postprocessing(workdir, choose(scored))
+        selected_by = split.validation or split.train
+        save_postprocessing(workdir, choose(compared(name) for name in selected_by))
     postprocessing = load_postprocessing(workdir, config.inference)
     for name in tqdm(split.test, "testing", unit="case", mininterval=1):
         probabilities, geometry = predicted(name)
         mask = to_mask(probabilities, postprocessing)
         write_volume(folder / f"{name}.nii.gz", as_volume(mask, geometry))
-    metrics = evaluate_folders(folder, dataset.references)
+    metrics = evaluate_folders(
+        folder,
+        dataset.references,
+        labels=dict(enumerate(dataset.labels, start=1)),
+        ignored=IGNORED,
+    )
     save_metrics(workdir / "metrics.json", metrics)
     return metrics
 

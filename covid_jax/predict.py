@@ -3,37 +3,58 @@
     python -m covid_jax.predict --checkpoint=runs/body --input=scans --output_dir=masks
 
 --input is a scan (NIfTI, NRRD, MHA, or a folder with a DICOM series) or a folder of scans; each
-becomes masks/SCAN.nii.gz, uint8. Of several runs (--checkpoint=A,B,C: the folds) the probabilities
-are averaged, as nnU-Net's ensembles are. With --save_probabilities there are also
-masks/SCAN_probability_K.nii.gz, one for each class that is not background.
+becomes masks/SCAN.nii.gz, uint8 (NAME_0000.nii.gz becomes masks/NAME.nii.gz, as in nnU-Net's
+folders). Of several runs (--checkpoint=A,B,C: the folds) the probabilities are averaged, as
+nnU-Net's ensembles are. With --save_probabilities there are also masks/SCAN_probability_K.nii.gz,
+one for each class that is not background.
+
+All scans are read before the first is predicted; one that cannot be read stops it there, or is left
+out with --skip_bad. A file in the output folder that this command did not write, or that somebody
+changed, is not overwritten, but for --overwrite. With --continue, masks that this run made of these
+scans before are kept.
 """
 
-from collections.abc import Sequence
+import functools
+import os
 from pathlib import Path
 
-import jax
-import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from covid_jax.data.plan import Plan
-from covid_jax.data.preprocess import as_volume, prepare_case, read_scan
-from covid_jax.data.volume import scans_in, write_volume
+from covid_jax.data.intensities import INTENSITIES
+from covid_jax.data.preprocess import as_volume, prepare_case, read_scan_as
+from covid_jax.data.processes import each
+from covid_jax.data.scans import listed, refuse_among, scans_in
 from covid_jax.device import announce_device
 from covid_jax.errors import UserError, run_command
-from covid_jax.inference.postprocess import load_postprocessing, to_mask
-from covid_jax.inference.scan import Predictor, make_predictor
-from covid_jax.training.checkpoint import load_config, load_run
+from covid_jax.files import digest
+from covid_jax.inference.ensemble import open_ensemble
+from covid_jax.inference.masks import Origin, is_from, is_ours, write_mask
+from covid_jax.inference.postprocess import to_mask
 from covid_jax.training.parallel import keep_compiled_programs
-from covid_jax.training.platform import platform_of
 
 _CHECKPOINT = flags.DEFINE_list("checkpoint", [], "Work directory of a run, or of several.")
 _INPUT = flags.DEFINE_string("input", None, "A scan or a folder of scans.")
 _OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Folder for the masks.")
 _MIRROR = flags.DEFINE_bool(
-    "mirror", False, "Average over 8 mirrored views, 8 times the time, though the run did not."
+    "mirror", None, "Average over mirrored views, 8 times the time; what the run says if left out."
 )
 _SAVE_PROBABILITIES = flags.DEFINE_bool("save_probabilities", False, "Save probabilities too.")
+_OVERWRITE = flags.DEFINE_bool(
+    "overwrite", False, "Overwrite files that this command did not write."
+)
+_CONTINUE = flags.DEFINE_bool(
+    "continue", False, "Keep masks that the same run made of the same scans before."
+)
+_SKIP_BAD = flags.DEFINE_bool(
+    "skip_bad", False, "Go on past scans that cannot be read; they are listed at the end."
+)
+_INTENSITIES = flags.DEFINE_enum(
+    "intensities", "auto", INTENSITIES, "How the scans' values are read; auto looks at them."
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", os.cpu_count(), "Scans to check at once.", lower_bound=1
+)
 
 
 def main() -> None:
@@ -43,46 +64,65 @@ def main() -> None:
             raise UserError(f"--{flag.name} is missing (see --help)")
     announce_device()
     keep_compiled_programs()
-    scans = scans_in(Path(_INPUT.value))
-    workdirs = [Path(folder) for folder in _CHECKPOINT.value]
-    plan, predict = ensemble(workdirs, _MIRROR.value)
-    postprocessing = load_postprocessing(workdirs[0], load_config(workdirs[0]).inference)
-    output_dir = Path(_OUTPUT_DIR.value)
-    for name, path in tqdm(scans.items(), "predicting", unit="scan"):
-        scan = read_scan(path)
-        for note in scan.notes:
-            tqdm.write(f"{name}: {note}")
-        case = prepare_case(scan, None, plan)
-        probabilities = predict(case)
-        mask = to_mask(probabilities, postprocessing)
-        write_volume(output_dir / f"{name}.nii.gz", as_volume(mask, case.geometry))
-        if _SAVE_PROBABILITIES.value:
-            for k, probability in enumerate(probabilities[1:], start=1):
-                target = output_dir / f"{name}_probability_{k}.nii.gz"
-                write_volume(target, as_volume(probability, case.geometry))
-    print(f"{len(scans)} masks are in {output_dir}")
+    output_dir, told = Path(_OUTPUT_DIR.value), _INTENSITIES.value
+    found = scans_in(Path(_INPUT.value))
+    refuse_among(output_dir, found.paths.values())
+    together = open_ensemble([Path(folder) for folder in _CHECKPOINT.value], _MIRROR.value, told)
+    for line in (*found.left_out, *together.notes):
+        print(line)
 
-
-def ensemble(workdirs: Sequence[Path], mirror: bool) -> tuple[Plan, Predictor]:
-    """The plan of these runs, and the mean of their predictors (nnUNetv2_ensemble).
-
-    Raises:
-      UserError: runs of different plans or numbers of classes.
-    """
-    runs = [load_run(workdir) for workdir in workdirs]
-    plan, classes = runs[0][1], runs[0][0].model.num_classes
-    for workdir, (config, other, _) in zip(workdirs, runs, strict=True):
-        if other.hash != plan.hash or config.model.num_classes != classes:
-            raise UserError(
-                f"{workdir}: another plan or number of classes than {workdirs[0]}; "
-                "only runs on the same prepared data can be averaged"
-            )
-    platform = platform_of(jax.local_devices()[0].platform)
-    predictors = [
-        make_predictor(config, plan, params, mirror or config.inference.mirror, platform)
-        for config, plan, params in runs
+    # What is to be done, and whether all of it can be, before any of it is.
+    classes = range(1, together.num_classes) if _SAVE_PROBABILITIES.value else ()
+    targets = {
+        name: [output_dir / f"{name}_probability_{k}.nii.gz" for k in classes]
+        + [output_dir / f"{name}.nii.gz"]
+        for name in found.paths
+    }
+    origins = {name: Origin(together.digest, digest(path)) for name, path in found.paths.items()}
+    todo = {
+        name: path
+        for name, path in found.paths.items()
+        if not (_CONTINUE.value and all(is_from(file, origins[name]) for file in targets[name]))
+    }
+    theirs = [
+        file.name for name in todo for file in targets[name] if file.exists() and not is_ours(file)
     ]
-    return plan, lambda case: np.mean([predict(case) for predict in predictors], axis=0)
+    if theirs and not _OVERWRITE.value:
+        raise UserError(
+            f"{output_dir}: holds {len(theirs)} files that this command did not write, or that "
+            f"were changed since ({listed(theirs)}); give another --output_dir, or --overwrite"
+        )
+    check = functools.partial(_unreadable, told=told)
+    checked = each(check, list(todo.values()), _NUM_PROCESSES.value, "reading")
+    bad = {name: why for name, why in zip(todo, checked, strict=True) if why}
+    if bad and not _SKIP_BAD.value:
+        raise UserError(f"{'; '.join(bad.values())}; --skip_bad goes on without")
+
+    for name in tqdm([name for name in todo if name not in bad], "predicting", unit="scan"):
+        scan, how = read_scan_as(todo[name], told)
+        for note in dict.fromkeys([f"values are read {how}", *scan.notes]):
+            tqdm.write(f"{name}: {note}")
+        case = prepare_case(scan, None, together.plan)
+        probabilities = together.predict(case)
+        *others, last = targets[name]
+        for k, file in zip(classes, others, strict=True):
+            write_mask(file, as_volume(probabilities[k], case.geometry), origins[name])
+        mask = to_mask(probabilities, together.postprocessing)
+        write_mask(last, as_volume(mask, case.geometry), origins[name])
+    kept = len(found.paths) - len(todo)
+    already = f", {kept} of them from before" if kept else ""
+    print(f"{len(found.paths) - len(bad)} masks are in {output_dir}{already}")
+    if bad:
+        raise UserError(f"{len(bad)} scans were left out: {'; '.join(bad.values())}")
+
+
+def _unreadable(path: Path, told: str) -> str:
+    """Why a scan cannot be read; empty where it can."""
+    try:
+        read_scan_as(path, told)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 if __name__ == "__main__":

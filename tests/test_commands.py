@@ -101,7 +101,7 @@ def test_predict_reads_a_dicom_series_and_evaluate_scores_a_mask(
         f"--references={tmp_path / 'masks'}",
         f"--output={tmp_path / 'metrics.json'}",
     )
-    assert "no prediction for LIDC-IDRI-0001: not counted" in finished.stdout
+    assert "references without a prediction, not counted: LIDC-IDRI-0001" in finished.stdout
 
 
 @pytest.fixture

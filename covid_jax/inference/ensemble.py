@@ -1,0 +1,91 @@
+"""Runs that predict together (nnUNetv2_ensemble); one alone is an ensemble of one."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from covid_jax.config import to_dict
+from covid_jax.data.plan import Plan
+from covid_jax.errors import UserError
+from covid_jax.inference.postprocess import Postprocessing, load_postprocessing
+from covid_jax.inference.scan import Predictor, make_predictor
+from covid_jax.training.checkpoint import load_run
+from covid_jax.training.platform import platform_of
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """What predicts masks.
+
+    Attributes:
+      plan: that the runs share.
+      num_classes: of their probabilities, background included.
+      predict: the mean of their probabilities.
+      postprocessing: from those to a mask.
+      digest: of all that a mask depends on but the scan: parameters and settings.
+      notes: what a user should know.
+    """
+
+    plan: Plan
+    num_classes: int
+    predict: Predictor
+    postprocessing: Postprocessing
+    digest: str
+    notes: tuple[str, ...]
+
+
+def open_ensemble(workdirs: Sequence[Path], mirror: bool | None, intensities: str) -> Ensemble:
+    """The runs in these folders as one, the same in whatever order they are given.
+
+    Args:
+      mirror: whether they average over mirrored views; None: as each run says.
+      intensities: how the values of scans will be read, which masks depend on.
+
+    Raises:
+      UserError: runs of different plans or numbers of classes.
+    """
+    runs = [load_run(workdir) for workdir in workdirs]
+    plan, classes = runs[0][1], runs[0][0].model.num_classes
+    for workdir, (config, other, _) in zip(workdirs, runs, strict=True):
+        if other.hash != plan.hash or config.model.num_classes != classes:
+            raise UserError(
+                f"{workdir}: another plan or number of classes than {workdirs[0]}; "
+                "only runs on the same prepared data can be averaged"
+            )
+    platform = platform_of(jax.local_devices()[0].platform)
+    members: list[tuple[str, Predictor]] = []
+    chosen: dict[Postprocessing, Path] = {}
+    notes = []
+    for workdir, (config, _, params) in zip(workdirs, runs, strict=True):
+        mirrors = config.inference.mirror if mirror is None else mirror
+        if mirrors:
+            notes.append(f"{workdir}: averages over mirrored views, which takes 8 times as long")
+        settings = [to_dict(config), mirrors, plan.hash, intensities]
+        predictor = make_predictor(config, plan, params, mirrors, platform)
+        members.append((_digest(json.dumps(settings), *jax.tree.leaves(params)), predictor))
+        chosen[load_postprocessing(workdir, config.inference)] = workdir
+    members.sort(key=lambda member: member[0])  # the rounding of a mean depends on the order
+    postprocessing = next(iter(chosen)) if len(chosen) == 1 else Postprocessing()
+    if len(chosen) > 1:
+        each = "; ".join(f"{workdir}: {asdict(one)}" for one, workdir in chosen.items())
+        notes.append(f"the runs differ in how masks are made ({each}): by none of that here")
+    return Ensemble(
+        plan,
+        classes,
+        lambda case: np.mean([predict(case) for _, predict in members], axis=0),
+        postprocessing,
+        _digest(json.dumps([asdict(postprocessing), *(digest for digest, _ in members)])),
+        tuple(notes),
+    )
+
+
+def _digest(text: str, *arrays: np.ndarray) -> str:
+    digest = hashlib.sha256(text.encode())
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

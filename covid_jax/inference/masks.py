@@ -1,0 +1,61 @@
+"""The files that predict writes, and how it knows them again: by a mark in their header.
+
+The mark names the run and the scan, and has a digest of the voxels: a mask that somebody corrected
+is no longer the program's, and is not overwritten.
+"""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from covid_jax.data.geometry import Volume, in_file_axes
+from covid_jax.data.volume import NO_NIFTI, write_volume
+
+_MARK = "covid_jax run={run} scan={scan} voxels={voxels}"
+_DIGITS = 12  # of each digest: NIfTI's descrip has room for 80 letters
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a mask is made from: digests of the run with its settings, and of the scan's file."""
+
+    run: str
+    scan: str
+
+
+def write_mask(path: Path, mask: Volume, origin: Origin) -> None:
+    """Writes a mask, or probabilities, with its mark; whole or not at all."""
+    voxels = _digest(in_file_axes(mask))
+    mark = _MARK.format(run=origin.run[:_DIGITS], scan=origin.scan[:_DIGITS], voxels=voxels)
+    write_volume(path, mask, mark)
+
+
+def is_ours(path: Path) -> bool:
+    """Whether predict wrote the file, and nobody changed its voxels since."""
+    return _origin(path) is not None
+
+
+def is_from(path: Path, origin: Origin) -> bool:
+    """Whether predict wrote the file from this run and this scan."""
+    return _origin(path) == Origin(origin.run[:_DIGITS], origin.scan[:_DIGITS])
+
+
+def _origin(path: Path) -> Origin | None:
+    try:
+        image = nib.nifti1.Nifti1Image.from_filename(path)
+        mark = image.header["descrip"].item().decode("latin1")
+        found = re.fullmatch(_MARK.format(run="(\\w+)", scan="(\\w+)", voxels="(\\w+)"), mark)
+        if found and found[3] == _digest(np.asanyarray(image.dataobj)):
+            return Origin(found[1], found[2])
+    except NO_NIFTI:
+        pass  # no file that predict writes
+    return None
+
+
+def _digest(voxels: np.ndarray) -> str:
+    text = f"{voxels.dtype.str} {voxels.shape}".encode()
+    return hashlib.sha256(text + np.ascontiguousarray(voxels).tobytes()).hexdigest()[:_DIGITS]

@@ -1,0 +1,51 @@
+"""predict knows its own masks again, and those that somebody changed."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from covid_jax.data.geometry import from_spacing
+from covid_jax.data.volume import write_volume
+from covid_jax.inference.masks import Origin, is_from, is_ours, write_mask
+
+ORIGIN = Origin("a" * 64, "b" * 64)
+
+
+@pytest.fixture
+def mask(tmp_path):
+    voxels = (np.random.default_rng(0).random((4, 5, 6)) > 0.5).astype(np.uint8)
+    write_mask(tmp_path / "mask.nii.gz", from_spacing(voxels, (3, 1, 1)), ORIGIN)
+    return tmp_path / "mask.nii.gz"
+
+
+def test_a_mask_is_ours_and_from_its_run_and_scan_alone(mask):
+    assert is_ours(mask)
+    assert is_from(mask, ORIGIN)
+    assert not is_from(mask, Origin("c" * 64, "b" * 64))
+    assert not is_from(mask, Origin("a" * 64, "c" * 64))
+
+
+def test_probabilities_have_the_mark_too(tmp_path):
+    voxels = np.random.default_rng(0).random((4, 5, 6)).astype(np.float32)
+    write_mask(tmp_path / "p.nii.gz", from_spacing(voxels, (3, 1, 1)), ORIGIN)
+    assert is_from(tmp_path / "p.nii.gz", ORIGIN)
+
+
+def test_a_mask_that_somebody_corrected_is_theirs_though_the_mark_is_in_it(mask):
+    image = nib.load(mask)
+    voxels = np.asarray(image.dataobj).copy()
+    voxels[0, 0, 0] = 1 - voxels[0, 0, 0]
+    nib.Nifti1Image(voxels, image.affine, image.header).to_filename(mask)
+    assert b"covid_jax run=" in nib.load(mask).header["descrip"].item()
+    assert not is_ours(mask)
+
+
+@pytest.mark.parametrize("content", [b"", b"no NIfTI", None])
+def test_what_is_no_mask_of_ours_is_theirs(tmp_path, content):
+    path = tmp_path / "mask.nii.gz"
+    if content is None:
+        write_volume(path, from_spacing(np.zeros((2, 2, 2), np.uint8), (1, 1, 1)))
+    else:
+        path.write_bytes(content)
+    assert not is_ours(path)
+    assert not is_ours(tmp_path / "nothing.nii.gz")

@@ -66,6 +66,12 @@ def in_file_axes(volume: Volume) -> np.ndarray:
     return apply_orientation(volume.voxels, turn)
 
 
+def stored_along(volume: Volume, axes: tuple[str, str, str]) -> Volume:
+    """The same volume for a file whose axes i, j, k point to `axes`."""
+    turn = ornt_transform(io_orientation(volume.affine), axcodes2ornt(axes))
+    return replace(volume, file_affine=volume.affine @ inv_ornt_aff(turn, volume.voxels.shape))
+
+
 def turned_to(volume: Volume, axes: tuple[str, str, str]) -> Volume:
     """The same volume with D, H, W towards `axes`."""
     turned = from_file_axes(in_file_axes(volume), volume.file_affine, axes)

@@ -24,11 +24,13 @@ from covid_jax.data.chest import (
     smooth_noise,
 )
 from covid_jax.data.datasets import SYNTHETIC_MARKER, published_splits
-from covid_jax.data.geometry import Volume, from_spacing
+from covid_jax.data.geometry import Volume, from_spacing, stored_along
 from covid_jax.data.volume import write_volume
 from covid_jax.errors import UserError, writing
 
 SPACING_MM = (6.0, 3.0, 3.0)
+FILE_AXES = (("L", "P", "S"), ("R", "A", "S"), ("S", "L", "A"), ("P", "I", "R"))
+"""Of the files of the cases, in turns, as the scans of real datasets are stored in several ways."""
 
 Lesion = tuple[np.ndarray, np.ndarray]
 """A chest's HU with a lesion in it, and the lesion's share of each voxel, both (D, H, W)."""
@@ -167,7 +169,10 @@ def write_raw_dataset(
         raw_dir.mkdir(parents=True, exist_ok=True)
         marker.write_text(begun)
     for index, name in enumerate(_case_names(dataset, num_cases)):
-        image, label = make_phantom(dataset, seed, index, lesion=lesion)
+        image, label = (
+            stored_along(volume, FILE_AXES[index % len(FILE_AXES)])
+            for volume in make_phantom(dataset, seed, index, lesion=lesion)
+        )
         _WRITERS[dataset](raw_dir, name, image, label)
     if dataset == "phantom":
         description = {

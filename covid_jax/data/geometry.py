@@ -4,13 +4,14 @@ Its axes are (D, H, W) = towards the head, the back and the left of the patient,
 looks at axial slices. The file's own grid is kept.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from nibabel.orientations import (
-    aff2axcodes,
     apply_orientation,
     axcodes2ornt,
     inv_ornt_aff,
@@ -25,6 +26,21 @@ LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM and ITK point x to the left and y
 
 
 @dataclass(frozen=True)
+class NiftiHeader:
+    """What a NIfTI file says of its grid, so that a mask of it says the same, bit for bit.
+
+    Attributes:
+      version: 1 or 2.
+      shape: of the file: (i, j, k), and the axes of one behind them.
+      fields: units, both forms with their codes, pixdim; by their names in NIfTI.
+    """
+
+    version: int
+    shape: tuple[int, ...]
+    fields: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Volume:
     """A scan or a mask.
 
@@ -34,6 +50,7 @@ class Volume:
       affine: (4, 4) from the indices (d, h, w) to mm towards right, front, head (NIfTI's RAS+).
       file_affine: (4, 4) of the file's own axes, which write_volume writes.
       notes: what reading it found and mended, for the log.
+      header: of the NIfTI file that it was read from; None where it was another.
     """
 
     voxels: np.ndarray
@@ -41,6 +58,7 @@ class Volume:
     affine: np.ndarray
     file_affine: np.ndarray = field(repr=False)
     notes: tuple[str, ...] = ()
+    header: NiftiHeader | None = field(default=None, repr=False)
 
 
 def from_file_axes(
@@ -51,19 +69,13 @@ def from_file_axes(
     D, H, W point to `axes`.
     """
     turn = ornt_transform(io_orientation(file_affine), axcodes2ornt(axes))
-    affine = file_affine @ inv_ornt_aff(turn, voxels.shape)
-    return Volume(
-        voxels=np.ascontiguousarray(apply_orientation(voxels, turn)),
-        spacing_mm=np.linalg.norm(affine[:3, :3], axis=0),
-        affine=affine,
-        file_affine=np.asarray(file_affine, float),
-    )
+    file_affine = np.asarray(file_affine, float)
+    return _turned(Volume(voxels, np.zeros(3), file_affine, file_affine), turn)
 
 
 def in_file_axes(volume: Volume) -> np.ndarray:
     """The voxels in the axes of the file that the volume was read from."""
-    turn = ornt_transform(io_orientation(volume.affine), io_orientation(volume.file_affine))
-    return apply_orientation(volume.voxels, turn)
+    return apply_orientation(volume.voxels, _turn_to(volume.file_affine, volume.affine))
 
 
 def stored_along(volume: Volume, axes: tuple[str, str, str]) -> Volume:
@@ -72,16 +84,34 @@ def stored_along(volume: Volume, axes: tuple[str, str, str]) -> Volume:
     return replace(volume, file_affine=volume.affine @ inv_ornt_aff(turn, volume.voxels.shape))
 
 
-def turned_to(volume: Volume, axes: tuple[str, str, str]) -> Volume:
-    """The same volume with D, H, W towards `axes`."""
-    turned = from_file_axes(in_file_axes(volume), volume.file_affine, axes)
-    return replace(turned, notes=volume.notes)
-
-
 def turned_to_file_axes(volume: Volume) -> Volume:
     """The same volume with D, H, W along the file's axes k, j, i, as ITK and nnU-Net read it."""
-    i, j, k = aff2axcodes(volume.file_affine)
-    return turned_to(volume, (k, j, i))
+    to_file = _turn_to(volume.file_affine, volume.affine)
+    return _turned(volume, [(2 - axis, flip) for axis, flip in to_file])
+
+
+def turned_like(volume: Volume, other: Volume) -> Volume:
+    """The same volume with D, H, W along those of `other`, whatever its file's axes are."""
+    return _turned(volume, _turn_to(other.affine, volume.affine))
+
+
+def _turn_to(target: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """The orientation (nibabel's) that turns an array of `affine` to the axes of `target`.
+
+    Taken between both, where each axis of one runs along one of the other: between an oblique grid
+    and the patient, axes at 45 degrees are a tie that rounding would decide.
+    """
+    return io_orientation(np.linalg.inv(target) @ affine)
+
+
+def _turned(volume: Volume, turn: Any) -> Volume:
+    affine = volume.affine @ inv_ornt_aff(turn, volume.voxels.shape)
+    return replace(
+        volume,
+        voxels=np.ascontiguousarray(apply_orientation(volume.voxels, turn)),
+        spacing_mm=np.linalg.norm(affine[:3, :3], axis=0),
+        affine=affine,
+    )
 
 
 def from_spacing(voxels: np.ndarray, spacing_mm: Sequence[float]) -> Volume:
@@ -91,26 +121,74 @@ def from_spacing(voxels: np.ndarray, spacing_mm: Sequence[float]) -> Volume:
     return from_file_axes(voxels.transpose(2, 1, 0), np.diag([-width, -height, depth, 1.0]))
 
 
-def one_channel(voxels: np.ndarray) -> tuple[str, ...]:
-    """What is to be said of an array with more axes than a scan."""
-    axes = voxels.ndim
-    return (f"{axes} axes, of which one channel: read as 3D",) if axes > 3 else ()
+SPACINGS_MM = (0.01, 100.0)
+"""Between which the distances of a scan's voxels lie; others are in another unit."""
+_SHEARED = 2e-3  # cosine between two axes; less is the rounding of a header's numbers
+_GZIP_AT_BEST = 1032  # how many bytes one byte of deflate can stand for
 
 
-def three_dimensional(path: Path, voxels: np.ndarray) -> np.ndarray:
-    """The array without its axes of one; a UserError where that is not a scan's."""
-    while voxels.ndim > 3 and voxels.shape[-1] == 1:
-        voxels = voxels[..., 0]
-    if voxels.ndim != 3:
+def three_axes(path: Path, shape: Sequence[int]) -> tuple[int, ...]:
+    """The file's (i, j, k), without axes of one behind; a UserError where that is not a scan's."""
+    grid = tuple(shape)
+    while len(grid) > 3 and grid[-1] == 1:
+        grid = grid[:-1]
+    if len(grid) < 3:
         raise UserError(
-            f"{path}: has shape {voxels.shape}, a scan is three-dimensional; "
-            "save one channel or time point of it"
+            f"{path}: is flat, its shape is {grid}, and a scan is three-dimensional; "
+            "save it as a volume, of one slice where it has no more"
         )
-    if voxels.dtype.kind not in "iuf":
-        raise UserError(f"{path}: holds {voxels.dtype}, a scan holds numbers; save it in HU")
-    if min(voxels.shape) == 0:
-        raise UserError(f"{path}: is empty, its shape is {voxels.shape}")
-    return voxels
+    if len(grid) > 3:
+        raise UserError(
+            f"{path}: has shape {grid}, a scan is three-dimensional; "
+            "save one channel or time point of it, its slices along the third axis"
+        )
+    if min(grid) < 1:
+        raise UserError(f"{path}: is empty, its shape is {grid}; fetch or export it again")
+    return grid
+
+
+def one_channel(shape: Sequence[int]) -> tuple[str, ...]:
+    """What is to be said of a file with more axes than a scan."""
+    return (f"{len(shape)} axes, of which one channel: read as 3D",) if len(shape) > 3 else ()
+
+
+def check_numbers(path: Path, dtype: np.dtype) -> None:
+    """Raises a UserError where voxels are not real numbers."""
+    if dtype.kind not in "iuf":
+        held = "colours" if dtype.names else dtype
+        raise UserError(f"{path}: holds {held}, a scan holds numbers; save it in HU")
+
+
+def check_size(path: Path, shape: Sequence[int], voxel: int, held: int, packed: bool) -> None:
+    """Raises a UserError where a header asks for more than `held` bytes of voxels can be.
+
+    `voxel` is one voxel's bytes; `packed` says whether those held are compressed.
+    """
+    if min(shape, default=0) < 0 or math.prod(shape) * voxel > held * (_GZIP_AT_BEST**packed):
+        raise UserError(
+            f"{path}: its header says {' x '.join(map(str, shape))} voxels of {voxel} bytes, "
+            "more than are in the file; fetch or export it again"
+        )
+
+
+def check_affine(path: Path, affine: np.ndarray) -> None:
+    """Raises a UserError where a grid is none of a scan in mm: not finite, sheared, too large."""
+    columns = affine[:3, :3]
+    spacing = np.linalg.norm(columns, axis=0)
+    if not np.isfinite(affine).all() or spacing.min() == 0:
+        raise UserError(f"{path}: its affine is not one of a scan; export it again")
+    if spacing.min() < SPACINGS_MM[0] or spacing.max() > SPACINGS_MM[1]:
+        raise UserError(
+            f"{path}: its voxels lie {' x '.join(f'{mm:g}' for mm in spacing)} mm apart, which is "
+            "no scan of a patient; set the unit or the spacing of its header right"
+        )
+    cosines = np.abs((columns / spacing).T @ (columns / spacing) - np.eye(3)).max()
+    if cosines > _SHEARED:
+        angle = np.degrees(np.arcsin(min(cosines, 1)))
+        raise UserError(
+            f"{path}: its axes are sheared by {angle:.2g} degrees, as with a tilted gantry; "
+            "correct the tilt before, for example by dcm2niix from the DICOM series"
+        )
 
 
 def one_line(error: BaseException) -> str:

@@ -1,5 +1,6 @@
 """NRRD and MHA, by SimpleITK."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,33 +10,96 @@ import SimpleITK as sitk
 from covid_jax.data.geometry import (
     LPS,
     Volume,
+    check_affine,
+    check_numbers,
+    check_size,
     from_file_axes,
     one_channel,
     one_line,
-    three_dimensional,
+    three_axes,
 )
 from covid_jax.errors import UserError
+
+_READERS = {".nrrd": "NrrdImageIO", ".mha": "MetaImageIO", ".mhd": "MetaImageIO"}
+_SPACING = ("spacings", "space directions", "ElementSpacing", "ElementSize")
+_LONGEST_HEADER = 1 << 16
 
 
 def read_itk(path: Path) -> Volume:
     """Reads NRRD or MHA. Raises as read_volume."""
+    said, length = _read_header(path)
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.SetImageIO(_READERS[path.suffix.lower()])  # by itself it takes no ending in capitals
     try:
-        image = sitk.ReadImage(path)
+        reader.ReadImageInformation()
+        _check_information(path, reader, said, length)
+        image = reader.Execute()
     except RuntimeError as error:
         raise UserError(
             f"{path}: damaged or not {path.suffix} ({one_line(error)}); fetch or export it again"
         ) from error
     array = sitk.GetArrayFromImage(image).transpose()
-    voxels = three_dimensional(path, array)
+    check_numbers(path, array.dtype)
     direction = np.reshape(image.GetDirection(), (image.GetDimension(),) * 2)[:3, :3]
     affine = np.eye(4)
     affine[:3, :3] = direction * image.GetSpacing()[:3]
     affine[:3, 3] = image.GetOrigin()[:3]
-    return replace(from_file_axes(voxels, LPS @ affine), notes=one_channel(array))
+    check_affine(path, affine)
+    volume = from_file_axes(array.reshape(three_axes(path, array.shape)), LPS @ affine)
+    notes = one_channel(array.shape)
+    if path.suffix.lower() == ".nrrd" and "space" not in said and "space dimension" not in said:
+        notes += ("no space in its header: its axes are taken to point left, back and up",)
+    return replace(volume, notes=notes)
+
+
+def _read_header(path: Path) -> tuple[dict[str, str], int]:
+    """The fields of a header of lines "name: value" or "name = value", and its bytes."""
+    with path.open("rb") as stream:
+        start = stream.read(_LONGEST_HEADER)
+    end = re.search(rb"^ElementDataFile *=.*\n|\n\r?\n", start, re.MULTILINE)
+    length = end.end() if end else len(start)
+    lines = re.findall(
+        r"^([\w ]+?) *[:=] *(.*?)\s*$", start[:length].decode("latin-1"), re.MULTILINE
+    )
+    return dict(lines), length
+
+
+def _check_information(
+    path: Path, reader: sitk.ImageFileReader, said: dict[str, str], length: int
+) -> None:
+    """Raises a UserError where the header is none of a scan; before a voxel is read."""
+    components = reader.GetNumberOfComponents()
+    if components > 1:
+        raise UserError(
+            f"{path}: each of its voxels has {components} components, as colours or vectors have; "
+            "save one of them as a scan in HU"
+        )
+    three_axes(path, reader.GetSize())
+    if not any(field in said for field in _SPACING):
+        raise UserError(f"{path}: its header says no spacing; add it in mm, or export it again")
+    if min(reader.GetSpacing()) <= 0:
+        raise UserError(f"{path}: a spacing of its header is not positive; export it again")
+    units = set(re.findall(r'"(.*?)"', said.get("space units", ""))) - {"", "mm"}
+    if units:
+        raise UserError(f"{path}: its space units are {', '.join(sorted(units))}; save it in mm")
+    data = said.get("ElementDataFile", said.get("data file", said.get("datafile", "LOCAL")))
+    if data.upper() == "LOCAL":
+        held = path.stat().st_size - length
+    elif data.upper().startswith("LIST") or "%" in data:
+        return  # a file for each slice, which ITK opens one after another
+    elif (path.parent / data).is_file():
+        held = (path.parent / data).stat().st_size
+    else:
+        raise UserError(f"{path}: its voxels are to be in {data}, which is not beside it")
+    raw = said.get("CompressedData", "False").lower() != "true"
+    raw &= said.get("encoding", "raw") == "raw"
+    voxel = sitk.Image([1, 1, 1], reader.GetPixelID()).GetSizeOfPixelComponent()
+    check_size(path, reader.GetSize(), voxel, held, packed=not raw)
 
 
 def write_itk(path: Path, voxels: np.ndarray, file_affine: np.ndarray) -> None:
-    """Writes an array (i, j, k) with its affine to RAS+ mm."""
+    """Writes an array (i, j, k) with its affine to RAS+ mm; a .mhd with its .raw beside it."""
     affine = LPS @ file_affine
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     image = sitk.GetImageFromArray(np.ascontiguousarray(voxels.transpose()))

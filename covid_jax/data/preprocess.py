@@ -8,7 +8,7 @@ import numpy as np
 from scipy import ndimage, special
 
 from covid_jax.config import ANISOTROPY
-from covid_jax.data.geometry import Volume, turned_to_file_axes
+from covid_jax.data.geometry import NiftiHeader, Volume, turned_to_file_axes
 from covid_jax.data.intensities import read_as
 from covid_jax.data.plan import Plan
 from covid_jax.data.volume import read_volume
@@ -24,7 +24,7 @@ class Geometry:
     Attributes:
       shape: (D, H, W) of the scan.
       box: (start, stop) of the crop along D, H, W.
-      spacing_mm, affine, file_affine: of the scan, as in Volume.
+      spacing_mm, affine, file_affine, header: of the scan, as in Volume.
     """
 
     shape: tuple[int, ...]
@@ -32,6 +32,7 @@ class Geometry:
     spacing_mm: tuple[float, ...]
     affine: tuple[tuple[float, ...], ...]
     file_affine: tuple[tuple[float, ...], ...]
+    header: NiftiHeader | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def prepare_case(volume: Volume, label: Volume | None, plan: Plan) -> PreparedCa
     """
     if plan.file_axes:
         volume = turned_to_file_axes(volume)
-        label = turned_to_file_axes(label) if label is not None else None
+        label = turned_like(label, volume) if label is not None else None
     box = nonzero_box(volume.voxels)
     geometry = Geometry(
         shape=volume.voxels.shape,
@@ -83,6 +84,7 @@ def prepare_case(volume: Volume, label: Volume | None, plan: Plan) -> PreparedCa
         spacing_mm=tuple(float(mm) for mm in volume.spacing_mm),
         affine=tuple(map(tuple, volume.affine.tolist())),
         file_affine=tuple(map(tuple, volume.file_affine.tolist())),
+        header=volume.header,
     )
     cropped = volume.voxels[box].astype(np.float32)
     size = resampled_size(cropped.shape, volume.spacing_mm, plan.spacing_mm)
@@ -128,6 +130,7 @@ def as_volume(voxels: np.ndarray, geometry: Geometry) -> Volume:
         spacing_mm=np.array(geometry.spacing_mm),
         affine=np.array(geometry.affine),
         file_affine=np.array(geometry.file_affine),
+        header=geometry.header,
     )
 
 

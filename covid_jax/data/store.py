@@ -22,7 +22,7 @@ import numpy as np
 
 from covid_jax.config import IGNORED
 from covid_jax.data.datasets import RawDataset, Split
-from covid_jax.data.geometry import Volume
+from covid_jax.data.geometry import NiftiHeader, Volume
 from covid_jax.data.preprocess import Geometry, PreparedCase
 from covid_jax.data.volume import write_volume
 from covid_jax.errors import UserError, writing
@@ -168,7 +168,7 @@ def open_case(folder: Path, verified: bool = False) -> StoredCase:
         raise UserError(damaged) from error
     if verified and _digest(facts["geometry"], image, label, foreground) != digest:
         raise UserError(f"{damaged} (its files are not those that were written)")
-    geometry = Geometry(**{k: _tuple(v) for k, v in facts["geometry"].items()})
+    geometry = _geometry(facts["geometry"])
     classes = tuple(
         foreground[foreground[:, 0] == value, 1:] for value in np.unique(foreground[:, 0])
     )
@@ -250,6 +250,13 @@ def _foreground(label: np.ndarray) -> np.ndarray:
                 voxels = voxels[rng.choice(len(voxels), _FOREGROUND_PER_CLASS, replace=False)]
             rows.append(np.insert(voxels, 0, value, axis=1).astype(np.int32))
     return np.concatenate(rows)
+
+
+def _geometry(known: dict[str, Any]) -> Geometry:
+    """What case.json says; one from before headers were kept has none."""
+    header = known.get("header")
+    told = NiftiHeader(**{k: _tuple(v) for k, v in header.items()}) if header else None
+    return Geometry(**{k: _tuple(v) for k, v in known.items()} | {"header": told})
 
 
 def _tuple(value: Any) -> Any:

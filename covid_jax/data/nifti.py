@@ -155,7 +155,7 @@ def _affine_mm(path: Path, header: Any) -> tuple[np.ndarray, tuple[str, ...]]:
         )
     elif sform is not None and qform is not None:
         apart = _apart(corners, affine, to_mm @ qform)
-        if apart >= _APART_MM:
+        if not apart < _APART_MM:  # nor is NaN
             raise UserError(
                 f"{path}: its qform and sform lie {apart:.3g} mm apart, and nothing tells which is "
                 "right; export the file again, or set one of the two codes to 0"
@@ -167,7 +167,7 @@ def _affine_mm(path: Path, header: Any) -> tuple[np.ndarray, tuple[str, ...]]:
         scaled = affine.copy()
         scaled[:3, :3] *= header["pixdim"][1:4] * to_mm[0, 0] / lengths
         apart = _apart(corners, affine, scaled)
-        if apart >= _APART_MM:
+        if not apart < _APART_MM:  # nor is NaN
             raise UserError(
                 f"{path}: its spacing (pixdim) and its sform lie {apart:.3g} mm apart, and nothing "
                 "tells which is right; export the file again"

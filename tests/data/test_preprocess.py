@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from skimage.transform import resize
 
 from covid_jax.config import IGNORED
-from covid_jax.data.geometry import from_spacing
+from covid_jax.data.geometry import from_file_axes, from_spacing
 from covid_jax.data.intensities import read_as
 from covid_jax.data.labels import read_label
 from covid_jax.data.plan import Fingerprint, Plan, load_plan, make_plan, save_plan
@@ -191,3 +191,18 @@ def test_a_damaged_plan_is_refused_by_file(tmp_path):
     (tmp_path / "plan.json").write_text('{"spacing_mm": [1,')
     with pytest.raises(UserError, match=r"plan\.json: damaged"):
         load_plan(tmp_path / "plan.json")
+
+
+@pytest.mark.parametrize("file_axes", [False, True])
+def test_a_label_in_other_axes_than_its_scan_is_prepared_on_the_scans(tmp_path, file_axes):
+    voxels = np.arange(60, dtype=np.int16).reshape(3, 4, 5) - 50
+    affine = np.diag([-3.0, -2.0, 2.0, 1.0])
+    write_volume(tmp_path / "scan.nii", from_file_axes(voxels, affine))
+    spun = np.ascontiguousarray((voxels > 0).astype(np.uint8).transpose(1, 2, 0))
+    write_volume(tmp_path / "label.nii", from_file_axes(spun, affine[:, [1, 2, 0, 3]]))
+    image = read_volume(tmp_path / "scan.nii")
+    label = read_label(tmp_path / "label.nii", image, num_values=2)
+    spacing = (2.0, 2.0, 3.0)
+    plan = replace(PLAN, spacing_mm=spacing, mean_hu=0.0, std_hu=1.0, file_axes=file_axes)
+    case = prepare_case(image, label, plan)
+    np.testing.assert_array_equal(case.label > 0, case.image > 0)

@@ -1,19 +1,30 @@
 """Prepared cases on disk: whole or absent."""
 
+import dataclasses
 import json
 import os
 import shutil
 import subprocess
 
+import nibabel as nib
 import numpy as np
 import pytest
 
+from covid_jax.data import store
 from covid_jax.data.phantom import make_phantom, write_raw_dataset
 from covid_jax.data.plan import Plan
 from covid_jax.data.preparation import prepare_dataset
-from covid_jax.data.preprocess import prepare_case
-from covid_jax.data.store import digests, facts_of, load_case, load_dataset, remove_case, save_case
-from covid_jax.data.volume import read_volume
+from covid_jax.data.preprocess import as_volume, prepare_case
+from covid_jax.data.store import (
+    digests,
+    facts_of,
+    load_case,
+    load_dataset,
+    open_case,
+    remove_case,
+    save_case,
+)
+from covid_jax.data.volume import read_volume, write_volume
 from covid_jax.errors import UserError
 
 PLAN = Plan((5.0, 3.0, 3.0), -1000.0, 200.0, -500.0, 250.0, (36, 104, 128), ("a",))
@@ -67,6 +78,43 @@ def test_a_damaged_case_or_dataset_is_told_in_one_line(prepared, tmp_path, text)
     (folder / "dataset.json").write_text(text)
     with pytest.raises(UserError, match=r"dataset\.json: damaged; prepare the data again"):
         load_dataset(tmp_path / "copy", "phantom", plan_hash)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A NIfTI-2 scan in micron with an axis of one behind, and the folder of its stored case."""
+    scan = tmp_path / "scan.nii"
+    image = nib.Nifti2Image(np.full((6, 5, 4, 1), -500, np.int16), np.diag([3e3, 2e3, -5e3, 1]))
+    image.header.set_xyzt_units("micron")
+    image.to_filename(scan)
+    volume = read_volume(scan)
+    label = dataclasses.replace(volume, voxels=(volume.voxels > 0).astype(np.uint8))
+    case = prepare_case(volume, label, PLAN)
+    save_case(tmp_path / "dataset", "scan", case, label, {"plan": PLAN.hash})
+    return scan, tmp_path / "dataset" / "cases" / "scan"
+
+
+def test_a_mask_of_a_stored_case_says_what_the_header_of_its_scan_said(saved, tmp_path):
+    scan, folder = saved
+    geometry = open_case(folder, verified=True).geometry
+    write_volume(tmp_path / "mask.nii", as_volume(np.ones(geometry.shape, np.uint8), geometry))
+    mask, theirs = nib.load(tmp_path / "mask.nii"), nib.load(scan)
+    assert type(mask) is nib.Nifti2Image
+    assert mask.shape == theirs.shape
+    for field in read_volume(scan).header.fields:
+        np.testing.assert_array_equal(mask.header[field], theirs.header[field], field)
+
+
+def test_a_case_from_before_headers_were_kept_opens_with_its_digest(saved):
+    _, folder = saved
+    facts = json.loads((folder / "case.json").read_text())
+    del facts["geometry"]["header"]
+    arrays = (np.load(folder / f"{name}.npy") for name in ("image", "label", "foreground"))
+    facts["sha256"] = store._digest(facts["geometry"], *arrays)
+    (folder / "case.json").write_text(json.dumps(facts))
+    now = open_case(folder, verified=True).geometry
+    assert now.header is None
+    assert now.shape == (4, 5, 6)
 
 
 def test_a_stored_case_has_its_foreground_and_its_reference(prepared):

@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import shutil
+import warnings
 from dataclasses import replace
 
 import nibabel as nib
@@ -186,3 +187,261 @@ def test_a_write_that_fails_leaves_no_file(thorax, tmp_path):
     with pytest.raises(UserError):
         write_volume(tmp_path / "mask.txt", read_volume(thorax))
     assert not list(tmp_path.iterdir())
+
+
+VOXELS = np.arange(24, dtype=np.int16).reshape(2, 3, 4) - 12
+AFFINE = np.diag([-3.0, -2.0, 5.0, 1.0])
+
+
+def nifti(path, affine=AFFINE, codes=(1, 1), units="mm", voxels=VOXELS, **fields):
+    """Writes a NIfTI file whose header's fields then are set to anything."""
+    image = nib.Nifti1Image(voxels, affine)
+    image.set_qform(affine, codes[0])
+    image.set_sform(affine, codes[1])
+    image.header.set_xyzt_units(units)
+    content = bytearray(image.to_bytes())
+    header = np.frombuffer(content, nib.nifti1.header_dtype, 1)[0]
+    for field, value in fields.items():
+        header[field] = value
+    path.write_bytes(content)
+    return path
+
+
+def nrrd(path, *lines):
+    """Writes a NRRD file of 2 x 3 x 4 voxels with these lines in its header."""
+    header = ("NRRD0004", "type: short", "dimension: 3", "sizes: 2 3 4", "endian: little", *lines)
+    text = "\n".join((*header, "encoding: raw", "", ""))
+    path.write_bytes(text.encode() + VOXELS.tobytes(order="F"))
+    return path
+
+
+def mha(path, **fields):
+    """Writes a MHA file whose header's fields are set to anything; None leaves one out."""
+    sitk.WriteImage(sitk.GetImageFromArray(VOXELS), path)
+    head, last, data = path.read_bytes().partition(b"ElementDataFile = LOCAL\n")
+    lines = dict(line.split(" = ") for line in head.decode().splitlines()) | fields
+    kept = (f"{name} = {value}\n" for name, value in lines.items() if value is not None)
+    path.write_bytes("".join(kept).encode() + last + data)
+    return path
+
+
+@pytest.mark.parametrize(("units", "size"), [("micron", 1e-3), ("meter", 1e3)])
+def test_a_scan_in_micron_or_metres_is_read_in_mm_and_its_mask_stays_so(tmp_path, units, size):
+    scan = nifti(tmp_path / "scan.nii", np.diag([*AFFINE.diagonal()[:3] / size, 1]), units=units)
+    volume = read_volume(scan)
+    np.testing.assert_allclose(volume.spacing_mm, (5, 2, 3))
+    assert "read in mm" in volume.notes[0]
+    write_volume(tmp_path / "mask.nii", volume)
+    assert nib.load(tmp_path / "mask.nii").header.get_xyzt_units()[0] == units
+
+
+@pytest.mark.parametrize("factor", [1e-3, 1e3])
+@pytest.mark.parametrize("units", ["unknown", "mm"])
+def test_voxels_that_no_scan_has_are_refused_as_of_another_unit(tmp_path, factor, units):
+    scan = nifti(tmp_path / "scan.nii", np.diag([*AFFINE.diagonal()[:3] * factor, 1]), units=units)
+    with pytest.raises(UserError, match="mm apart, which is no scan of a patient; set the unit"):
+        read_volume(scan)
+
+
+def test_units_that_nifti_does_not_know_are_mm_as_for_itk(tmp_path):
+    scan = nifti(tmp_path / "scan.nii", xyzt_units=5)
+    np.testing.assert_allclose(read_volume(scan).spacing_mm, (5, 2, 3))
+
+
+def test_a_header_without_form_codes_is_told_and_its_mask_has_none_either(tmp_path):
+    volume = read_volume(nifti(tmp_path / "scan.nii", codes=(0, 0)))
+    assert "no form code in its header: its axes are taken to point left, front" in volume.notes[0]
+    assert nib.aff2axcodes(volume.file_affine) == ("L", "A", "S")
+    write_volume(tmp_path / "mask.nii", volume)
+    header = nib.load(tmp_path / "mask.nii").header
+    assert (header["qform_code"], header["sform_code"]) == (0, 0)
+
+
+SHEAR = AFFINE.copy()
+SHEAR[1, 2] = 5 * np.tan(np.radians(15))
+
+
+@pytest.mark.parametrize("codes", [(0, 1), (1, 1)])
+def test_a_sheared_sform_is_refused_whatever_the_qform_says(tmp_path, codes):
+    with pytest.raises(UserError, match=r"sheared by 15 degrees, .*dcm2niix"):
+        read_volume(nifti(tmp_path / "scan.nii", SHEAR, codes))
+
+
+def test_sheared_directions_are_refused_in_nrrd_and_mha_too(tmp_path):
+    lines = "space: LPS", "space directions: (3,0,0) (0,2,0) (0,1.34,5)", "space origin: (0,0,0)"
+    for scan in (
+        nrrd(tmp_path / "scan.nrrd", *lines),
+        mha(tmp_path / "scan.mha", TransformMatrix="1 0 0 0 1 0 0 0.3 1"),
+    ):
+        with pytest.raises(UserError, match=r"sheared by 1[57] degrees"):
+            read_volume(scan)
+
+
+def test_a_spacing_that_contradicts_the_sform_is_refused(tmp_path):
+    scan = nifti(tmp_path / "scan.nii", codes=(0, 1), pixdim=[1, 1, 1, 1, 0, 0, 0, 0])
+    with pytest.raises(UserError, match=r"spacing \(pixdim\) and its sform lie 1[0-9] mm apart"):
+        read_volume(scan)
+
+
+@pytest.mark.parametrize("size", [0, -3, np.nan, np.inf])
+@pytest.mark.parametrize("codes", [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_a_spacing_that_is_none_is_refused(tmp_path, size, codes):
+    scan = nifti(tmp_path / "scan.nii", codes=codes, pixdim=[1, size, 2, 5, 0, 0, 0, 0])
+    with pytest.raises(UserError, match=r"its spacing \(pixdim\) is [0-9a-z-]+ x 2 x 5"):
+        read_volume(scan)
+
+
+@pytest.mark.parametrize("field", ["srow_x", "qoffset_y", "quatern_b"])
+def test_a_form_that_is_not_finite_is_refused(tmp_path, field):
+    scan = nifti(tmp_path / "scan.nii", codes=(1, 1), **{field: np.nan})
+    with pytest.raises(UserError, match=r"scan\.nii: "):
+        read_volume(scan)
+
+
+def test_a_form_code_that_nifti_does_not_know_is_refused(tmp_path):
+    with pytest.raises(UserError, match="its sform_code is 9"):
+        read_volume(nifti(tmp_path / "scan.nii", sform_code=9))
+
+
+def test_a_handedness_of_zero_is_one_for_all_readers(tmp_path):
+    volume = read_volume(nifti(tmp_path / "scan.nii", pixdim=[0, 3, 2, 5, 0, 0, 0, 0]))
+    write_volume(tmp_path / "mask.nii", volume)
+    for path in (tmp_path / "scan.nii", tmp_path / "mask.nii"):
+        np.testing.assert_array_equal(read_volume(path).affine, volume.affine)
+
+
+def test_a_pair_of_header_and_voxels_is_refused_with_the_mend(tmp_path):
+    nib.Nifti1Pair(VOXELS, AFFINE).to_filename(tmp_path / "scan.img")
+    (tmp_path / "scan.nii").write_bytes((tmp_path / "scan.hdr").read_bytes())
+    for name in ("scan.img", "scan.hdr", "scan.nii"):
+        with pytest.raises(UserError, match=r"of a pair of files; save both as one \.nii\.gz"):
+            read_volume(tmp_path / name)
+
+
+def test_compression_is_seen_in_the_content_whatever_the_name_says(tmp_path):
+    content = nifti(tmp_path / "scan.nii").read_bytes()
+    (tmp_path / "packed.nii").write_bytes(gzip.compress(content))
+    (tmp_path / "plain.nii.gz").write_bytes(content)
+    for name in ("packed.nii", "plain.nii.gz"):
+        np.testing.assert_array_equal(
+            read_volume(tmp_path / name).voxels, read_volume(tmp_path / "scan.nii").voxels
+        )
+
+
+@pytest.mark.parametrize("suffix", [".NII", ".Nii.GZ", ".Nrrd", ".MHA", ".MHD"])
+def test_endings_are_read_in_any_case(tmp_path, suffix):
+    volume = from_file_axes(VOXELS, AFFINE)
+    write_volume(tmp_path / f"scan{suffix.lower()}", volume)
+    (tmp_path / f"scan{suffix.lower()}").rename(tmp_path / f"SCAN{suffix}")
+    np.testing.assert_array_equal(read_volume(tmp_path / f"SCAN{suffix}").voxels, volume.voxels)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 1, 1), (2, 3, 4, 1), (2, 3, 1), (1, 1, 1)])
+def test_a_mask_has_the_shape_of_its_file_with_all_axes_of_one(tmp_path, shape):
+    voxels = np.arange(np.prod(shape), dtype=np.int16).reshape(shape)
+    volume = read_volume(nifti(tmp_path / "scan.nii", voxels=voxels))
+    write_volume(tmp_path / "mask.nii.gz", volume)
+    np.testing.assert_array_equal(nib.load(tmp_path / "mask.nii.gz").dataobj, voxels)
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [((4, 5), "is flat"), ((4, 5, 1, 6), "slices along the third"), ((4, 5, 6, 1, 3), "channel")],
+)
+def test_what_has_no_three_axes_is_refused_with_its_shape(tmp_path, shape, words):
+    scan = nifti(tmp_path / "scan.nii", voxels=np.zeros(shape, np.int16))
+    with pytest.raises(UserError, match=words) as refused:
+        read_volume(scan)
+    assert str(shape) in str(refused.value)
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 5, 3), (6, 4, 5, 3)])
+@pytest.mark.parametrize("suffix", ["nrrd", "mha"])
+def test_an_image_of_several_components_is_refused_also_where_it_is_one_slice(
+    tmp_path, shape, suffix
+):
+    image = sitk.GetImageFromArray(np.zeros(shape, np.int16), isVector=True)
+    sitk.WriteImage(image, tmp_path / f"scan.{suffix}")
+    with pytest.raises(UserError, match="each of its voxels has 3 components"):
+        read_volume(tmp_path / f"scan.{suffix}")
+
+
+def test_colours_and_flat_images_are_refused_and_one_component_is_not(tmp_path):
+    nifti(tmp_path / "rgb.nii", voxels=np.zeros((2, 3, 4), [("R", "u1"), ("G", "u1"), ("B", "u1")]))
+    with pytest.raises(UserError, match="holds colours"):
+        read_volume(tmp_path / "rgb.nii")
+    sitk.WriteImage(sitk.Image(4, 5, sitk.sitkInt16), tmp_path / "flat.nrrd")
+    with pytest.raises(UserError, match="is flat"):
+        read_volume(tmp_path / "flat.nrrd")
+    one = sitk.GetImageFromArray(np.zeros((4, 5, 6, 1), np.int16), isVector=True)
+    sitk.WriteImage(one, tmp_path / "one.nrrd")
+    assert read_volume(tmp_path / "one.nrrd").voxels.shape == (4, 5, 6)
+
+
+def test_a_nrrd_without_a_space_is_told_and_without_a_spacing_refused(tmp_path):
+    volume = read_volume(nrrd(tmp_path / "scan.nrrd", "spacings: 3 2 5"))
+    assert "no space in its header: its axes are taken to point left, back" in volume.notes[0]
+    assert nib.aff2axcodes(volume.file_affine) == ("L", "P", "S")
+    with pytest.raises(UserError, match="says no spacing"):
+        read_volume(nrrd(tmp_path / "none.nrrd"))
+    with pytest.raises(UserError, match="says no spacing"):
+        read_volume(mha(tmp_path / "none.mha", ElementSpacing=None))
+    units = 'space units: "cm" "cm" "cm"'
+    directions = "space directions: (3,0,0) (0,2,0) (0,0,5)"
+    with pytest.raises(UserError, match="space units are cm"):
+        read_volume(nrrd(tmp_path / "cm.nrrd", "space: LPS", directions, units))
+
+
+@pytest.mark.parametrize("spacing", ["0 1 1", "-1 1 1", "nan 1 1", "inf 1 1", "1e9 1 1"])
+def test_a_spacing_of_mha_that_is_none_is_refused(tmp_path, spacing):
+    with pytest.raises(UserError, match=r"scan\.mha: "):
+        read_volume(mha(tmp_path / "scan.mha", ElementSpacing=spacing))
+
+
+@pytest.mark.parametrize("sizes", ["900 900 900", "99999 99999 99999", "2147483647 2 1"])
+def test_an_itk_header_that_lies_about_its_size_is_refused_before_it_is_read(tmp_path, sizes):
+    scan = nrrd(tmp_path / "scan.nrrd", "spacings: 3 2 5")
+    scan.write_bytes(scan.read_bytes().replace(b"sizes: 2 3 4", f"sizes: {sizes}".encode()))
+    for path in (scan, mha(tmp_path / "scan.mha", DimSize=sizes)):
+        with pytest.raises(UserError, match="more than are in the file"):
+            read_volume(path)
+
+
+def test_a_mhd_without_its_voxels_is_refused_by_their_name(tmp_path):
+    write_volume(tmp_path / "scan.mhd", from_file_axes(VOXELS, AFFINE))
+    (tmp_path / "scan.raw").unlink()
+    with pytest.raises(UserError, match=r"in scan\.raw, which is not beside it"):
+        read_volume(tmp_path / "scan.mhd")
+
+
+def test_a_written_mhd_names_its_voxels_and_is_whole_or_not_there(tmp_path):
+    volume = from_file_axes(VOXELS, AFFINE)
+    write_volume(tmp_path / "scan.mhd", volume)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["scan.mhd", "scan.raw"]
+    assert "ElementDataFile = scan.raw" in (tmp_path / "scan.mhd").read_text()
+    with pytest.raises(TypeError):  # no type of ITK's
+        write_volume(tmp_path / "scan.mhd", replace(volume, voxels=VOXELS.astype(np.float16)))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["scan.mhd", "scan.raw"]
+    np.testing.assert_array_equal(read_volume(tmp_path / "scan.mhd").voxels, volume.voxels)
+
+
+def test_a_mask_of_another_format_has_its_place_in_both_forms(tmp_path):
+    write_volume(tmp_path / "scan.mha", from_file_axes(VOXELS, AFFINE))
+    write_volume(tmp_path / "mask.nii.gz", read_volume(tmp_path / "scan.mha"))
+    image = nib.load(tmp_path / "mask.nii.gz")
+    for form, code in (image.get_qform(coded=True), image.get_sform(coded=True)):
+        assert code == 1
+        np.testing.assert_allclose(form, AFFINE, atol=1e-5)
+    assert image.header.get_xyzt_units()[0] == "mm"
+
+
+def test_a_refusal_is_all_that_is_printed(tmp_path, capfd):
+    (tmp_path / "text.nii").write_bytes(b"not an image" * 100)
+    nifti(tmp_path / "code.nii", datatype=77)
+    (tmp_path / "cut.mha").write_bytes(mha(tmp_path / "scan.mha").read_bytes()[:-9])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name in ("text.nii", "code.nii", "cut.mha"):
+            with pytest.raises(UserError, match=name):
+                read_volume(tmp_path / name)
+    assert capfd.readouterr() == ("", "")

@@ -1,8 +1,13 @@
 """NRRD and MHA, by SimpleITK."""
 
+import contextlib
+import os
 import re
+import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import SimpleITK as sitk
@@ -22,23 +27,31 @@ from covid_jax.errors import UserError
 
 _READERS = {".nrrd": "NrrdImageIO", ".mha": "MetaImageIO", ".mhd": "MetaImageIO"}
 _SPACING = ("spacings", "space directions", "ElementSpacing", "ElementSize")
+_AXES = set("123456789")  # of others MetaIO crashes
 _LONGEST_HEADER = 1 << 16
 
 
 def read_itk(path: Path) -> Volume:
     """Reads NRRD or MHA. Raises as read_volume."""
-    said, length = _read_header(path)
+    lines, length = _read_header(path)
+    said = dict(lines)
+    if wrong := {value for name, value in lines if name == "NDims"} - _AXES:
+        raise UserError(f"{path}: NDims of its header is {wrong.pop()}; fetch or export it again")
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.SetImageIO(_READERS[path.suffix.lower()])  # by itself it takes no ending in capitals
-    try:
-        reader.ReadImageInformation()
-        _check_information(path, reader, said, length)
-        image = reader.Execute()
-    except RuntimeError as error:
-        raise UserError(
-            f"{path}: damaged or not {path.suffix} ({one_line(error)}); fetch or export it again"
-        ) from error
+    with tempfile.TemporaryFile() as printed:
+        try:
+            with _stderr_to(printed):
+                reader.ReadImageInformation()
+                _check_information(path, reader, said, length)
+                image = reader.Execute()
+        except RuntimeError as error:
+            printed.seek(0)
+            reason = printed.readline().decode("latin-1").strip() or one_line(error)
+            raise UserError(
+                f"{path}: damaged or not {path.suffix} ({reason}); fetch or export it again"
+            ) from error
     array = sitk.GetArrayFromImage(image).transpose()
     check_numbers(path, array.dtype)
     direction = np.reshape(image.GetDirection(), (image.GetDimension(),) * 2)[:3, :3]
@@ -53,16 +66,26 @@ def read_itk(path: Path) -> Volume:
     return replace(volume, notes=notes)
 
 
-def _read_header(path: Path) -> tuple[dict[str, str], int]:
-    """The fields of a header of lines "name: value" or "name = value", and its bytes."""
+@contextlib.contextmanager
+def _stderr_to(file: IO[bytes]) -> Iterator[None]:
+    """Within, what ITK's MetaIO prints, which alone says what is wrong, goes to `file`."""
+    before = os.dup(2)
+    os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+
+
+def _read_header(path: Path) -> tuple[list[tuple[str, str]], int]:
+    """The names and values of a header of lines "name: value" or "name = value", and its bytes."""
     with path.open("rb") as stream:
         start = stream.read(_LONGEST_HEADER)
     end = re.search(rb"^ElementDataFile *=.*\n|\n\r?\n", start, re.MULTILINE)
     length = end.end() if end else len(start)
-    lines = re.findall(
-        r"^([\w ]+?) *[:=] *(.*?)\s*$", start[:length].decode("latin-1"), re.MULTILINE
-    )
-    return dict(lines), length
+    text = start[:length].decode("latin-1")
+    return re.findall(r"^\s*([\w ]+?) *[:=] *(.*?)\s*$", text, re.MULTILINE), length
 
 
 def _check_information(

@@ -77,6 +77,8 @@ def read_nifti(path: Path) -> Volume:
         HeaderDataError,
         WrapStructError,
     ) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise  # of the disk, not of what is on it
         raise UserError(
             f"{path}: damaged or not NIfTI ({one_line(error)}); fetch or export it again"
         ) from error
@@ -140,8 +142,8 @@ def _affine_mm(path: Path, header: Any) -> tuple[np.ndarray, tuple[str, ...]]:
         a millimetre or more apart, so that one of them is wrong.
     """
     code = int(header["xyzt_units"]) & 7
-    to_mm = np.diag([*[_MM.get(code, 1.0)] * 3, 1.0])
-    affine = to_mm @ header.get_best_affine()
+    to_mm = np.array([[_MM.get(code, 1.0)]] * 3 + [[1.0]])
+    affine = to_mm * header.get_best_affine()
     check_affine(path, affine)
     notes = []
     if code in _UNITS:
@@ -154,7 +156,7 @@ def _affine_mm(path: Path, header: Any) -> tuple[np.ndarray, tuple[str, ...]]:
             "nibabel; ITK takes left, back and up"
         )
     elif sform is not None and qform is not None:
-        apart = _apart(corners, affine, to_mm @ qform)
+        apart = _apart(corners, affine, to_mm * qform)
         if not apart < _APART_MM:  # nor is NaN
             raise UserError(
                 f"{path}: its qform and sform lie {apart:.3g} mm apart, and nothing tells which is "

@@ -8,7 +8,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from covid_jax.data.geometry import Volume, in_file_axes
+from covid_jax.data.geometry import Volume, in_file_axes, one_line
 from covid_jax.data.nifti import read_nifti, write_nifti
 from covid_jax.errors import UserError, writing
 from covid_jax.files import whole_file
@@ -26,6 +26,13 @@ def read_volume(path: str | Path) -> Volume:
         readers take to lie in different places, or slices that are missing, doubled or tilted.
     """
     path = Path(path)
+    try:
+        return _read(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or one_line(error)})") from error
+
+
+def _read(path: Path) -> Volume:
     if path.is_dir():
         from covid_jax.data.dicom import read_series  # pydicom where there is DICOM, and not before
 

@@ -1,14 +1,16 @@
 """Damaged files: a clear error or a right result, never a crash, a hang, or memory run wild.
 
-The files are small real ones; each input is one of them cut short, with bits flipped, or with a
-header that lies about its size.
+The files are small real ones; each input is one of them cut short, with bits flipped, with a
+header that lies about its size, or with anything else in one of its header's fields.
 """
 
 import gzip
+import re
 import shutil
 import struct
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
@@ -21,7 +23,8 @@ from covid_jax.errors import UserError
 
 SHAPE = (6, 20, 24)
 SLACK = 48 << 20  # for what a library loads when it is first used
-FORMATS = (".nii", ".nii.gz", ".nrrd", ".mha")
+TEXT = (".nrrd", ".mha", ".mhd")
+FORMATS = (".nii", ".nii.gz", *TEXT)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +47,8 @@ def whole(tmp_path_factory, lidc_series):
 @pytest.fixture(scope="module")
 def honest(whole):
     """What the sound ones read as; reading them also loads what the readers need."""
-    return {path.name: read_volume(path) for path in whole.iterdir()}
+    names = (*(f"scan{suffix}" for suffix in FORMATS), "series")
+    return {name: read_volume(whole / name) for name in names}
 
 
 def memory_of(run):
@@ -115,6 +119,46 @@ def test_a_header_that_lies_about_its_size_allocates_no_more(whole, honest, dims
     struct.pack_into("<3h", content, 42, *dims)
     path = whole / f"lying.nii{'.gz' if compress else ''}"
     path.write_bytes(gzip.compress(bytes(content)) if compress else bytes(content))
+    check(path, len(content))
+    path.unlink()
+
+
+WHOLE_NUMBERS = st.sampled_from([0, 1, -1, 7, 8, 255, 32767, -32768, 2**31 - 1, -(2**31)])
+NUMBERS = st.sampled_from([0.0, -1.0, 1e-38, 1e38, 1e3, np.nan, np.inf, -np.inf])
+WORDS = ["", "0", "-1", "nan", "inf", "1e39", "9999999999", "none", "(0,0,0)", "LIST", "%d", "x"]
+
+
+@often
+@given(
+    field=st.sampled_from(nib.nifti1.header_dtype.names),
+    place=share,
+    whole_number=WHOLE_NUMBERS,
+    number=NUMBERS,
+)
+def test_any_number_in_a_field_of_nifti_is_refused_or_read(
+    whole, honest, field, place, whole_number, number
+):
+    content = bytearray((whole / "scan.nii").read_bytes())
+    kind = nib.nifti1.header_dtype[field].base
+    if kind.kind in "iuf":
+        values = np.frombuffer(content, nib.nifti1.header_dtype, 1)[field].reshape(-1)
+        odd = number if kind.kind == "f" else np.array(whole_number)
+        values[int(place * values.size)] = np.asarray(odd).astype(kind)
+    path = whole / "odd.nii"
+    path.write_bytes(content)
+    check(path, len(content))
+    path.unlink()
+
+
+@pytest.mark.parametrize("suffix", TEXT)
+@often
+@given(place=share, word=st.sampled_from(WORDS))
+def test_any_word_in_a_header_of_lines_is_refused_or_read(whole, honest, suffix, place, word):
+    content = (whole / f"scan{suffix}").read_bytes()
+    words = list(re.finditer(rb"[^ \n]+", content[:400].split(b"LOCAL")[0].split(b"\n\n")[0]))
+    start, end = words[int(place * len(words))].span()
+    path = whole / f"odd{suffix}"
+    path.write_bytes(content[:start] + word.encode() + content[end:])
     check(path, len(content))
     path.unlink()
 

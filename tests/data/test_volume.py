@@ -435,13 +435,32 @@ def test_a_mask_of_another_format_has_its_place_in_both_forms(tmp_path):
     assert image.header.get_xyzt_units()[0] == "mm"
 
 
+@pytest.mark.parametrize("axes", ["-1", "0", "65536", "nan", "3\nNDims = -1", "-1\nNDims = 3"])
+def test_a_number_of_axes_that_crashes_itk_is_refused_before(tmp_path, axes):
+    with pytest.raises(UserError, match="NDims of its header is"):
+        read_volume(mha(tmp_path / "scan.mha", NDims=axes))
+
+
+def test_what_itk_prints_is_what_the_line_says(tmp_path):
+    with pytest.raises(UserError, match=r"damaged or not \.mha \(DimSize required and not defined"):
+        read_volume(mha(tmp_path / "scan.mha", DimSize=None))
+
+
+def test_a_file_that_cannot_be_opened_is_not_called_damaged():
+    with pytest.raises(UserError, match=r"cannot be read \(File name too long\)"):
+        read_volume("x" * 300 + ".nii")
+
+
 def test_a_refusal_is_all_that_is_printed(tmp_path, capfd):
     (tmp_path / "text.nii").write_bytes(b"not an image" * 100)
     nifti(tmp_path / "code.nii", datatype=77)
-    (tmp_path / "cut.mha").write_bytes(mha(tmp_path / "scan.mha").read_bytes()[:-9])
+    nifti(tmp_path / "infinite.nii", srow_x=np.inf)
+    content = mha(tmp_path / "scan.mha").read_bytes()
+    (tmp_path / "cut.mha").write_bytes(content[:-9])
+    (tmp_path / "head.mha").write_bytes(content[:100])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for name in ("text.nii", "code.nii", "cut.mha"):
+        for name in ("text.nii", "code.nii", "infinite.nii", "cut.mha", "head.mha"):
             with pytest.raises(UserError, match=name):
                 read_volume(tmp_path / name)
     assert capfd.readouterr() == ("", "")

@@ -83,6 +83,20 @@ def refuses(command):
     return run
 
 
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 1 MB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], check=False, capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
 def tiny(name: str = "scratch", **changes: object) -> Config:
     """configs/tiny.py with some fields changed."""
     config = load_config_file(f"{ROOT}/configs/tiny.py:{name}")

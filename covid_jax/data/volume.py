@@ -67,22 +67,27 @@ def write_volume(path: str | Path, volume: Volume) -> None:
         if path.name.endswith(NIFTI):
             write_nifti(partial, volume)
         elif path.name.endswith(ITK):
-            from covid_jax.data.itk import write_itk
-
-            write_itk(partial, in_file_axes(volume), volume.file_affine)
+            _write_itk(partial, path, volume)
         else:
             raise UserError(f"{path}: can be written as one of {', '.join(NIFTI + ITK)}")
 
 
-def _write_mhd(path: Path, volume: Volume) -> None:
-    """Writes a header that names its data file; both get their names when both are whole."""
+def _write_itk(partial: Path, path: Path, volume: Volume) -> None:
     from covid_jax.data.itk import write_itk
 
+    try:
+        write_itk(partial, in_file_axes(volume), volume.file_affine)
+    except RuntimeError as error:
+        raise UserError(f"{path}: cannot be written ({one_line(error)})") from error
+
+
+def _write_mhd(path: Path, volume: Volume) -> None:
+    """Writes a header that names its data file; both get their names when both are whole."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".partial-", dir=path.parent) as folder:
             header = Path(folder) / path.name
-            write_itk(header, in_file_axes(volume), volume.file_affine)
+            _write_itk(header, path, volume)
             path.unlink(missing_ok=True)  # no old header beside new voxels
             os.replace(header.with_suffix(".raw"), path.with_suffix(".raw"))
             os.replace(header, path)

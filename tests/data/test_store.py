@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import shutil
-import subprocess
 
 import nibabel as nib
 import numpy as np
@@ -36,20 +35,6 @@ def prepared(tmp_path_factory):
     write_raw_dataset("phantom", folder / "raw", 3, seed=0)
     prepare_dataset("phantom", folder / "raw", folder / "prepared")
     return folder
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 1 MB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], check=False, capture_output=True
-    )
-    if mounted.returncode:
-        pytest.skip("mounting a small file system needs root")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
 
 
 def test_a_case_comes_back_as_it_was_prepared(tmp_path):

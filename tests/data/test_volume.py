@@ -425,6 +425,14 @@ def test_a_written_mhd_names_its_voxels_and_is_whole_or_not_there(tmp_path):
     np.testing.assert_array_equal(read_volume(tmp_path / "scan.mhd").voxels, volume.voxels)
 
 
+@pytest.mark.parametrize("suffix", [".nii", ".nrrd", ".mha", ".mhd"])
+def test_a_full_disk_is_one_line_and_leaves_no_volume(small_disk, suffix):
+    voxels = np.random.default_rng(0).integers(0, 255, (100, 100, 200), np.uint8)
+    with pytest.raises(UserError, match=rf"scan\{suffix}: (the disk is full|cannot be written)"):
+        write_volume(small_disk / f"scan{suffix}", from_file_axes(voxels, AFFINE))
+    assert list(small_disk.iterdir()) == []
+
+
 def test_a_mask_of_another_format_has_its_place_in_both_forms(tmp_path):
     write_volume(tmp_path / "scan.mha", from_file_axes(VOXELS, AFFINE))
     write_volume(tmp_path / "mask.nii.gz", read_volume(tmp_path / "scan.mha"))

@@ -8,7 +8,7 @@ import numpy as np
 from nibabel.orientations import aff2axcodes
 
 from covid_jax.config import IGNORED
-from covid_jax.data.geometry import Volume
+from covid_jax.data.geometry import Volume, turned_like
 from covid_jax.data.volume import read_volume
 from covid_jax.errors import UserError
 
@@ -46,7 +46,7 @@ def read_label(
       UserError: another grid than the image's, values that are not whole, or outside
         0 .. num_values - 1.
     """
-    label = read_mask(path)
+    label = turned_like(read_mask(path), image)
     check_grid(path, label, image, "its image", 0.1)
     notes = [f"label: {note}" for note in label.notes]
     if aff2axcodes(label.file_affine) != aff2axcodes(image.file_affine):

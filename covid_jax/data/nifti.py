@@ -94,7 +94,7 @@ def _read_header(stream: BufferedIOBase) -> tuple[int, Any]:
     return version, kind(start + stream.read(kind.sizeof_hdr - 4), check=False)
 
 
-def write_nifti(path: Path, volume: Volume) -> None:
+def write_nifti(path: Path, volume: Volume, description: str = "") -> None:
     """Writes the volume with shape, units and forms of the NIfTI file that it was read from.
 
     Where it was read from another, both forms have its affine, in mm.
@@ -113,7 +113,15 @@ def write_nifti(path: Path, volume: Volume) -> None:
         for field, value in said.fields.items():
             header[field] = value
         image = kind(voxels.reshape(said.shape), None, header)
+    image.header["descrip"] = description
     image.to_filename(path)
+
+
+def description_of(path: Path) -> str:
+    """What write_nifti was given to describe a file that can be read (descrip)."""
+    image = nib.load(path)
+    assert isinstance(image, nib.Nifti1Image)
+    return str(image.header["descrip"].item().decode("latin1"))
 
 
 def _check_fields(path: Path, header: Any) -> None:

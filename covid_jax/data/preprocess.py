@@ -8,7 +8,7 @@ import numpy as np
 from scipy import ndimage, special
 
 from covid_jax.config import ANISOTROPY
-from covid_jax.data.geometry import NiftiHeader, Volume, turned_to_file_axes
+from covid_jax.data.geometry import NiftiHeader, Volume, turned_like, turned_to_file_axes
 from covid_jax.data.intensities import read_as
 from covid_jax.data.plan import Plan
 from covid_jax.data.volume import read_volume

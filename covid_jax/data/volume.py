@@ -53,11 +53,11 @@ def _read(path: Path) -> Volume:
     )
 
 
-def write_volume(path: str | Path, volume: Volume) -> None:
+def write_volume(path: str | Path, volume: Volume, description: str = "") -> None:
     """Writes the volume in the axes of the file that it came from; whole or not at all.
 
     As NIfTI it has shape, units and both forms of that file where it was NIfTI, and else its affine
-    in mm as both forms.
+    in mm as both forms. NIfTI keeps the `description`, of at most 79 letters (descrip).
     """
     path = Path(path)
     if path.name.endswith(".mhd"):
@@ -65,7 +65,7 @@ def write_volume(path: str | Path, volume: Volume) -> None:
         return
     with whole_file(path) as partial:
         if path.name.endswith(NIFTI):
-            write_nifti(partial, volume)
+            write_nifti(partial, volume, description)
         elif path.name.endswith(ITK):
             _write_itk(partial, path, volume)
         else:

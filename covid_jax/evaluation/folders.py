@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from covid_jax.data.geometry import turned_like
 from covid_jax.data.labels import check_grid, check_values, read_mask
 from covid_jax.data.processes import each
 from covid_jax.data.scans import scans_in
@@ -91,6 +92,7 @@ def _scored(
     """The scores of one mask, and the values that it or its reference holds; or what is wrong."""
     try:
         mask, truth = map(read_mask, paths)
+        mask = turned_like(mask, truth)
         check_grid(paths[0], mask, truth, str(paths[1]), 1e-2)
         counted = (
             truth.voxels != ignored if ignored is not None else np.ones_like(truth.voxels, bool)

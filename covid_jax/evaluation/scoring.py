@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nibabel.orientations import aff2axcodes
 from tqdm import tqdm
 
 from covid_jax.config import IGNORED, Config
-from covid_jax.data.geometry import turned_to
+from covid_jax.data.geometry import turned_like
 from covid_jax.data.plan import Plan
 from covid_jax.data.preprocess import Geometry, PreparedCase, as_volume
 from covid_jax.data.store import StoredDataset, load_case
@@ -56,8 +55,9 @@ def score_run(
 
     def compared(name: str) -> tuple[np.ndarray, np.ndarray]:
         probabilities, geometry = predicted(name)
-        axes = aff2axcodes(np.array(geometry.affine))  # the plan's, which need not be the Volume's
-        return probabilities, turned_to(read_volume(dataset.reference(name)), axes).voxels
+        reference = read_volume(dataset.reference(name))
+        # The plan's axes need not be the Volume's.
+        return probabilities, turned_like(reference, as_volume(probabilities[0], geometry)).voxels
 
     if config.inference.choose:
         selected_by = split.validation or split.train

@@ -9,11 +9,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 
 from covid_jax.data.geometry import Volume, in_file_axes
-from covid_jax.data.volume import NO_NIFTI, write_volume
+from covid_jax.data.nifti import description_of
+from covid_jax.data.volume import read_volume, write_volume
+from covid_jax.errors import UserError
 
 _MARK = "covid_jax run={run} scan={scan} voxels={voxels}"
 _DIGITS = 12  # of each digest: NIfTI's descrip has room for 80 letters
@@ -45,15 +46,15 @@ def is_from(path: Path, origin: Origin) -> bool:
 
 
 def _origin(path: Path) -> Origin | None:
+    """What the mark in a file says; None where there is none, or the voxels are not of it."""
     try:
-        image = nib.nifti1.Nifti1Image.from_filename(path)
-        mark = image.header["descrip"].item().decode("latin1")
-        found = re.fullmatch(_MARK.format(run="(\\w+)", scan="(\\w+)", voxels="(\\w+)"), mark)
-        if found and found[3] == _digest(np.asanyarray(image.dataobj)):
-            return Origin(found[1], found[2])
-    except NO_NIFTI:
-        pass  # no file that predict writes
-    return None
+        voxels, mark = in_file_axes(read_volume(path)), description_of(path)
+    except UserError:  # no file that predict writes
+        return None
+    found = re.fullmatch(_MARK.format(run=r"(\w+)", scan=r"(\w+)", voxels=r"(\w+)"), mark)
+    if not found or found[3] != _digest(voxels):
+        return None
+    return Origin(found[1], found[2])
 
 
 def _digest(voxels: np.ndarray) -> str:

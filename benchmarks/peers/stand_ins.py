@@ -12,7 +12,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-LIBRARIES = ("SimpleITK", "highdicom", "nibabel", "pydicom", "skimage", "tensorboard", "tifffile")
+LIBRARIES = ("SimpleITK", "nibabel", "pydicom", "skimage", "tensorboard", "tifffile")
 
 
 class _Unusable(Exception):  # noqa: N818 - also a class of errors, where an except clause names one

@@ -2,33 +2,17 @@
 
 import gzip
 import itertools
-import shutil
 import warnings
 from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
-import pydicom
 import pytest
-import SimpleITK as sitk
 
-from covid_jax.data.dicom import find_series
 from covid_jax.data.geometry import from_file_axes, from_spacing, in_file_axes
 from covid_jax.data.phantom import write_raw_dataset
-from covid_jax.data.scans import scans_in
 from covid_jax.data.volume import read_volume, write_volume
 from covid_jax.errors import UserError
-
-
-def test_a_dicom_series_reads_as_simpleitk_reads_it(lidc_series):
-    reader = sitk.ImageSeriesReader()
-    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(lidc_series)))
-    peer = reader.Execute()
-    volume = read_volume(lidc_series)
-    np.testing.assert_array_equal(volume.voxels, sitk.GetArrayFromImage(peer))
-    np.testing.assert_allclose(volume.spacing_mm[::-1], peer.GetSpacing())
-    first = np.array(peer.TransformIndexToPhysicalPoint((0, 0, 0))) * (-1, -1, 1)
-    np.testing.assert_allclose(volume.affine[:3, 3], first, atol=1e-4)
 
 
 def test_axes_point_to_head_back_and_left_whatever_the_file_says(thorax):
@@ -76,72 +60,6 @@ def test_spacing_alone_gives_a_volume_in_the_order_of_its_axes():
     volume = from_spacing(np.zeros((2, 3, 4)), (5, 1, 2))
     assert volume.voxels.shape == (2, 3, 4)
     np.testing.assert_allclose(volume.spacing_mm, (5, 1, 2))
-
-
-@pytest.fixture
-def series(lidc_series, tmp_path):
-    folder = tmp_path / "series"
-    shutil.copytree(lidc_series, folder)
-    return folder, sorted(folder.iterdir())
-
-
-def test_a_missing_slice_is_refused_and_its_neighbours_named(series):
-    folder, files = series
-    files[5].unlink()
-    with pytest.raises(UserError, match=r"5\.00 mm between .*a slice is missing"):
-        read_volume(folder)
-
-
-def test_a_doubled_slice_is_refused_and_both_files_named(series):
-    folder, files = series
-    image = pydicom.dcmread(files[5])
-    image.SOPInstanceUID += ".1"
-    image.save_as(folder / "doubled.dcm")
-    with pytest.raises(UserError, match=rf"{files[5].name} and doubled.dcm lie at the same"):
-        read_volume(folder)
-
-
-def test_a_tilted_gantry_is_refused(series):
-    folder, files = series
-    for file in files:
-        image = pydicom.dcmread(file)
-        image.ImageOrientationPatient = [1, 0, 0, 0, np.cos(0.2), np.sin(0.2)]
-        image.save_as(file)
-    with pytest.raises(UserError, match="tilted"):
-        read_volume(folder)
-
-
-def test_a_truncated_slice_is_refused_by_name(series, truncated_slice):
-    folder, files = series
-    for file in files:
-        file.unlink()
-    shutil.copy(truncated_slice, folder / "cut.dcm")
-    with pytest.raises(UserError, match=r"cut\.dcm: damaged"):
-        read_volume(folder)
-
-
-@pytest.fixture
-def truncated_slice():
-    from tests.conftest import ROOT
-
-    return ROOT / "tests" / "files" / "truncated_slice.dcm"
-
-
-def test_two_series_in_a_folder_are_refused(series):
-    folder, files = series
-    image = pydicom.dcmread(files[0])
-    image.SeriesInstanceUID = pydicom.uid.generate_uid()
-    image.save_as(files[0])
-    with pytest.raises(UserError, match="2 CT series"):
-        read_volume(folder)
-
-
-def test_rtstruct_siblings_of_a_series_are_passed_over(tmp_path):
-    write_raw_dataset("nsclc_effusion", tmp_path / "raw", 2, seed=0)
-    patient = next((tmp_path / "raw" / "NSCLC-Radiomics").iterdir())
-    assert len(list(patient.rglob("*RTSTRUCT/*.dcm"))) == 1
-    ((_, files),) = find_series(patient).items()
-    assert len(files) == read_volume(patient).voxels.shape[0]
 
 
 def test_a_truncated_nifti_is_refused_by_name(thorax, tmp_path):

@@ -134,17 +134,16 @@ def read_series(folder: Path) -> Volume:
 
 @contextlib.contextmanager
 def _damage_is_a_user_error(path: Path) -> Iterator[None]:
-    """Turns what pydicom raises on damaged bytes into one line."""
+    """Turns what pydicom raises on damaged bytes, and what the system does, into one line."""
     try:
         yield
-    except OSError as error:
-        _refuse(error)
     except (
         ArithmeticError,
         AttributeError,
         EOFError,
         LookupError,
         NotImplementedError,
+        OSError,
         RuntimeError,
         TypeError,
         ValueError,
@@ -153,18 +152,23 @@ def _damage_is_a_user_error(path: Path) -> Iterator[None]:
         pydicom.errors.BytesLengthException,
         pydicom.errors.InvalidDicomError,
     ) as error:
+        if isinstance(error, OSError) and error.errno:  # decoders raise it without
+            _refuse(error, path)
         raise UserError(
             f"{path}: damaged or not sound ({one_line(error)}); fetch the series again"
         ) from error
 
 
-def _refuse(error: OSError) -> NoReturn:
-    raise UserError(f"{error.filename}: cannot be read ({one_line(error)})") from error
+def _refuse(error: OSError, path: Path | None = None) -> NoReturn:
+    """Says of a file, or of the one that the error names, why the system does not read it."""
+    raise UserError(
+        f"{path or error.filename}: cannot be read ({error.strerror}); mend that and start again"
+    ) from error
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
     """Each file below `folder` once, in order of name, through links too."""
-    seen: set[Path] = set()
+    seen: set[str] = set()
     for parent, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
         folders[:] = sorted(name for name in folders if _first(Path(parent, name), seen))
         for name in sorted(files):
@@ -172,9 +176,9 @@ def _files_below(folder: Path) -> Iterator[Path]:
                 yield Path(parent, name)
 
 
-def _first(path: Path, seen: set[Path]) -> bool:
+def _first(path: Path, seen: set[str]) -> bool:
     """Whether what `path` leads to has not been `seen`; from now on it has."""
-    there = path.resolve()
+    there = os.path.realpath(path)
     new = there not in seen
     seen.add(there)
     return new

@@ -139,7 +139,10 @@ def test_links_are_followed_and_each_file_is_read_once(images, folder, tmp_path)
     (real / "round").symlink_to(folder)
     for file in list(real.glob("*.dcm")):
         (folder / file.name).symlink_to(file)
-    assert read_series(folder).voxels.shape == (8, 40, 32)
+    (folder / "itself.dcm").symlink_to(folder / "itself.dcm")
+    volume = read_series(folder)
+    assert volume.voxels.shape == (8, 40, 32)
+    assert volume.notes == ("passed over (not DICOM): itself.dcm",)
 
 
 def test_each_slice_has_its_own_slope_and_intercept(images, folder):
@@ -234,6 +237,13 @@ def test_series_that_are_no_volume_do_not_block_the_one_that_is(images, folder):
         "passed over (no volume, images without ImagePositionPatient or ImageOrientationPatient): "
         "b/004.dcm, b/005.dcm, b/006.dcm",
     )
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="no file that cannot be read")
+def test_a_file_that_the_system_cannot_read_is_named(images, folder):
+    (save(folder, images) / "unreadable.dcm").symlink_to("/proc/self/mem")
+    with pytest.raises(UserError, match=r"unreadable\.dcm: cannot be read \(Input/output error\)"):
+        read_series(folder)
 
 
 def test_what_is_no_ct_is_passed_over_by_name(images, folder):

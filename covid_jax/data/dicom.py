@@ -120,7 +120,7 @@ def read_series(folder: Path) -> Volume:
     if not volumes:
         raise UserError(
             f"{folder}: {'; '.join(('no CT volume in it', *passed_over))}; give the folder of a CT "
-            "series' DICOM slices"
+            "series' DICOM slices, each with its position"
         )
     if len(volumes) > 1:
         raise UserError(_several(folder, volumes))

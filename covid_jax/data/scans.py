@@ -85,7 +85,14 @@ def scans_in(path: Path) -> Scans:
     files = [file for file in visible(path) if file.is_file()]
     if any(is_dicom(file) for file in files):
         return Scans({path.resolve().name: path})
-    folders = {f.name: f for f in visible(path) if f.is_dir() and find_series(f)}
+    looked_into = {f: find_series(f) for f in visible(path) if f.is_dir()}
+    folders = {folder.name: folder for folder, (volumes, _) in looked_into.items() if volumes}
+    passed_over = [
+        f"{folder}: {line}"
+        for folder, (volumes, lines) in looked_into.items()
+        if not volumes
+        for line in lines
+    ]
     if not folders:
         raise UserError(
             "; ".join(
@@ -93,6 +100,7 @@ def scans_in(path: Path) -> Scans:
                     f"{path}: no scan in it; put {', '.join(NIFTI + ITK)} files or DICOM folders "
                     "there",
                     *found.left_out,
+                    *passed_over,
                 ]
             )
         )
@@ -100,7 +108,7 @@ def scans_in(path: Path) -> Scans:
     for other in sorted(path.iterdir()):
         if other.name not in folders:
             rest.add("no scan and no folder of a DICOM series", other)
-    return Scans(folders, rest.lines(path))
+    return Scans(folders, (*rest.lines(path), *passed_over))
 
 
 def files_in(folder: Path) -> Scans:

@@ -8,9 +8,9 @@ from dataclasses import replace
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from covid_jax.data.geometry import from_file_axes, from_spacing, in_file_axes
-from covid_jax.data.phantom import write_raw_dataset
 from covid_jax.data.volume import read_volume, write_volume
 from covid_jax.errors import UserError
 

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import locale
 import os
 import shutil
 import subprocess
@@ -482,7 +483,8 @@ def test_frames_of_a_plain_slice_are_not_read_as_one(images, folder):
 
 
 def gdcm_writes(folder, images, compressor):
-    """The slices as GDCM compresses them."""
+    """The slices as GDCM compresses them, which leaves a process in the locale C."""
+    before = locale.setlocale(locale.LC_ALL)
     plain = save(folder.with_name("plain"), images)
     folder.mkdir()
     kept = ("0008|0016", "0008|0018", "0008|0060", "0020|000d", "0020|000e", "0020|0032")
@@ -498,6 +500,7 @@ def gdcm_writes(folder, images, compressor):
         writer.SetCompressor(compressor)
         writer.SetFileName(folder / file.name)
         writer.Execute(image)
+    locale.setlocale(locale.LC_ALL, before)
     return folder
 
 

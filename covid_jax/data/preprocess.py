@@ -58,7 +58,7 @@ def read_scan_as(path: str | Path, told: str) -> tuple[Volume, str]:
     try:
         return read_as(volume, told)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise UserError(f"{path}: {'; '.join([str(error), *volume.notes])}") from error
 
 
 def nonzero_box(voxels: np.ndarray) -> Box:

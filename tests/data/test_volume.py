@@ -11,6 +11,7 @@ import pytest
 import SimpleITK as sitk
 
 from covid_jax.data.geometry import from_file_axes, from_spacing, in_file_axes
+from covid_jax.data.scans import scans_in
 from covid_jax.data.volume import read_volume, write_volume
 from covid_jax.errors import UserError
 

@@ -61,7 +61,7 @@ def read_itk(path: Path) -> Volume:
     check_affine(path, affine)
     volume = from_file_axes(array.reshape(three_axes(path, array.shape)), LPS @ affine)
     notes = one_channel(array.shape)
-    if path.suffix.lower() == ".nrrd" and "space" not in said and "space dimension" not in said:
+    if path.suffix.lower() == ".nrrd" and "space" not in said:
         notes += ("no space in its header: its axes are taken to point left, back and up",)
     return replace(volume, notes=notes)
 

@@ -164,7 +164,9 @@ def _affine_mm(path: Path, header: Any) -> tuple[np.ndarray, tuple[str, ...]]:
             "nibabel; ITK takes left, back and up"
         )
     elif sform is not None and qform is not None:
-        apart = _apart(corners, affine, to_mm * qform)
+        rounded = header.copy()
+        rounded.set_qform(sform)  # near half a turn a quaternion of float32 is off by 1e-3
+        apart = _apart(corners, to_mm * rounded.get_qform(), to_mm * qform)
         if not apart < _APART_MM:  # nor is NaN
             raise UserError(
                 f"{path}: its qform and sform lie {apart:.3g} mm apart, and nothing tells which is "

@@ -217,6 +217,15 @@ def test_a_form_that_is_not_finite_is_refused(tmp_path, field):
         read_volume(scan)
 
 
+def test_a_qform_that_a_quaternion_cannot_say_better_is_no_contradiction(tmp_path):
+    turned = AFFINE.copy()
+    turned[:2, :2] = [[-1, 1e-3], [-1e-3, -1]]  # 0.4 mm at the other end
+    scan = nifti(tmp_path / "scan.nii", turned, voxels=np.zeros((400, 2, 2), np.int16))
+    apart = nib.load(scan).get_qform() - nib.load(scan).get_sform()
+    assert np.abs(apart).max() > 5e-4
+    np.testing.assert_allclose(read_volume(scan).file_affine, turned, atol=1e-6)
+
+
 def test_a_form_code_that_nifti_does_not_know_is_refused(tmp_path):
     with pytest.raises(UserError, match="its sform_code is 9"):
         read_volume(nifti(tmp_path / "scan.nii", sform_code=9))

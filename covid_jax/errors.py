@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import re
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -45,19 +46,29 @@ class UserError(Exception):
     """A mistake in the input, told in one line that names the file or field and the mend."""
 
 
+def system_error(error: BaseException) -> int | None:
+    """The number of the system's error that `error` tells of, such as errno.EIO; None without one.
+
+    Python's own (several in one of shutil's), and tensorstore's, by which orbax reads and writes.
+    """
+    found = re.search(r"(?:\[Errno |os_error_code=')(\d+)", str(error))
+    return int(found[1]) if found else None
+
+
+def _is_full(target: Path) -> bool:
+    folder = next(place for place in target.absolute().parents if place.is_dir())
+    return shutil.disk_usage(folder).free == 0
+
+
 @contextlib.contextmanager
 def writing(target: str | Path) -> Iterator[None]:
     """Turns a full disk, and a folder that cannot be written, into one line."""
     try:
         yield
     except (OSError, ValueError) as error:
-        # Python's own (several in one of shutil's), and tensorstore's, by which orbax writes.
-        if found := re.search(r"(?:\[Errno |os_error_code=')(\d+)", str(error)):
-            number = int(found[1])
-        elif isinstance(error, OSError):
+        number = system_error(error)
+        if number is None and isinstance(error, OSError) and _is_full(Path(target)):
             number = errno.ENOSPC  # numpy reports a short write, which a full disk causes, without
-        else:
-            raise
         if number in _FORBIDDEN:
             raise UserError(f"{target}: cannot be written ({os.strerror(number)})") from error
         if number not in _FULL:

@@ -1,7 +1,12 @@
 """The edge of every command: what no one expected to fail is one line too."""
 
+import gzip
 import subprocess
 import sys
+
+import pytest
+
+from covid_jax.errors import writing
 
 WRITES = "open('/dev/full', 'w').write('x' * 100_000)"
 
@@ -24,3 +29,13 @@ def test_a_fault_of_the_program_keeps_its_traceback():
     said, status = ended("1 / 0")
     assert "ZeroDivisionError" in said
     assert status == 1
+
+
+def test_an_error_without_a_number_is_no_full_disk_where_there_is_room(tmp_path):
+    (tmp_path / "scan.gz").write_bytes(b"no gzip")
+    with (
+        pytest.raises(gzip.BadGzipFile),
+        writing(tmp_path / "mask.nii.gz"),
+        gzip.open(tmp_path / "scan.gz") as scan,
+    ):
+        scan.read()

@@ -2,11 +2,16 @@
 
 A checkpoint is whole or absent (orbax writes it beside its place and renames it), and holds
 digests of its arrays: what was damaged later is found when it is read, and never taken for good.
+What the machine could not read is not damaged: that is told, and the checkpoint stays where it is.
 """
 
+import contextlib
+import errno
 import hashlib
 import json
+import os
 import shutil
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +25,7 @@ from jax.experimental import multihost_utils
 
 from covid_jax.config import Config, from_dict
 from covid_jax.data.plan import Plan, load_plan
-from covid_jax.errors import UserError, writing
+from covid_jax.errors import UserError, system_error, writing
 from covid_jax.training.processes import is_first
 from covid_jax.training.state import TrainState
 from covid_jax.transfer.freezing import join, leaves_by_path, split
@@ -105,41 +110,22 @@ class Checkpoints:
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("saved")
 
-    def newest(self, until: int | None = None) -> Saved | None:
-        """The newest checkpoint (of no later step than `until`) that is whole; None without one.
+    def newest(self) -> Saved | None:
+        """The newest checkpoint that is whole; None without one.
 
         One that is damaged is told, and set aside as damaged-STEP.
 
         Raises:
-          UserError: there are checkpoints, and all of them are damaged.
+          UserError: there are checkpoints, and all of them are damaged; or one cannot be read.
         """
-        saved = self._newest_here(until) if is_first() else None
-        if jax.process_count() == 1:
-            return saved
-        step = int(multihost_utils.broadcast_one_to_all(np.int32(saved.step if saved else -1)))
-        return None if step < 0 else saved or self._read(step)
+        return _newest(self._manager, self._folder, None, self._set_aside)
 
-    def _newest_here(self, until: int | None) -> Saved | None:
-        steps = [s for s in self._manager.all_steps() if until is None or s <= until]
-        for step in sorted(steps, reverse=True):
-            try:
-                return self._read(step)
-            except UserError as error:
-                print(f"{error}; going back to an earlier one", flush=True)
-                aside = self._folder / f"damaged-{step}"
-                shutil.rmtree(aside, ignore_errors=True)
-                (self._folder / str(step)).rename(aside)
-                self._manager.reload()
-        if steps or (until is None and any(self._folder.glob("damaged-*"))):
-            raise UserError(
-                f"{self._folder}: every checkpoint is damaged; put a copy of one there, or delete "
-                "the folder of the run to start over"
-            )
-        return None
-
-    def _read(self, step: int) -> Saved:
-        held = _restore(self._manager, self._folder, step, "params", "optimizer")
-        return Saved(step, held["params"], held["optimizer"], held["facts"]["epoch"])
+    def _set_aside(self, step: int) -> None:
+        aside = self._folder / f"damaged-{step}"
+        with writing(aside):
+            shutil.rmtree(aside, ignore_errors=True)
+            (self._folder / str(step)).rename(aside)
+        self._manager.reload()
 
     def _write(self, saved: Saved) -> None:
         with writing(self._folder):
@@ -167,27 +153,42 @@ def save_params(workdir: Path, params: Tree) -> None:
 
 
 def copy_newest(workdir: Path, target: Path) -> None:
-    """Copies the newest checkpoint of a run to another folder, without the optimiser's state."""
+    """Copies the newest checkpoint of a run to another folder, without the optimiser's state.
+
+    And without orbax' notes of where it was written.
+    """
     steps = [step for step in (workdir / "checkpoints").iterdir() if step.name.isdigit()]
     newest = max(steps, key=lambda step: int(step.name))
     copy = target / "checkpoints" / newest.name
-    shutil.copytree(newest, copy, ignore=shutil.ignore_patterns("optimizer"))
+    shutil.copytree(newest, copy, ignore=shutil.ignore_patterns("optimizer", "commit_success.txt"))
+
+
+def newest_until(workdir: Path, step: int) -> Saved | None:
+    """As Checkpoints.newest, of those at `step` or before it; changes nothing in the folder."""
+    folder = workdir / "checkpoints"
+    if not folder.is_dir():
+        return None
+    with _manager(folder) as manager:
+        return _newest(manager, folder, step, lambda _: None)
 
 
 def load_params(workdir: str | Path, step: int | None = None) -> Tree:
     """The parameter tree of a run, of its latest checkpoint or of the one at `step`.
 
     Raises:
-      UserError: the folder is no run, has no such checkpoint, or a damaged one.
+      UserError: the folder is no run, has no such checkpoint, or one that is damaged or cannot be
+        read.
     """
     folder = Path(workdir) / "checkpoints"
     if not folder.is_dir():
         raise UserError(f"{workdir}: not the work directory of a run, it has no checkpoints/")
     with _manager(folder) as manager:
-        step = manager.latest_step() if step is None else step
-        if step not in manager.all_steps():
+        with _reading(folder):
+            steps = manager.all_steps()
+        chosen = max(steps, default=None) if step is None else step
+        if chosen is None or chosen not in steps:
             raise UserError(f"{folder}: no checkpoint{'' if step is None else f' {step}'} in it")
-        return _restore(manager, folder, step, "params")["params"]
+        return _restore(manager, folder, chosen, "params")["params"]
 
 
 def load_run(workdir: str | Path) -> tuple[Config, Plan, Tree]:
@@ -232,19 +233,18 @@ def load_pretrained(config: Config) -> Tree | None:
 def _manager(folder: Path, keep: int | None = None) -> ocp.CheckpointManager:
     """Orbax' manager, for this process alone; it writes when it is told to."""
     here = jax.process_index()
-    return ocp.CheckpointManager(
-        folder.resolve(),
-        options=ocp.CheckpointManagerOptions(
-            max_to_keep=keep,
-            create=False,
-            enable_async_checkpointing=False,
-            multiprocessing_options=ocp.options.MultiprocessingOptions(
-                primary_host=here,
-                active_processes={here},
-                barrier_sync_key_prefix=f"process{here}",
-            ),
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep,
+        create=False,
+        enable_async_checkpointing=False,
+        multiprocessing_options=ocp.options.MultiprocessingOptions(
+            primary_host=here,
+            active_processes={here},
+            barrier_sync_key_prefix=f"process{here}",
         ),
     )
+    with _reading(folder):
+        return ocp.CheckpointManager(folder.resolve(), options=options)
 
 
 def _save(manager: ocp.CheckpointManager, step: int, facts: dict[str, Any], **trees: Tree) -> None:
@@ -258,27 +258,107 @@ def _save(manager: ocp.CheckpointManager, step: int, facts: dict[str, Any], **tr
     )
 
 
+def _newest(
+    manager: ocp.CheckpointManager,
+    folder: Path,
+    until: int | None,
+    set_aside: Callable[[int], None],
+) -> Saved | None:
+    """As Checkpoints.newest, for all processes: the first one chooses."""
+    saved = _newest_here(manager, folder, until, set_aside) if is_first() else None
+    if jax.process_count() == 1:
+        return saved
+    step = int(multihost_utils.broadcast_one_to_all(np.int32(saved.step if saved else -1)))
+    return None if step < 0 else saved or _read(manager, folder, step)
+
+
+def _newest_here(
+    manager: ocp.CheckpointManager,
+    folder: Path,
+    until: int | None,
+    set_aside: Callable[[int], None],
+) -> Saved | None:
+    with _reading(folder):
+        steps = [s for s in manager.all_steps() if until is None or s <= until]
+    for step in sorted(steps, reverse=True):
+        try:
+            return _read(manager, folder, step)
+        except _DamagedError as error:
+            print(f"{error}; going back to an earlier one", flush=True)
+            set_aside(step)
+    if steps or (until is None and any(folder.glob("damaged-*"))):
+        raise UserError(
+            f"{folder}: every checkpoint is damaged; put a copy of one there, or delete "
+            "the folder of the run to start over"
+        )
+    return None
+
+
+def _read(manager: ocp.CheckpointManager, folder: Path, step: int) -> Saved:
+    held = _restore(manager, folder, step, "params", "optimizer")
+    return Saved(step, held["params"], held["optimizer"], held["facts"]["epoch"])
+
+
+class _DamagedError(UserError):
+    """A checkpoint does not hold what was saved."""
+
+
 def _restore(
     manager: ocp.CheckpointManager, folder: Path, step: int, *names: str
 ) -> dict[str, Any]:
-    """The facts and the named trees of a checkpoint. Raises a UserError where it is damaged."""
-    damaged = f"{folder / str(step)}: damaged checkpoint"
-    try:
-        held = manager.restore(
-            step,
-            args=ocp.args.Composite(
-                facts=ocp.args.JsonRestore(),
-                **{name: ocp.args.StandardRestore() for name in names},
-            ),
-        )
-        facts = dict(held.facts)
-        digests = facts.pop("sha256")
-    except Exception as error:  # whatever a decoder says of bytes that it did not write
-        raise UserError(f"{damaged} ({type(error).__name__})") from error
-    for name in names:
-        if digests.get(name) != _digest(step, facts, held[name]):
-            raise UserError(f"{damaged} (its {name} is not what was saved)")
+    """The facts and the named trees of a checkpoint.
+
+    Raises:
+      _DamagedError: it is damaged.
+      UserError: it cannot be read.
+    """
+    place = folder / str(step)
+    damaged = f"{place}: damaged checkpoint"
+    with _reading(place):
+        try:
+            held = manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    facts=ocp.args.JsonRestore(),
+                    **{name: ocp.args.StandardRestore() for name in names},
+                ),
+            )
+            facts = dict(held.facts)
+            digests = facts.pop("sha256")
+        except Exception as error:  # whatever a decoder says of bytes that it did not write
+            if _hindrance(error):
+                raise
+            raise _DamagedError(f"{damaged} ({type(error).__name__})") from error
+        for name in names:
+            if digests.get(name) != _digest(step, facts, held[name]):
+                raise _DamagedError(f"{damaged} (its {name} is not what was saved)")
     return {"facts": facts, **{name: held[name] for name in names}}
+
+
+@contextlib.contextmanager
+def _reading(place: Path) -> Iterator[None]:
+    """Turns what keeps the machine from reading `place` into one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not (why := _hindrance(error)):
+            raise
+        raise UserError(
+            f"{place}: cannot be read ({why}); it is left as it is, start the same command again "
+            "when that is mended"
+        ) from error
+
+
+def _hindrance(error: Exception) -> str:
+    """What kept the machine from reading, whatever is in the file; empty where it read it."""
+    number = system_error(error)
+    if number is not None:
+        gone = number in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+        return "" if gone else os.strerror(number)
+    out_of_memory = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+    return "out of memory" if out_of_memory else ""
 
 
 def _digest(step: int, facts: dict[str, Any], tree: Tree) -> str:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from covid_jax.errors import UserError
-from covid_jax.training.checkpoint import Checkpoints
+from covid_jax.training.checkpoint import newest_until
 from covid_jax.training.run import Run
 from covid_jax.training.state import TrainState, learning_rate, schedule
 from covid_jax.transfer.freezing import join, leaves_by_path
@@ -27,8 +27,7 @@ def replay(run: Run, workdir: Path, step: int) -> str:
     length = run.config.steps_per_epoch
     if not 0 <= step < epochs * length:
         raise UserError(f"--replay={step}: the run has the steps 0 to {epochs * length - 1}")
-    with Checkpoints(workdir) as checkpoints:
-        saved = checkpoints.newest(until=step)
+    saved = newest_until(workdir, step)
     start = saved.step if saved else 0
     state, frozen = run.begin(saved)
     key = jax.random.key(run.config.seed)

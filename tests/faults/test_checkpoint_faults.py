@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -17,9 +18,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from covid_jax.errors import UserError
+from covid_jax.errors import UserError, writing
 from covid_jax.reporting.card import export_model
-from covid_jax.training.checkpoint import Checkpoints, load_params
+from covid_jax.training.checkpoint import Checkpoints, load_params, newest_until
 from covid_jax.training.state import TrainState
 from covid_jax.transfer.freezing import mask, split
 
@@ -179,6 +180,78 @@ def wait_for(reached):
         time.sleep(0.002)
 
 
+UNREADABLE = {
+    "Input/output error": ("facts/metadata", "/proc/self/mem"),  # its first bytes give EIO
+    "Too many levels of symbolic links": ("params/manifest.ocdbt", "manifest.ocdbt"),
+}
+
+
+@pytest.mark.parametrize("cause", UNREADABLE)
+def test_a_checkpoint_that_cannot_be_read_is_told_and_left(run, cause):
+    """Python's error, and tensorstore's: the disk's fault says nothing of what is on it."""
+    name, leads_to = UNREADABLE[cause]
+    path = run / "checkpoints" / "20" / name
+    kept = path.rename(path.with_name("kept"))
+    path.symlink_to(leads_to)
+    for read in (newest, load_params):
+        with pytest.raises(UserError, match=rf"20: cannot be read \({cause}\)"):
+            read(run)
+    path.unlink()
+    kept.rename(path)
+    assert newest(run).step == 20
+
+
+FEW_FILES = """
+import os, resource, sys
+from pathlib import Path
+from covid_jax.errors import UserError
+from covid_jax.training.checkpoint import Checkpoints
+told, (_, most) = set(), resource.getrlimit(resource.RLIMIT_NOFILE)
+with Checkpoints(Path(sys.argv[1])) as checkpoints:
+    assert checkpoints.newest().step == 20
+    for more in range(12):
+        allowed = len(os.listdir("/proc/self/fd")) - 1 + more
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, most))
+        try:
+            assert checkpoints.newest().step == 20
+        except UserError as error:
+            told.add(str(error).partition("(")[2].partition(")")[0])
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+print(told)
+"""
+
+
+def test_too_many_open_files_are_no_damage(run):
+    process = subprocess.run(
+        [sys.executable, "-c", FEW_FILES, str(run)], capture_output=True, text=True, check=False
+    )
+    assert process.stdout == "{'Too many open files'}\n", process.stderr
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["10", "20"]
+
+
+def test_no_memory_is_no_damage(run, monkeypatch):
+    """Real errors of numpy and of XLA, raised where a checkpoint is decoded."""
+    for allocate in (np.zeros, jax.numpy.zeros):
+
+        def without_memory(*_, allocate=allocate, **__):
+            allocate((2**50,), "int8")
+
+        monkeypatch.setattr("orbax.checkpoint.CheckpointManager.restore", without_memory)
+        with pytest.raises(UserError, match=r"20: cannot be read \(out of memory\)"):
+            newest(run)
+        monkeypatch.undo()
+    assert newest(run).step == 20
+
+
+def test_looking_back_at_a_step_goes_past_a_damaged_checkpoint_and_leaves_it(run, capsys):
+    damage(run, 20)
+    assert newest_until(run, 25).step == 10
+    assert newest_until(run, 15).step == 10
+    assert newest_until(run, 5) is None
+    assert "checkpoints/20: damaged checkpoint" in capsys.readouterr().out
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["10", "20"]
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 4 MB."""
@@ -202,6 +275,16 @@ def test_a_disk_that_is_full_in_the_middle_of_a_save_leaves_the_checkpoint_befor
     assert newest(small_disk).step == 10
     save(small_disk, 20)
     assert newest(small_disk).step == 20
+
+
+def test_a_short_write_is_a_full_disk_where_the_disk_is_full(small_disk):
+    (small_disk / "filler").write_bytes(bytes(shutil.disk_usage(small_disk).free - 8192))
+    array = np.zeros(100_000, "uint8")
+    with (
+        pytest.raises(UserError, match=r"array.npy: the disk is full"),
+        writing(small_disk / "array.npy"),
+    ):
+        np.save(small_disk / "array.npy", array)
 
 
 def test_a_model_for_which_there_is_no_room_is_none(small_disk, tiny_run):

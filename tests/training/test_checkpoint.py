@@ -9,7 +9,13 @@ import pytest
 
 from covid_jax.config import to_dict
 from covid_jax.errors import UserError
-from covid_jax.training.checkpoint import Checkpoints, load_params, load_pretrained, load_run
+from covid_jax.training.checkpoint import (
+    Checkpoints,
+    copy_newest,
+    load_params,
+    load_pretrained,
+    load_run,
+)
 from covid_jax.training.state import initial_state, optimizer
 from covid_jax.training.step import TrainState
 from covid_jax.transfer.freezing import join, mask, split
@@ -71,6 +77,15 @@ def test_a_checkpoint_of_another_network_is_refused_with_path_and_shapes(tmp_pat
     other, _, held = state_of(params(4))
     with pytest.raises(UserError, match=r"decoder/bias is \(4, 2\) here and \(3, 2\) there"):
         newest(tmp_path).state(other, held)
+
+
+def test_a_copy_to_share_does_not_say_where_it_was_written(tmp_path):
+    state, frozen, _ = state_of(params())
+    save(tmp_path / "run", state, frozen)
+    copy_newest(tmp_path / "run", tmp_path / "shared")
+    assert equal(load_params(tmp_path / "shared"), params())
+    files = [path for path in (tmp_path / "shared").rglob("*") if path.is_file()]
+    assert not [path for path in files if str(tmp_path).encode() in path.read_bytes()]
 
 
 def test_the_last_two_checkpoints_are_kept(tmp_path):

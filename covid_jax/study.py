@@ -29,8 +29,8 @@ from covid_jax.errors import StoppedError, UserError, run_command, stop_signals_
 from covid_jax.lock import only_here
 from covid_jax.reporting.page import terminal_summary, write_report
 from covid_jax.studies import executors
-from covid_jax.studies.grid import Step, claim_study, plan_steps
-from covid_jax.studies.schedule import run_steps, states
+from covid_jax.studies.grid import Step, check_folds, claim_study, plan_steps
+from covid_jax.studies.schedule import STUDY_STOPS, run_steps, states
 
 _CONFIG = define_config_flag()
 flags.declare_key_flag("config")
@@ -56,7 +56,8 @@ def main() -> None:
     config_file = next(a for a in sys.argv if a.lstrip("-").startswith("config=")).partition("=")[2]
     overrides = [a for a in sys.argv if a.lstrip("-").startswith("config.")]
     every = plan_steps(config, config_file, overrides, workdir)
-    steps = [step for step in every if re.search(_ONLY.value, step.name)]
+    steps = only(every, _ONLY.value)
+    check_folds(workdir, config)
     if _LIST.value:
         print("\n".join(listed(steps, workdir)))
         return
@@ -78,14 +79,31 @@ def main() -> None:
 
 @contextlib.contextmanager
 def stopped_by_signals() -> Iterator[None]:
-    """Within, SIGTERM and SIGUSR1 stop the steps, which save, and then the study."""
+    """Within, SIGTERM, SIGUSR1 and Ctrl-C stop the steps, which save, and then the study."""
 
     def stop(number: int, _: FrameType | None) -> None:
         name = signal.Signals(number).name
         raise StoppedError(f"{_WORKDIR.value}: by {name}; the same command goes on")
 
-    with stop_signals_go_to(stop):
+    ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
+    with stop_signals_go_to(stop, STUDY_STOPS - ignored):  # under nohup it outlives its terminal
         yield
+
+
+def only(steps: Sequence[Step], expression: str) -> list[Step]:
+    """The steps whose name the regular expression finds.
+
+    Raises:
+      UserError: it is none, or finds no step.
+    """
+    try:
+        found = [step for step in steps if re.search(expression, step.name)]
+    except re.error as error:
+        raise UserError(f"--only={expression}: no regular expression ({error})") from error
+    if not found:
+        names = ", ".join(step.name for step in steps)
+        raise UserError(f"--only={expression}: finds none of the steps, which are {names}")
+    return found
 
 
 def listed(steps: Sequence[Step], workdir: Path) -> list[str]:

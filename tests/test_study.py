@@ -130,16 +130,25 @@ def test_the_report_can_be_redrawn_from_the_folders(study, command):
 
 
 def test_a_run_that_fails_is_named_and_the_rest_goes_on(study, command, tmp_path):
-    workdir, wider = study[0], "--config.study.folds=(0,9)"
-    finished = command("study", *ARGUMENTS, f"--workdir={workdir}", wider, "--only=scratch")
+    workdir, wider = study[0], "--config.study.runs=('scratch','continual-structseg')"
+    missing = f"--config.study.raw.structseg_gtv={tmp_path / 'missing'}"
+    finished = command("study", *ARGUMENTS, f"--workdir={workdir}", wider, missing)
     assert finished.returncode != 0
-    assert "scratch-none-fold9" in finished.stderr.splitlines()[-1]
-    assert "config.fold=9: phantom has folds 0 to 3" in finished.stderr.splitlines()[-1]
+    last = finished.stderr.splitlines()[-1]
+    assert f"prepare-structseg_gtv: {tmp_path / 'missing'}: no such folder" in last
+    assert "continual-structseg-fold0: needs pretraining-structseg, which failed" in last
     assert "report:" in finished.stdout
-    told = command("study", *ARGUMENTS, f"--workdir={workdir}", wider, "--list").stdout
-    (line,) = [line for line in told.splitlines() if "scratch-none-fold9" in line]
+    told = command("study", *ARGUMENTS, f"--workdir={workdir}", wider, missing, "--list").stdout
+    (line,) = [line for line in told.splitlines() if "prepare-structseg" in line]
     assert line.startswith("failed")
-    assert "phantom has folds 0 to 3" in line
+    assert "no such folder" in line
+
+
+def test_a_fold_that_the_data_does_not_have_is_refused_at_the_start_and_in_the_list(study, refuses):
+    workdir, wider = study[0], "--config.study.folds=(0,9)"
+    for more in ([], ["--list"]):
+        line = refuses("study", *ARGUMENTS, f"--workdir={workdir}", wider, *more)
+        assert "config.fold=9: phantom has folds 0 to 3" in line
 
 
 def test_the_papers_grid_has_its_14_rows_in_every_fold(command, tmp_path):

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from covid_jax.config import Config, from_dict
+from covid_jax.config import Config
 from covid_jax.errors import UserError
 from covid_jax.evaluation.metrics import METRICS
 from covid_jax.reporting.paper import paper_table
+from covid_jax.studies.grid import read_config
 from covid_jax.training.progress import read_log
 
 
@@ -95,12 +96,7 @@ def _read_run(folder: Path) -> Run:
     name = f"runs/{folder.name}"
     if not (folder / "config.json").is_file():
         raise UserError(f"{name}: no config.json, not a run")
-    try:
-        config = from_dict(json.loads((folder / "config.json").read_text()))
-    except UserError as error:
-        raise UserError(f"{name}/config.json: {error}") from error
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{name}/config.json: damaged ({error})") from error
+    config = read_config(folder / "config.json", f"{name}/config.json")
     try:
         log = read_log(folder)
         if not (folder / "metrics.json").is_file():

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -20,7 +20,10 @@ class Job(Protocol):
         """Its exit status, None while it runs or waits."""
 
     def cancel(self) -> None:
-        """Ends it."""
+        """Asks it to end, and does not wait for that."""
+
+    def wait(self) -> None:
+        """Waits, after `cancel`, until it has saved and ended."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,8 @@ class Order:
     slot: int
 
 
-Start = Callable[[Sequence[Order]], Sequence[Job]]
-"""Starts steps that are ready at the same moment."""
+Start = Callable[[Sequence[Order]], Iterable[Job]]
+"""Starts steps that are ready at the same moment; each job is handed over as it starts."""
 
 
 def local(jobs: int) -> Start:
@@ -48,14 +51,12 @@ def local(jobs: int) -> Start:
     """
     gpus = _gpus()
 
-    def start(orders: Sequence[Order]) -> Sequence[Job]:
-        started = []
+    def start(orders: Sequence[Order]) -> Iterator[Job]:
         for order in orders:
             environment = dict(os.environ)
             if jobs > 1 and gpus:
                 environment["CUDA_VISIBLE_DEVICES"] = gpus[order.slot % len(gpus)]
-            started.append(_Process(order.step, order.log, environment, shown=jobs == 1))
-        return started
+            yield _Process(order.step, order.log, environment, shown=jobs == 1)
 
     return start
 
@@ -64,9 +65,11 @@ class _Process:
     def __init__(self, step: Step, log: Path, environment: Mapping[str, str], shown: bool) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-u", "-m", *step.command],
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             env=environment,
+            process_group=0,  # Ctrl-C reaches the study alone, which asks each step once
         )
         assert self._process.stdout
         self._reader = threading.Thread(target=_copy, args=(self._process.stdout, log, shown))
@@ -79,7 +82,10 @@ class _Process:
 
     def cancel(self) -> None:
         self._process.terminate()
+
+    def wait(self) -> None:
         self._process.wait()
+        self._reader.join()
 
 
 def _copy(source: IO[bytes], log: Path, shown: bool) -> None:
@@ -160,3 +166,6 @@ class _SlurmJob:
 
     def cancel(self) -> None:
         self._job.cancel()
+
+    def wait(self) -> None:
+        """Not: Slurm gives it the time to save, whoever waits."""

@@ -6,14 +6,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from covid_jax.config import SOURCES, Config, differences, load_config_file, run_name, to_dict
+from covid_jax.config import (
+    SOURCES,
+    Config,
+    differences,
+    from_dict,
+    load_config_file,
+    run_name,
+    to_dict,
+)
+from covid_jax.data.datasets import published_splits
+from covid_jax.data.plan import load_plan
 from covid_jax.data.scans import scans_in
+from covid_jax.data.store import load_dataset
 from covid_jax.errors import UserError
 from covid_jax.files import write_json
 
 _MAY_GROW = ("study.folds", "study.runs", "study.scans", "study.title", "study.note")
 _MAY_CHANGE = (*_MAY_GROW, "data.workers", "mesh.")
 """Settings that a study may be continued with although they changed: they change no run."""
+
+_PUBLISHED = ("covid19", *SOURCES["multi_lesion"])
+"""Datasets whose folds are known before their files are."""
 
 
 @dataclass(frozen=True)
@@ -99,17 +113,36 @@ def plan_steps(
     return steps
 
 
+def check_folds(workdir: Path, config: Config) -> None:
+    """Raises a UserError where the target is known not to have a fold of the study.
+
+    It is known when it has been prepared, and before that of datasets with published folds.
+    """
+    prepared = workdir / "prepared"
+    for name in config.data.datasets:
+        if (prepared / name / "dataset.json").is_file():
+            dataset = load_dataset(prepared, name, load_plan(prepared / "plan.json").hash)
+            for fold in config.study.folds:
+                dataset.split(fold)
+        elif name in _PUBLISHED:
+            last = len(published_splits(name)) - 1
+            for fold in config.study.folds:
+                if fold > last > 0:  # a dataset with one split has it in every fold
+                    raise UserError(f"config.fold={fold}: {name} has folds 0 to {last}")
+
+
 def claim_study(workdir: Path, config: Config) -> None:
     """Writes study.json, or checks that the one that is there is of this study.
 
     Raises:
-      UserError: it differs in what its runs depend on.
+      UserError: it differs in what its runs depend on, or cannot be read.
     """
     path = workdir / "study.json"
     if path.is_file():
+        theirs = to_dict(load_study(workdir))  # a setting that came later is there
         changed = [
             line
-            for line in differences(to_dict(config), json.loads(path.read_text()))
+            for line in differences(to_dict(config), theirs)
             if not line.startswith(_MAY_CHANGE)
         ]
         if changed:
@@ -118,6 +151,32 @@ def claim_study(workdir: Path, config: Config) -> None:
                 "use another --workdir, or delete it to start over"
             )
     write_json(path, to_dict(config))
+
+
+def load_study(workdir: Path) -> Config:
+    """The config of the study in `workdir`; settings that came later have their defaults.
+
+    Raises:
+      UserError: the folder is no study, or study.json is damaged or of a newer version.
+    """
+    path = workdir / "study.json"
+    if not path.is_file():
+        raise UserError(f"{workdir}: not the folder of a study, it has no study.json")
+    return read_config(path, str(path))
+
+
+def read_config(path: Path, name: str) -> Config:
+    """The config in a file that errors call `name`.
+
+    Raises:
+      UserError: the file is damaged, or has settings that this version does not know.
+    """
+    try:
+        return from_dict(json.loads(path.read_text()))
+    except UserError as error:
+        raise UserError(f"{name}: {error}; a newer version of covid_jax wrote it?") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{name}: damaged ({error})") from error
 
 
 def _predict(scan: str, run: Path, output_dir: Path) -> Step:

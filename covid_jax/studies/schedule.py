@@ -3,20 +3,25 @@
 What a step printed is in STUDY/steps/NAME.txt, and in NAME.json how it ended and in what time.
 """
 
+import os
 import shlex
+import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from covid_jax.errors import REQUEUE_STATUS
+from covid_jax.errors import REQUEUE_STATUS, STOP_SIGNALS, stop_signals_go_to
 from covid_jax.files import read_json, write_json
 from covid_jax.lock import is_held
 from covid_jax.studies.executors import Job, Order, Start
 from covid_jax.studies.grid import Step
 from covid_jax.training.progress import read_log
+
+STUDY_STOPS = frozenset({*STOP_SIGNALS, signal.SIGINT, signal.SIGHUP})
+"""What stops a study: besides STOP_SIGNALS Ctrl-C, and a terminal that was closed."""
 
 _POLL_SECONDS = 0.2
 
@@ -83,9 +88,28 @@ def run_steps(steps: Sequence[Step], workdir: Path, start: Start, jobs: int) -> 
                     running[order.slot] = order.step, job, time.monotonic()
             time.sleep(_POLL_SECONDS)
     finally:
-        for _, job, _ in running.values():
-            job.cancel()
+        _end({step.name: job for step, job, _ in running.values()})
     return failed
+
+
+def _end(jobs: Mapping[str, Job]) -> None:
+    """Asks all to save and end, and then waits for all, however long that takes.
+
+    Another signal meanwhile ends nothing; what is waited for is told once more.
+    """
+
+    def tell(*_: object) -> None:
+        # Not by print: as a handler this may come in the midst of one.
+        os.write(2, f"waiting until these have saved: {', '.join(jobs)}\n".encode())
+
+    if not jobs:
+        return
+    with stop_signals_go_to(tell, STUDY_STOPS):
+        for job in jobs.values():
+            job.cancel()
+        tell()
+        for job in jobs.values():
+            job.wait()
 
 
 def states(steps: Sequence[Step], workdir: Path) -> dict[str, State]:

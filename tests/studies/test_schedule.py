@@ -1,7 +1,11 @@
 """The order of steps, several at once, and what a failure keeps from running. Real processes."""
 
 import json
+import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -115,6 +119,59 @@ time.sleep(60)
     signal.signal(signal.SIGALRM, before)
     assert (folder / "started").exists()
     assert (folder / "saved").exists()
+
+
+SAVES_ONCE_ALL_ARE_ASKED = """
+import pathlib, signal, sys, time
+def stop(number, _):
+    with open("asked_NAME", "a") as file: file.write(f"{signal.Signals(number).name} ")
+    while len(list(pathlib.Path().glob("asked_*"))) < 2: time.sleep(0.01)
+    time.sleep(1)
+    pathlib.Path("saved_NAME").write_text("")
+    sys.exit(75)
+for number in (signal.SIGTERM, signal.SIGINT): signal.signal(number, stop)
+pathlib.Path("started_NAME").write_text("")
+time.sleep(60)
+"""
+STUDY = """
+import pathlib, signal, sys
+from covid_jax.errors import StoppedError, stop_signals_go_to
+from covid_jax.studies.executors import local
+from covid_jax.studies.grid import Step
+from covid_jax.studies.schedule import STUDY_STOPS, run_steps
+def stop(*_): raise StoppedError("the study")
+steps = [Step(name, (f"step_{name}",), pathlib.Path(name)) for name in "ab"]
+try:
+    with stop_signals_go_to(stop, STUDY_STOPS): run_steps(steps, pathlib.Path(), local(2), 2)
+except StoppedError: sys.exit(75)
+"""
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_asks_every_step_once_and_all_before_it_waits_for_one(folder, times):
+    """Of the terminal, which sends it to the study's whole group; a second one ends nothing."""
+    for name in "ab":
+        step(folder, name, SAVES_ONCE_ALL_ARE_ASKED.replace("NAME", name))
+    study = subprocess.Popen(
+        [sys.executable, "-c", STUDY], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    wait_for(lambda: len(list(folder.glob("started_*"))) == 2)
+    for number in range(times):
+        os.killpg(study.pid, signal.SIGINT)
+        wait_for(lambda: len(list(folder.glob("asked_*"))) == 2)
+        time.sleep(0.3 * number)
+    _, told = study.communicate()
+    assert study.returncode == 75, told
+    assert told == "waiting until these have saved: a, b\n" * times
+    assert [(folder / f"asked_{name}").read_text() for name in "ab"] == ["SIGTERM "] * 2
+    assert len(list(folder.glob("saved_*"))) == 2
+
+
+def wait_for(reached):
+    begun = time.monotonic()
+    while not reached():
+        assert time.monotonic() < begun + 60
+        time.sleep(0.01)
 
 
 def test_what_is_done_is_not_run_again(folder):

@@ -1,0 +1,67 @@
+"""What a study is compared with, and which of its folds and steps there are."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from covid_jax.config import StudyConfig, to_dict
+from covid_jax.errors import UserError
+from covid_jax.files import write_json
+from covid_jax.studies.grid import Step, check_folds, claim_study, load_study
+from covid_jax.study import only
+from tests.conftest import tiny
+
+
+def test_a_setting_that_came_later_has_its_default_in_a_study_of_before(tmp_path):
+    values = to_dict(tiny())
+    del values["deterministic"], values["inference"]["mirror"]
+    write_json(tmp_path / "study.json", values)
+    claim_study(tmp_path, tiny())
+    assert json.loads((tmp_path / "study.json").read_text()) == to_dict(tiny())
+    write_json(tmp_path / "study.json", values)
+    with pytest.raises(UserError, match="deterministic: True, was False"):
+        claim_study(tmp_path, tiny(deterministic=True))
+
+
+def test_a_study_of_a_newer_version_is_refused_by_its_file(tmp_path):
+    write_json(tmp_path / "study.json", to_dict(tiny()) | {"teacher": 1})
+    line = r"study.json: config has no field teacher; a newer version of covid_jax wrote it\?"
+    for read in (load_study, lambda folder: claim_study(folder, tiny())):
+        with pytest.raises(UserError, match=line):
+            read(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"data": 3}', '{"model": null}'])
+def test_a_damaged_study_is_one_line(tmp_path, content):
+    (tmp_path / "study.json").write_text(content)
+    with pytest.raises(UserError, match=r"study\.json: (damaged|config)"):
+        load_study(tmp_path)
+
+
+def folds_of(dataset, *folds):
+    data = dataclasses.replace(tiny().data, datasets=(dataset,))
+    return tiny(data=data, study=StudyConfig(folds=folds))
+
+
+def test_a_fold_that_the_published_ones_do_not_have_is_refused_before_anything_is_prepared(
+    tmp_path,
+):
+    check_folds(tmp_path, folds_of("covid19", 0, 4))
+    check_folds(tmp_path, folds_of("msd_lung", 7))  # its one split is every fold's
+    check_folds(tmp_path, folds_of("nnunet", 7))  # nothing is known of it yet
+    with pytest.raises(UserError, match=r"config\.fold=5: covid19 has folds 0 to 4"):
+        check_folds(tmp_path, folds_of("covid19", 0, 5))
+
+
+STEPS = [Step(name, (), Path(name)) for name in ("prepare-phantom", "scratch-none-fold0")]
+
+
+def test_an_expression_that_finds_no_step_is_refused_with_the_names():
+    assert only(STEPS, "fold0$") == STEPS[1:]
+    assert only(STEPS, "") == STEPS
+    with pytest.raises(UserError, match="finds none of the steps, which are prepare-phantom, scr"):
+        only(STEPS, "scratch-fold")
+    with pytest.raises(UserError, match=r"--only=\(: no regular expression"):
+        only(STEPS, "(")

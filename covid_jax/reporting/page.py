@@ -1,11 +1,12 @@
 """The report of a study: a function of its folders, written into STUDY/report."""
 
 import base64
-import functools
+import contextlib
 import io
-import json
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import matplotlib
@@ -13,17 +14,15 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from covid_jax import __version__
-from covid_jax.config import Config, from_dict
-from covid_jax.data.datasets import read_dataset
+from covid_jax.config import Config
 from covid_jax.data.geometry import Volume
-from covid_jax.data.preparation import read_case
 from covid_jax.data.preprocess import read_scan
-from covid_jax.data.scans import scans_in
 from covid_jax.data.volume import read_volume
 from covid_jax.errors import UserError
 from covid_jax.evaluation.metrics import METRICS
-from covid_jax.files import whole_file
+from covid_jax.files import read_json, whole_file
 from covid_jax.reporting import figures
+from covid_jax.reporting.cases import ReadCase, lesions, stored_cases
 from covid_jax.reporting.network import draw_networks
 from covid_jax.reporting.paper import paper_table
 from covid_jax.reporting.runs import Kind, Run, kinds_of, read_runs
@@ -36,13 +35,15 @@ from covid_jax.reporting.tables import (
     write_tables,
 )
 from covid_jax.reporting.viewer import write_case, write_viewer
+from covid_jax.studies.grid import load_study, scan_name
 
-ReadCase = Callable[[], tuple[Volume, Volume]]
 _MOST_NETWORKS = 5  # side by side in one picture
 
 
 def write_report(study: Path) -> Path:
     """Writes report/: index.html, tables as CSV and LaTeX, results.json, figures, viewer/.
+
+    What is missing or damaged in the study's folders is named on the page, and left out.
 
     Returns:
       the path of index.html
@@ -50,12 +51,12 @@ def write_report(study: Path) -> Path:
     Raises:
       UserError: the folder is no study, or no run of it is finished.
     """
-    config = _config(study)
+    config = load_study(study)
     runs, problems = read_runs(study)
     if not runs:
         raise UserError("; ".join([f"{study}: no finished run in it yet", *problems]))
-    report, note = study / "report", honest_note(study, config)
-    cases = _tested_cases(study, config, runs)
+    report, note = study / "report", honest_note(study, config, problems)
+    cases = stored_cases(study, config, {name for run in runs for name in run.cases}, problems)
     tables = all_tables(runs)
     write_tables(report, runs, tables, note)
     drawn = {
@@ -69,14 +70,15 @@ def write_report(study: Path) -> Path:
     }
     for scan in config.study.scans:
         title = f"{Path(scan).name}: another scanner, no reference, no claim"
-        drawn[title] = _scan_overlay(study, Path(scan), runs, note)
+        drawn[title] = _scan_overlay(study, Path(scan), runs, note, problems)
     pictures = {
         title: _save(
             figure, report / f"figure_{number}", vector=not any(a.images for a in figure.axes)
         )
         for number, (title, figure) in enumerate(drawn.items(), start=1)
+        if figure is not None
     }
-    _write_cases(report / "viewer", study, cases, runs, problems)
+    shown = _write_cases(report / "viewer", study, cases, runs, problems)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("covid_jax.reporting", "templates"),
         autoescape=True,
@@ -91,7 +93,7 @@ def write_report(study: Path) -> Path:
         runs={kind: [run for run in runs if run.kind == kind] for kind in kinds_of(runs)},
         problems=list(dict.fromkeys(problems)),
         pictures=pictures,
-        cases=list(cases),
+        cases=shown,
         version=__version__,
     )
     with whole_file(report / "index.html") as partial:
@@ -101,49 +103,46 @@ def write_report(study: Path) -> Path:
 
 def terminal_summary(study: Path) -> str:
     """Table III of a study as text."""
-    return summary_table(read_runs(study)[0], honest_note(study, _config(study)))
+    return summary_table(read_runs(study)[0], honest_note(study, load_study(study), []))
 
 
-def honest_note(study: Path, config: Config) -> str:
-    """The study's note, and which of its datasets are synthetic, whatever the note says."""
-    datasets = [json.loads(path.read_text()) for path in study.glob("prepared/*/dataset.json")]
-    synthetic = sorted(dataset["name"] for dataset in datasets if dataset["synthetic"])
-    said = f"SYNTHETIC data: {', '.join(synthetic)}" if synthetic else ""
+def honest_note(study: Path, config: Config, problems: list[str]) -> str:
+    """The study's note, and which of its datasets are synthetic, whatever the note says.
+
+    Both the prepared data and the runs know that, so it is said although one of them is gone.
+    """
+    synthetic: set[str] = set()
+    for path in sorted(study.glob("prepared/*/dataset.json")):
+        with _told(problems):
+            synthetic |= {path.parent.name} if _json(path).get("synthetic") else set()
+    for path in sorted(study.glob("runs/*/provenance.json")):
+        with _told(problems):
+            origin = _json(path)
+            while origin:  # of the run, of what it started from, and so on
+                synthetic |= set(origin.get("synthetic", ()))
+                origin = origin.get("pretrained", {})
+    said = f"SYNTHETIC data: {', '.join(sorted(synthetic))}" if synthetic else ""
     return " | ".join(filter(None, [config.study.note, said]))
 
 
-def _config(study: Path) -> Config:
-    description = study / "study.json"
-    if not description.is_file():
-        raise UserError(f"{study}: not the folder of a study, it has no study.json")
-    return from_dict(json.loads(description.read_text()))
-
-
-def _tested_cases(study: Path, config: Config, runs: Sequence[Run]) -> dict[str, ReadCase]:
-    """Of each case that a run was tested on, by name, how to read its scan and its label."""
-    (dataset,) = config.data.datasets
-    raw_dir = getattr(config.study.raw, dataset) or study / "raw" / dataset
-    tested = {name for run in runs for name in run.cases}
-    raw = read_dataset(dataset, raw_dir)
-    return {
-        case.name: functools.partial(read_case, case, raw)
-        for case in raw.cases
-        if case.name in tested
-    }
-
-
 def _masks(
-    study: Path, runs: Sequence[Run], case: str, problems: list[str]
+    study: Path, runs: Sequence[Run], case: str, scan: Volume, problems: list[str]
 ) -> Iterator[tuple[Run, Volume]]:
-    """The mask of a case by every run that has one; one that cannot be read joins the problems."""
+    """The mask of a case by every run that has one on the grid of its scan."""
     for run in runs:
         if case in run.cases:
-            try:
-                mask = read_volume(study / "runs" / run.name / "predictions" / f"{case}.nii.gz")
-            except UserError as error:
-                problems.append(f"the mask of {case} by {run.name}: {error}")
-                continue
-            yield run, mask
+            with _told(problems):
+                yield run, _mask(study / "runs" / run.name / "predictions", case, run, scan)
+
+
+def _mask(folder: Path, case: str, run: Run, scan: Volume) -> Volume:
+    try:
+        mask = read_volume(folder / f"{case}.nii.gz")
+    except UserError as error:
+        raise UserError(f"the mask of {case} by {run.name}: {error}") from error
+    if mask.voxels.shape != scan.voxels.shape:
+        raise UserError(f"the mask of {case} by {run.name}: on another grid than its scan")
+    return mask
 
 
 def _test_overlays(
@@ -152,7 +151,7 @@ def _test_overlays(
     runs: Sequence[Run],
     note: str,
     problems: list[str],
-) -> Figure:
+) -> Figure | None:
     """Three cases of the first fold under the runs of Table III, or all where it has none."""
     table_3 = [Kind(row.strategy, row.source) for row in paper_table(3)]
     fold = min(run.fold for run in runs)
@@ -160,33 +159,40 @@ def _test_overlays(
     shown = {run.kind.strategy: run for run in first if run.kind in table_3}
     shown = shown or {run.kind.label: run for run in first}
     dice = values_of(list(shown.values()), "dsc")
-    ranked = sorted(dice, key=lambda case: -np.mean(dice[case]))
-    chosen = list(dict.fromkeys([ranked[0], ranked[len(ranked) // 2], ranked[-1]]))
-    read = {name: cases[name]() for name in chosen}
-    return figures.overlays(
-        {name: scan.voxels for name, (scan, _) in read.items()},
-        {
-            name: {
-                column: mask.voxels
+    ranked = sorted(dice.keys() & cases.keys(), key=lambda case: (-np.mean(dice[case]), case))
+    chosen = dict.fromkeys([*ranked[:1], *ranked[len(ranked) // 2 :][:1], *ranked[-1:]])
+    scans, masks, references = {}, {}, {}
+    for name in chosen:
+        with _told(problems):
+            scan, reference = cases[name]()
+            scans[name], references[name] = scan.voxels, lesions(reference)
+            masks[name] = {
+                column: lesions(mask)
                 for column, run in shown.items()
-                for _, mask in _masks(study, [run], name, problems)
+                for _, mask in _masks(study, [run], name, scan, problems)
             }
-            for name in chosen
-        },
-        {name: label.voxels == 1 for name, (_, label) in read.items()},
-        list(shown),
-        note,
-    )
+    return figures.overlays(scans, masks, references, list(shown), note) if scans else None
 
 
-def _scan_overlay(study: Path, scan: Path, runs: Sequence[Run], note: str) -> Figure:
-    (name,) = scans_in(scan).paths
-    masks = {
-        run.kind.label: read_volume(study / "scans" / run.name / f"{name}.nii.gz").voxels
-        for run in runs
-        if (study / "scans" / run.name / f"{name}.nii.gz").is_file()
-    }
-    return figures.overlays({name: read_scan(scan).voxels}, {name: masks}, {}, list(masks), note)
+def _scan_overlay(
+    study: Path, scan: Path, runs: Sequence[Run], note: str, problems: list[str]
+) -> Figure | None:
+    """A scan of config.study.scans under every run that has a mask of it.
+
+    The scan is read where it is; without it, or without a mask, there is no picture.
+    """
+    with _told(problems):
+        name, volume = scan_name(str(scan)), read_scan(scan)
+        masks: dict[str, np.ndarray] = {}
+        for run in runs:
+            folder = study / "scans" / run.name
+            if (folder / f"{name}.nii.gz").is_file():
+                with _told(problems):
+                    masks[run.kind.label] = lesions(_mask(folder, name, run, volume))
+        if masks:
+            return figures.overlays({name: volume.voxels}, {name: masks}, {}, list(masks), note)
+        problems.append(f"{scan}: no mask of it in STUDY/scans yet")
+    return None
 
 
 def _networks(runs: Sequence[Run]) -> Figure:
@@ -205,14 +211,42 @@ def _write_cases(
     cases: dict[str, ReadCase],
     runs: Sequence[Run],
     problems: list[str],
-) -> None:
+) -> list[str]:
+    """Writes what the viewer shows; returns the names of its cases, as their files are numbered."""
     write_viewer(folder)
-    for number, (name, read) in enumerate(cases.items()):
-        masks = (
-            (f"{run.kind.label}, fold {run.fold}", mask)
-            for run, mask in _masks(study, runs, name, problems)
-        )
-        write_case(folder / f"case_{number}.js", name, *read(), masks)
+    shown: list[str] = []
+    for name, read in cases.items():
+        with _told(problems):
+            scan, reference = read()
+            masks = (
+                (f"{run.kind.label}, fold {run.fold}", lesions(mask))
+                for run, mask in _masks(study, runs, name, scan, problems)
+            )
+            if first := next(masks, None):
+                path = folder / f"case_{len(shown)}.js"
+                all_masks = itertools.chain([first], masks)
+                write_case(path, name, scan, lesions(reference), all_masks)
+                shown.append(name)
+    return shown
+
+
+@contextlib.contextmanager
+def _told(problems: list[str]) -> Iterator[None]:
+    """What cannot be read joins the problems."""
+    try:
+        yield
+    except UserError as error:
+        problems.append(str(error))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = read_json(path)
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: damaged (no object in it)")
+    return content
 
 
 def _save(figure: Figure, path: Path, vector: bool) -> str:

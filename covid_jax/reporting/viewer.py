@@ -32,11 +32,16 @@ def write_viewer(folder: Path) -> None:
 
 
 def write_case(
-    path: Path, name: str, scan: Volume, reference: Volume, masks: Iterable[tuple[str, Volume]]
+    path: Path,
+    name: str,
+    scan: Volume,
+    reference: np.ndarray,
+    masks: Iterable[tuple[str, np.ndarray]],
 ) -> None:
     """Writes the script of a case: its scan in lung window (8 bits) and the masks of every run.
 
-    The masks come one at a time, each with the name of its run. Of a scan of more than 16 million
+    Reference and masks are bool (D, H, W) on the scan's grid; the masks come one at a time, each
+    with the name of its run. Of a scan of more than 16 million
     voxels every second (third, ...) row and column is there.
     """
     step = 1
@@ -46,8 +51,8 @@ def write_case(
     grey = np.clip((scan.voxels - low) / (high - low) * 255, 0, 255).astype(np.uint8)
     content = {
         "scan": _encoded(grey, scan, step),
-        "reference": _encoded(reference.voxels == 1, scan, step),
-        "masks": {run: _encoded(mask.voxels == 1, scan, step) for run, mask in masks},
+        "reference": _encoded(reference, scan, step),
+        "masks": {run: _encoded(mask, scan, step) for run, mask in masks},
     }
     with whole_file(path) as partial:
         partial.write_text(f"showCase({json.dumps(name)}, {json.dumps(content)});\n")

@@ -179,8 +179,23 @@ def read_config(path: Path, name: str) -> Config:
         raise UserError(f"{name}: damaged ({error})") from error
 
 
+def scan_name(scan: str) -> str:
+    """The name of the one scan at the place that config.study.scans names.
+
+    Raises:
+      UserError: there is none, or several.
+    """
+    names = list(scans_in(Path(scan)).paths)
+    if len(names) > 1:
+        raise UserError(
+            f"config.study.scans: {scan} holds {len(names)} scans ({names[0]}, {names[1]}, ...); "
+            "name each of them"
+        )
+    return names[0]
+
+
 def _predict(scan: str, run: Path, output_dir: Path) -> Step:
-    (name,) = scans_in(Path(scan)).paths
+    name = scan_name(scan)
     command = (
         "covid_jax.predict",
         f"--checkpoint={run}",

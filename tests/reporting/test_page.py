@@ -1,16 +1,26 @@
 """The report's page in a real browser, opened from disk."""
 
+import html
 import json
+import re
 import shutil
-from pathlib import Path
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from covid_jax.config import load_config_file, run_name, to_dict
 from covid_jax.data.datasets import read_dataset
+from covid_jax.data.geometry import from_spacing
+from covid_jax.data.plan import load_plan
+from covid_jax.data.preparation import prepare_dataset
+from covid_jax.data.preprocess import read_scan
 from covid_jax.data.volume import read_volume, write_volume
 from covid_jax.evaluation.folders import evaluate_folders, save_metrics
+from covid_jax.files import write_json
+from covid_jax.reporting.cases import stored_cases
 from covid_jax.reporting.page import write_report
+from covid_jax.studies.grid import load_study
 from tests.conftest import ROOT
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -20,21 +30,33 @@ WITHOUT_WEBGL = ["--disable-gpu", "--disable-3d-apis"]
 needs_chromium = pytest.mark.skipif(not CHROMIUM, reason="no Chromium is installed")
 
 
+NAMES = ("radiopaedia_29_86491_1", "radiopaedia_40_86625_0")
+TRAINING = "coronacases_008"  # by which the plan is made
+
+
 @pytest.fixture(scope="module")
 def page_file(tmp_path_factory, covid19_raw):
-    """A study of two runs whose masks are the real references, moved by a voxel in one."""
-    study = tmp_path_factory.mktemp("study")
-    cases = {case.name: case for case in read_dataset("covid19", covid19_raw).cases}
-    names = ("radiopaedia_29_86491_1", "radiopaedia_40_86625_0")
+    """A study of two runs whose masks are the real references, moved by a voxel in one.
+
+    Its raw data is gone.
+    """
+    study, raw = tmp_path_factory.mktemp("study"), tmp_path_factory.mktemp("raw")
+    for case in read_dataset("covid19", covid19_raw).cases:
+        for path in (case.image, case.label):
+            if case.name in (*NAMES, TRAINING):
+                (raw / path.parent.name).mkdir(exist_ok=True)
+                (raw / path.parent.name / path.name).symlink_to(path)
+    prepare_dataset("covid19", raw, study / "prepared")
+    shutil.rmtree(raw)
+    references = study / "prepared" / "covid19" / "references"
     for run in ("scratch", "body-msd"):
         config = load_config_file(f"{ROOT}/configs/covid19_reduced.py:{run}")
         folder = study / "runs" / run_name(config)
-        for name in names:
-            label = read_volume(cases[name].label)
+        for name in NAMES:
+            label = read_volume(references / f"{name}.nii.gz")
             if run == "scratch":
                 label.voxels[:] = label.voxels.take(range(-1, label.voxels.shape[1] - 1), 1)
             write_volume(folder / "predictions" / f"{name}.nii.gz", label)
-        references = Path(cases[names[0]].label).parent
         save_metrics(folder / "metrics.json", evaluate_folders(folder / "predictions", references))
         (folder / "config.json").write_text(json.dumps(to_dict(config)))
         line = {"step": 50, "epoch": 0, "loss": 0.5, "seconds": 1.0, "validation_dice": 0.4}
@@ -152,14 +174,103 @@ def test_tables_are_readable_on_a_phone(browse):
         assert cell.bounding_box()["height"] < 70  # a name is not broken into letters
 
 
-def test_a_damaged_mask_is_named_and_the_rest_is_shown(page_file, tmp_path):
-    study = tmp_path / "study"
-    shutil.copytree(page_file.parent.parent, study)
-    mask = study / "runs" / "body-msd-fold0" / "predictions" / "radiopaedia_40_86625_0.nii.gz"
-    mask.write_bytes(mask.read_bytes()[:100])
+@pytest.fixture
+def study(page_file, tmp_path):
+    """A copy of the study, to be damaged."""
+    shutil.copytree(page_file.parent.parent, tmp_path / "study")
+    return tmp_path / "study"
+
+
+def problems_of(study):
+    """What the page says is not in it."""
     page = write_report(study).read_text()
-    assert "the mask of radiopaedia_40_86625_0 by body-msd-fold0" in page
-    assert 'href="../runs/body-msd-fold0/metrics.json"' in page
+    assert 'href="../runs/body-msd-fold0/metrics.json"' in page  # the tables are there all the same
+    said = re.search(r'<div class="problems">.*?</div>', page, re.DOTALL)[0]
+    return [html.unescape(line) for line in re.findall("<li>(.*?)</li>", said)]
+
+
+def shown_in(study):
+    """The cases that the viewer has."""
+    page = (study / "report" / "index.html").read_text()
+    return [name for name in NAMES if f">{name}</option>" in page]
+
+
+def test_a_scan_is_shown_as_it_was_prepared_on_its_own_grid(page_file, covid19_raw):
+    study = page_file.parent.parent
+    config, problems = load_study(study), []
+    read = stored_cases(study, config, NAMES, problems)[NAMES[0]]
+    scan, reference = read()
+    (raw,) = (c for c in read_dataset("covid19", covid19_raw).cases if c.name == NAMES[0])
+    original, plan = read_scan(raw.image), load_plan(study / "prepared" / "plan.json")
+    assert problems == []
+    assert scan.voxels.shape == original.voxels.shape == reference.voxels.shape
+    np.testing.assert_allclose(scan.affine, original.affine)
+    clipped = np.clip(original.voxels, plan.lower_hu, plan.upper_hu)
+    assert np.abs(scan.voxels - clipped).mean() < 0.1 * plan.std_hu
+
+
+@pytest.mark.parametrize("way", ["cut", "other grid", "gone"])
+def test_a_mask_that_cannot_be_shown_is_named_and_the_rest_is(study, way):
+    mask = study / "runs" / "body-msd-fold0" / "predictions" / f"{NAMES[1]}.nii.gz"
+    if way == "cut":
+        mask.write_bytes(mask.read_bytes()[:100])
+    elif way == "gone":
+        mask.unlink()
+    else:
+        write_volume(mask, from_spacing(np.zeros((3, 4, 5), np.uint8), (1, 1, 1)))
+    assert any(
+        line.startswith(f"the mask of {NAMES[1]} by body-msd") for line in problems_of(study)
+    )
+    assert shown_in(study) == list(NAMES)
+
+
+def test_a_prepared_case_that_is_damaged_or_gone_is_named_and_the_rest_is_shown(study):
+    image = study / "prepared" / "covid19" / "cases" / NAMES[0] / "image.npy"
+    image.write_bytes(image.read_bytes()[:200])
+    assert any(f"{NAMES[0]}: missing or damaged case" in line for line in problems_of(study))
+    assert shown_in(study) == [NAMES[1]]
+    shutil.rmtree(study / "prepared")
+    assert any("plan.json: no such file" in line for line in problems_of(study))
+    assert shown_in(study) == []
+
+
+def test_a_target_of_two_datasets_is_reported_with_what_is_there_of_both(study):
+    config = load_study(study)
+    config.data.datasets = ("covid19", "msd_lung")
+    (study / "study.json").write_text(json.dumps(to_dict(config)))
+    assert any("msd_lung/dataset.json: no such file" in line for line in problems_of(study))
+    assert shown_in(study) == list(NAMES)
+
+
+def test_a_scan_that_is_gone_or_has_no_mask_yet_is_named(study, tmp_path):
+    scan = tmp_path / "scan.nii.gz"
+    config = load_study(study)
+    config.study.scans = (str(scan),)
+    (study / "study.json").write_text(json.dumps(to_dict(config)))
+    assert f"{scan}: no such file or folder" in problems_of(study)
+    volume = from_spacing(np.full((3, 4, 5), -500, np.int16), (1, 1, 1))
+    write_volume(scan, volume)
+    assert f"{scan}: no mask of it in STUDY/scans yet" in problems_of(study)
+    mask = replace(volume, voxels=(volume.voxels == 0).astype(np.uint8))
+    write_volume(study / "scans" / "body-msd-fold0" / "scan.nii.gz", mask)
+    assert not any(str(scan) in line for line in problems_of(study))
+    assert "scan.nii.gz: another scanner" in (study / "report" / "index.html").read_text()
+
+
+def test_synthetic_data_is_named_although_the_prepared_data_is_gone_or_damaged(study):
+    origin = {"synthetic": ["phantom"], "pretrained": {"synthetic": ["msd_lung"]}}
+    write_json(study / "runs" / "body-msd-fold0" / "provenance.json", origin)
+    (study / "prepared" / "other").mkdir()
+    (study / "prepared" / "other" / "dataset.json").write_text("{")
+    assert any("other/dataset.json: damaged" in line for line in problems_of(study))
+    assert "SYNTHETIC data: msd_lung, phantom" in (study / "report" / "index.html").read_text()
+
+
+def test_a_run_of_a_newer_version_is_named(study):
+    path = study / "runs" / "scratch-none-fold0" / "config.json"
+    write_json(path, json.loads(path.read_text()) | {"teacher": 1})
+    line = "runs/scratch-none-fold0/config.json: config has no field teacher; a newer version"
+    assert any(one.startswith(line) for one in problems_of(study))
 
 
 def test_the_page_leads_from_every_number_to_its_run(page_file):

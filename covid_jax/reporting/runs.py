@@ -10,8 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from covid_jax.config import Config
+from covid_jax.data.scans import listed
+from covid_jax.data.store import facts_of
 from covid_jax.errors import UserError
 from covid_jax.evaluation.metrics import METRICS
+from covid_jax.files import read_json
 from covid_jax.reporting.paper import paper_table
 from covid_jax.studies.grid import read_config
 from covid_jax.training.progress import read_log
@@ -80,11 +83,26 @@ def read_runs(study: Path) -> tuple[list[Run], list[str]]:
         if folder.is_dir():
             try:
                 runs.append(_read_run(folder))
+                problems += _changed_since(study, folder)
             except UserError as error:
                 problems.append(str(error))
     order = {Kind(row.strategy, row.source): place for place, row in enumerate(paper_table(1))}
     place = lambda run: (order.get(run.kind, len(order)), run.kind, run.fold, run.name)  # noqa: E731
     return sorted(runs, key=place), problems
+
+
+def _changed_since(study: Path, run: Path) -> list[str]:
+    """A line for each dataset of which the study now has other cases than the run was made from."""
+    lines = []
+    for name, theirs in read_json(run / "provenance.json").get("data", {}).items():
+        ours = facts_of(study / "prepared" / name)
+        changed = [case for case in theirs if ours.get(case, {}).get("sha256") != theirs[case]]
+        if ours and changed:  # a study whose data is gone can be reported all the same
+            lines.append(
+                f"runs/{run.name}: trained or tested on {name} as it was before it changed "
+                f"({listed(changed)}); delete the folder of the run to make it again"
+            )
+    return lines
 
 
 def kinds_of(runs: Sequence[Run]) -> list[Kind]:

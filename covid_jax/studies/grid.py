@@ -45,6 +45,8 @@ class Step:
 
     Attributes:
       needs: names of the steps that come before it.
+      watches: it reads files that may have changed since, and sees for itself what is to be done;
+        so it is done at every start.
       training: of a step that trains.
     """
 
@@ -53,6 +55,7 @@ class Step:
     result: Path
     needs: tuple[str, ...] = ()
     training: Training | None = None
+    watches: bool = False
 
     @property
     def done(self) -> bool:
@@ -219,4 +222,4 @@ def _prepare(config: Config, dataset: str, workdir: Path) -> Step:
         if lesion := dict(config.study.raw.phantom_lesions).get(dataset):
             command.append(f"--lesion={lesion}")
     result = workdir / "prepared" / dataset / "dataset.json"
-    return Step(f"prepare-{dataset}", tuple(command), result)
+    return Step(f"prepare-{dataset}", tuple(command), result, watches=bool(raw_dir))

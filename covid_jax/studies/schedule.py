@@ -46,7 +46,7 @@ def run_steps(steps: Sequence[Step], workdir: Path, start: Start, jobs: int) -> 
 
     A step that fails does not keep others from running, only those that need it.
     """
-    waiting = [step for step in steps if not step.done]
+    waiting = [step for step in steps if step.watches or not step.done]
     known = {step.name for step in steps}
     if len(steps) > len(waiting):
         print(f"{len(steps) - len(waiting)} of {len(steps)} steps were done before", flush=True)

@@ -107,3 +107,21 @@ def test_a_folder_that_is_no_finished_run_is_named_and_the_rest_is_read(study, w
     assert [run.fold for run in runs] == ([0, 1] if what == "foreign" else [0])
     assert len(problems) == 1
     assert problems[0].startswith(told), problems
+
+
+def test_a_run_whose_data_changed_since_is_reported_with_a_word_on_it(tmp_path):
+    folder = tmp_path / "runs" / "scratch-none-fold0"
+    case = tmp_path / "prepared" / "covid19" / "cases" / "a"
+    for place in (folder, case):
+        place.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(to_dict(Config())))
+    (folder / "metrics.json").write_text(json.dumps({"cases": {"a": FULL}}))
+    (folder / "log.jsonl").write_text(json.dumps({"step": 1, "epoch": 0, "seconds": 1.0}) + "\n")
+    (folder / "provenance.json").write_text(json.dumps({"data": {"covid19": {"a": "before"}}}))
+    for digest, expected in (("before", []), ("after", ["as it was before it changed (a)"])):
+        (case / "case.json").write_text(json.dumps({"sha256": digest}))
+        runs, problems = read_runs(tmp_path)
+        assert len(runs) == 1
+        assert [words in line for line, words in zip(problems, expected, strict=True)] == [
+            True for _ in expected
+        ]

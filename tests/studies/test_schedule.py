@@ -1,5 +1,6 @@
 """The order of steps, several at once, and what a failure keeps from running. Real processes."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -178,6 +179,14 @@ def test_what_is_done_is_not_run_again(folder):
     one = step(folder, "done", FAILS)
     one.result.write_text("")
     assert run_steps([one], folder, local(1), 1) == {}
+
+
+def test_a_step_that_watches_files_is_done_at_every_start(folder):
+    """Such as a preparation, which sees for itself what changed in the raw folder."""
+    one = dataclasses.replace(step(folder, "watches", makes("watches")), watches=True)
+    one.result.write_text("before")
+    assert run_steps([one], folder, local(1), 1) == {}
+    assert one.result.read_text() != "before"
 
 
 def test_a_step_whose_study_is_gone_was_interrupted(folder):

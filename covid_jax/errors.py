@@ -7,6 +7,8 @@ import re
 import shutil
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -18,8 +20,10 @@ REQUEUE_STATUS = 75
 """The exit status of a command that is to be started again: sysexits.h's EX_TEMPFAIL."""
 
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""What asks a command to save and to stop: kill, Kubernetes and Slurm; Slurm's --signal=USR1."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+"""What asks a command to save and stop: kill, Kubernetes, Slurm; Slurm's --signal=USR1; Ctrl-C."""
+
+_ONE_WISH_SECONDS = 5.0  # in which several signals are one, as Ctrl-C's and then a study's
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -38,8 +42,28 @@ def stop_signals_go_to(
             signal.signal(number, handled)
 
 
-class StoppedError(Exception):
-    """The command was asked to stop, or lost a process, and goes on when it is started again."""
+def end_on_stop_signals() -> None:
+    """From now on STOP_SIGNALS end the process with one line, as nothing is to be put in order."""
+
+    def end(number: int, _: FrameType | None) -> None:
+        tell_stop(f"stopped: {_by(number)}")
+        os._exit(REQUEUE_STATUS)
+
+    for number in STOP_SIGNALS:
+        signal.signal(number, end)
+
+
+def tell_stop(line: str) -> None:
+    """Writes a line to stderr from a handler of signals, which may come in the midst of a print."""
+    os.write(2, f"{line}\n".encode())
+
+
+class StoppedError(BaseException):
+    """The command was asked to stop, or lost a process, and goes on when it is started again.
+
+    Like KeyboardInterrupt it is no Exception: it may come anywhere, and is no fault of what it
+    comes into.
+    """
 
 
 class UserError(Exception):
@@ -85,6 +109,7 @@ def run_command(
 ) -> None:
     """Runs `main` under absl with `usage` as its --help text; a UserError becomes one line, exit 1.
 
+    STOP_SIGNALS raise a StoppedError in it, which becomes one line too, and REQUEUE_STATUS.
     `check_arguments` sees sys.argv before absl does, for mistakes that absl ends in a traceback.
     """
 
@@ -93,20 +118,13 @@ def run_command(
             _fail(
                 f"unknown argument {arguments[1]!r}: every setting is a --flag=value (see --help)"
             )
-        try:
-            main()
-        except UserError as error:
-            _fail(str(error))
-        except StoppedError as stop:
-            print(f"stopped: {stop}", file=sys.stderr)
-            sys.exit(REQUEUE_STATUS)
-        except OSError as error:
-            if error.errno not in (*_FULL, *_FORBIDDEN):
-                raise
-            _fail(f"{error.filename or 'output'}: {error.strerror}; mend that and start it again")
+        with _stopped_by_signals():
+            told, status = _outcome(main)
+        if told:
+            print(told, file=sys.stderr)
+            sys.exit(status)
 
     logging.set_verbosity(logging.FATAL)  # orbax tells each step, and errors before it raises them
-    sys.unraisablehook = _report_unraisable
     if usage:
         sys.modules["__main__"].__doc__ = usage
     if check_arguments:
@@ -115,6 +133,55 @@ def run_command(
         except UserError as error:
             _fail(str(error))
     app.run(edge, flags_parser=_parse_flags)
+
+
+def _outcome(main: Callable[[], None]) -> tuple[str, int]:
+    """The line that tells how `main` ended, and the exit status; no line where it ended well.
+
+    Returned, not printed where it is caught: until then the frames of `main` live, and with them
+    what ends only when it is dropped.
+    """
+    try:
+        main()
+    except UserError as error:
+        return f"error: {error}", 1
+    except StoppedError as stop:
+        return f"stopped: {stop}", REQUEUE_STATUS
+    except OSError as error:
+        if error.errno not in (*_FULL, *_FORBIDDEN):
+            raise
+        where = error.filename or "output"
+        return f"error: {where}: {error.strerror}; mend that and start it again", 1
+    return "", 0
+
+
+@contextlib.contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """Within, STOP_SIGNALS raise a StoppedError, once for all signals of one wish."""
+    raised = -_ONE_WISH_SECONDS
+
+    def stop(number: int, _: FrameType | None) -> None:
+        nonlocal raised
+        if time.monotonic() - raised > _ONE_WISH_SECONDS:
+            raised = time.monotonic()
+            raise StoppedError(_by(number))
+
+    def report(unraisable: Any) -> None:
+        nonlocal raised
+        if isinstance(unraisable.exc_value, StoppedError):
+            # It came into what cannot raise, such as the callback of a weak reference: once more.
+            raised = -_ONE_WISH_SECONDS
+            threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        else:
+            _report_unraisable(unraisable)
+
+    sys.unraisablehook = report
+    with stop_signals_go_to(stop):
+        yield
+
+
+def _by(number: int) -> str:
+    return f"by {signal.Signals(number).name}; the same command goes on"
 
 
 def _report_unraisable(unraisable: Any) -> None:

@@ -4,16 +4,19 @@ No generator carries state, so a run that is resumed at a step reads on exactly 
 and it does not matter how many threads prepare the batches ahead.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Literal
 
 import grain
 import numpy as np
 
 from covid_jax.config import IGNORED
+from covid_jax.data.processes import without_signals
 from covid_jax.data.store import StoredCase
+from covid_jax.errors import STOP_SIGNALS
 
 Stream = Literal["training", "validation"]
 _STREAM_KEYS: Mapping[Stream, int] = {"training": 0, "validation": 1}
@@ -120,7 +123,17 @@ class Sampler:
         batches = steps.map(partial(self.batch, samples=samples)).to_iter_dataset(ahead)
         if workers:
             batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+            return _without_signals(batches)
         return iter(batches)
+
+
+def _without_signals(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The same, by workers (which start with the first one) that no signal to stop can end."""
+    with without_signals(STOP_SIGNALS):
+        others = iter(batches)
+        first = list(islice(others, 1))
+    yield from first
+    yield from others
 
 
 def cut_corner(

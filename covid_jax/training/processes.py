@@ -22,6 +22,7 @@ from covid_jax.errors import (
     StoppedError,
     UserError,
     stop_signals_go_to,
+    tell_stop,
 )
 
 _HEARTBEAT_SECONDS = 30  # after which a silent process counts as dead
@@ -86,27 +87,35 @@ def end_processes() -> bool:
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[Callable[[int], bool]]:
-    """Within, STOP_SIGNALS no longer end the process.
+    """Within, the first of STOP_SIGNALS asks to save and to stop, and later ones change nothing.
 
     Yields:
       asked(step) -> whether to save and stop after this step. Of several processes all say so at
       the same step, whichever was asked.
+
+    Raises:
+      StoppedError: at the end, where a signal came after the last step that could save for it.
     """
-    asked = threading.Event()
+    asked: list[str] = []
     distributed = jax.distributed.is_initialized()
 
     def handle(number: int, _: FrameType | None) -> None:
+        if asked:
+            return
+        asked.append(signal.Signals(number).name)
+        tell_stop(f"\n{asked[0]}: saving after this step")
         if distributed:
             os.kill(os.getpid(), signal.SIGTERM)  # which JAX tells the others
-        asked.set()
 
     # JAX itself handles SIGTERM where there are several processes.
-    handled = (signal.SIGUSR1,) if distributed else STOP_SIGNALS
+    handled = [n for n in STOP_SIGNALS if not (distributed and n == signal.SIGTERM)]
     with stop_signals_go_to(handle, handled):
         if distributed:
             yield multihost_utils.reached_preemption_sync_point
         else:
-            yield lambda step: asked.is_set()
+            yield lambda step: bool(asked)
+    if asked and not distributed:
+        raise StoppedError(f"by {asked[0]}; the same command goes on")
 
 
 @contextlib.contextmanager
@@ -114,7 +123,7 @@ def among_others() -> Iterator[None]:
     """Within, this process ends when another has gone, and others can when it fails alone."""
     try:
         yield
-    except Exception as error:
+    except (Exception, StoppedError) as error:
         if jax.distributed.is_initialized():
             # Gloo's and NCCL's words for a connection that broke.
             words = ("gloo", "nccl", "connection", "peer", "coordination")
@@ -123,7 +132,8 @@ def among_others() -> Iterator[None]:
                 print(f"stopped: {_LOST}", file=sys.stderr, flush=True)
                 os._exit(REQUEUE_STATUS)  # an orderly end would wait for the one that is gone
             # An orderly end waits for the others, which may be waiting for this process.
-            end = threading.Timer(_GRACE_SECONDS, os._exit, [1])
+            status = REQUEUE_STATUS if isinstance(error, StoppedError) else 1
+            end = threading.Timer(_GRACE_SECONDS, os._exit, [status])
             end.daemon = True
             end.start()
         raise
@@ -141,7 +151,7 @@ def supervise() -> None:
         [sys.executable, *sys.orig_argv[1:]],
         env={**os.environ, _SUPERVISED: "1"},
     )
-    for number in (*STOP_SIGNALS, signal.SIGINT):
+    for number in STOP_SIGNALS:
         signal.signal(number, lambda number, _: child.send_signal(number))
     status = child.wait()
     if status == -signal.SIGABRT:

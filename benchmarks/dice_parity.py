@@ -61,7 +61,7 @@ def train_torch(config: Config, workdir: Path) -> Scores:
         net = peer.train(config, config.seed, patches(config, training))
         params = to_params(net.state_dict(), config.model)
         config, platform = environment.here(config)
-        score_run(config, plan, datasets[0], params, workdir, platform, between=lambda: None)
+        score_run(config, plan, datasets[0], params, workdir, platform)
     return read_scores(workdir)
 
 

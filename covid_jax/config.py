@@ -49,7 +49,7 @@ class UNetConfig:
     """Topology of the network, under nnU-Net's names. The default is the benchmark's network."""
 
     in_channels: int = 1
-    num_classes: int = 2  # background included; set by train from the datasets
+    num_classes: int = 2  # background included; set by train from the datasets, or refused
     features_per_stage: tuple[int, ...] = (32, 64, 128, 256, 320, 320)
     kernel_sizes: tuple[tuple[int, int, int], ...] = ((1, 3, 3),) + ((3, 3, 3),) * 5
     strides: tuple[tuple[int, int, int], ...] = (
@@ -101,6 +101,7 @@ class LossConfig:
     batch_dice: bool = False  # sum the Dice terms over the batch before the ratio
     # Of several datasets, each labels its own lesion: the classes that a case's dataset does not
     # label count as its background. Without it, other lesions that are there would be called wrong.
+    # Of one dataset it changes nothing.
     marginal: bool = True
 
 
@@ -164,6 +165,7 @@ class Config:
     variant: str = ""  # a name for what else sets this run apart in a study (configs/freezing.py)
     pretrained: str = ""  # work directory of the pre-training run
     pretraining: bool = False  # this run is itself the pre-training on `source`
+    # Of pre-training, and of the schedule that a run of "continual" goes on with; no other uses it.
     pretraining_epochs: int = 1000
     epochs: int = 1000  # of a run that is no pre-training
     steps_per_epoch: int = 250
@@ -232,7 +234,8 @@ def run_name(config: Config) -> str:
 def validate(config: Config) -> None:
     """Raises a UserError that names the first field whose value cannot work."""
     _check_types(config, "config")
-    model, data = config.model, config.data
+    check_network(config.model)
+    data = config.data
     for name, value in {
         "epochs": config.epochs,
         "steps_per_epoch": config.steps_per_epoch,
@@ -253,6 +256,7 @@ def validate(config: Config) -> None:
         "data.workers": data.workers,
         "optimizer.learning_rate": config.optimizer.learning_rate,
         "optimizer.weight_decay": config.optimizer.weight_decay,
+        "optimizer.poly_power": config.optimizer.poly_power,
     }.items():
         _require(value >= 0, name, value, "must not be negative")
     _require(
@@ -261,6 +265,8 @@ def validate(config: Config) -> None:
         data.foreground_fraction,
         "must lie between 0 and 1",
     )
+    momentum = config.optimizer.momentum
+    _require(0 <= momentum < 1, "optimizer.momentum", momentum, "must lie in 0 to below 1")
     threshold = config.inference.threshold
     _require(0 <= threshold < 1, "inference.threshold", threshold, "must lie in 0 to below 1")
     _require(
@@ -297,7 +303,60 @@ def validate(config: Config) -> None:
     _require(
         config.source in SOURCES, "source", config.source, f"must be one of {_listed(SOURCES)}"
     )
+    _check_is_done(config)
+
+
+def _check_is_done(config: Config) -> None:
+    """Raises a UserError for what this run would pass over."""
+    inference, raw = config.inference, config.study.raw
+    _require(
+        config.source == "none" or config.pretraining or config.strategy != "scratch",
+        "source",
+        config.source,
+        "scratch starts from nothing; choose another strategy, or leave it out",
+    )
+    epochs = config.pretraining_epochs if config.pretraining else config.epochs
+    _require(
+        all(0 <= epoch < epochs for epoch, _ in config.frozen_schedule),
+        "frozen_schedule",
+        config.frozen_schedule,
+        f"this run has the epochs 0 to {epochs - 1}",
+    )
+    if inference.choose:
+        _require(
+            not (inference.threshold or inference.largest_only),
+            "inference.choose",
+            True,
+            "chooses threshold and largest_only itself; leave them out",
+        )
+        _require(
+            config.test or config.pretraining,
+            "inference.choose",
+            True,
+            "is done with the test; leave it out, or config.test=False",
+        )
+    for dataset, _ in raw.phantom_lesions:
+        _require(
+            getattr(raw, dataset, None) == "",
+            "study.raw.phantom_lesions",
+            raw.phantom_lesions,
+            f"{dataset} is no synthetic dataset of this study",
+        )
+
+
+def check_network(model: UNetConfig) -> None:
+    """Raises a UserError that names the first field of a network that cannot be built."""
     stages = len(model.features_per_stage)
+    _require(model.in_channels == 1, "model.in_channels", model.in_channels, "scans have 1")
+    _require(
+        model.num_classes > 1,
+        "model.num_classes",
+        model.num_classes,
+        "must be 2 or more, the background is one of them",
+    )
+    _require(
+        stages > 1, "model.features_per_stage", model.features_per_stage, "must have 2 or more"
+    )
     for name, length in {
         "kernel_sizes": stages,
         "strides": stages,
@@ -310,10 +369,16 @@ def validate(config: Config) -> None:
             len(value) == length, f"model.{name}", value, f"must have {length} entries, one a stage"
         )
     _require(
-        all(s % 2 for k in model.kernel_sizes + model.kernel_sizes_decoder for s in k),
+        all(s > 0 and s % 2 for k in model.kernel_sizes + model.kernel_sizes_decoder for s in k),
         "model.kernel_sizes",
         model.kernel_sizes + model.kernel_sizes_decoder,
-        "must be odd",
+        "must be odd and greater than 0",
+    )
+    _require(
+        all(s > 0 for stride in model.strides for s in stride) and set(model.strides[0]) == {1},
+        "model.strides",
+        model.strides,
+        "must be greater than 0, and 1 in the first stage, which works at full resolution",
     )
     for name in ("features_per_stage", "n_conv_per_stage", "n_conv_per_stage_decoder"):
         value = getattr(model, name)
@@ -387,8 +452,14 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def from_dict(values: dict[str, Any]) -> Config:
-    """The inverse of to_dict. Raises UserError for a field that Config does not have."""
-    return _build(Config, values, "config")
+    """The inverse of to_dict; a field that is not there has its default.
+
+    Raises:
+      UserError: a field that Config does not have, or a value that is not of its type.
+    """
+    config = _build(Config, values, "config")
+    _check_types(config, "config")
+    return config
 
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> list[str]:
@@ -405,6 +476,8 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") 
 
 def _build(kind: type, values: dict[str, Any], place: str) -> Any:
     hints = typing.get_type_hints(kind)
+    if not isinstance(values, dict):
+        raise UserError(f"{place}={values!r}: must be settings by name")
     unknown = values.keys() - hints.keys()
     if unknown:
         raise UserError(f"{place} has no field {_listed(sorted(unknown))}")

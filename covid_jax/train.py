@@ -6,7 +6,8 @@
 The work directory gets config.json, checkpoints/, log.jsonl, progress.png, TensorBoard events and,
 at the end, predictions/ and metrics.json of the fold's test cases, and model/ to share. Starting
 the same command again goes on where the last checkpoint stands; another config for the same
-directory is refused. SIGTERM and SIGUSR1 make it save and end with status 75: start it again.
+directory is refused. SIGTERM, SIGUSR1 and Ctrl-C make it save and end with status 75: start it
+again.
 
 Several processes train one run when each is started with --distributed, where JAX knows the
 cluster (Slurm, a TPU slice), or else with --coordinator, --num_processes and --process_id; the
@@ -67,8 +68,10 @@ from covid_jax.training.run import (
     claim_workdir,
     note_device,
     open_data,
+    other_plan,
     samplers,
     title,
+    unfreezing,
     with_num_classes,
 )
 from covid_jax.training.state import TrainState, learning_rate, new_params, schedule
@@ -92,7 +95,10 @@ _REPLAY = flags.DEFINE_integer(
     "replay", None, "Go to this step from the checkpoint before it, look into it, and save nothing."
 )
 _ACCEPT_CHANGES = flags.DEFINE_bool(
-    "accept_changes", False, "Go on with a run whose data or program version have changed."
+    "accept_changes",
+    False,
+    "Go on with a run whose prepared data (its own or its pre-training's) or program version have "
+    "changed, or, where it is deterministic, the device.",
 )
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "This is one of several processes, in a cluster that JAX knows."
@@ -166,11 +172,14 @@ def fit(run: Run, workdir: Path) -> Any:
         key = jax.random.key(config.seed)
         for epoch in range(start // length, epochs):
             state, frozen = run.enter(epoch, state, frozen)
+            if is_first() and epoch in run.masks and epoch > 0:
+                print(f"\n{unfreezing(run, epoch)}", flush=True)
             rate = learning_rate(config, first + epoch)
             log, so_far = EpochLog(so_far, run.batch_names), {}
             steps = range(max(start, epoch * length), (epoch + 1) * length)
+            compiles = steps.start if epoch in run.masks else None
             for step in with_bar(steps, length, f"epoch {epoch + 1}/{epochs}", log):
-                watchdog.begin(step)
+                watchdog.begin(step if step != compiles else None)
                 before = time.perf_counter()
                 patches = next(batches)
                 waited = time.perf_counter() - before
@@ -189,6 +198,7 @@ def fit(run: Run, workdir: Path) -> Any:
                     "step": step + 1,
                     "epoch": epoch,
                     "learning_rate": rate,
+                    "frozen_parameters": run.frozen_parameters(epoch),
                     **log.line(batch_size),
                     **validate(run, state, frozen, epoch),
                 }
@@ -221,22 +231,15 @@ def validate(run: Run, state: TrainState, frozen: Any, epoch: int) -> dict[str, 
 
 def finish(run: Run, params: Any, workdir: Path) -> None:
     """Scores the fold's test cases, and makes the folder to share."""
-
-    def between_cases() -> None:
-        if asked(0):
-            raise StoppedError(f"{workdir}: trained, and not tested yet; start it again")
-
     if run.config.test and not (workdir / "metrics.json").is_file():
-        with stop_signals() as asked:
-            metrics = score_run(
-                run.config,
-                run.plan,
-                run.datasets[0],
-                params,
-                workdir,
-                platform_of(run.platform.name),  # of one device: the others have parted
-                between_cases,
-            )
+        metrics = score_run(
+            run.config,
+            run.plan,
+            run.datasets[0],
+            params,
+            workdir,
+            platform_of(run.platform.name),  # of one device: the others have parted
+        )
         means = ", ".join(f"{name} {value:.3f}" for name, value in metrics["mean"].items())
         what = title(run.config, run.datasets[:1])
         print(f"{what}, {len(metrics['cases'])} test cases: {means}")
@@ -263,13 +266,16 @@ def train(config: Config, workdir: Path, accept_changes: bool = False) -> None:
 
 def main() -> None:
     """Trains what the flags say, or tells about it."""
+    _check_flags()
     config = as_begun(config_from_flag(_CONFIG), Path(_WORKDIR.value or "."))
     if _EXPLAIN.value:
         announce_device()
+        notes: list[str] = []
         if config.data.prepared_dir:
-            config = with_num_classes(config, open_data(config, Path())[1])
+            plan, datasets = open_data(config, Path())
+            config, notes = with_num_classes(config, datasets), other_plan(config, plan)
         here = platform_of(jax.devices()[0].platform, **vars(config.mesh))
-        print(explain(with_dtype(config, here)))
+        print(explain(with_dtype(config, here), notes))
         return
     keep_compiled_programs()
     if _DRY_RUN.value:
@@ -291,6 +297,21 @@ def main() -> None:
             train(config, workdir, _ACCEPT_CHANGES.value)
         else:
             print(replay(set_up(config, workdir), workdir, _REPLAY.value))
+
+
+def _check_flags() -> None:
+    """Raises a UserError for flags that would be passed over."""
+    looks = {"--explain": _EXPLAIN.value, "--dry_run": _DRY_RUN.value}
+    looks["--replay"] = _REPLAY.value is not None
+    asked = [name for name, given in looks.items() if given]
+    if len(asked) > 1:
+        raise UserError(f"{' and '.join(asked)}: give one of them, each trains nothing")
+    if asked and _ACCEPT_CHANGES.value:
+        raise UserError(f"--accept_changes has no meaning with {asked[0]}, which trains nothing")
+    if not _COORDINATOR.value and (_NUM_PROCESSES.value, _PROCESS_ID.value) != (1, 0):
+        raise UserError("--num_processes and --process_id need --coordinator=HOST:PORT")
+    if _COORDINATOR.value and _DISTRIBUTED.value:
+        raise UserError("--distributed finds the coordinator itself: leave out one of both")
 
 
 if __name__ == "__main__":

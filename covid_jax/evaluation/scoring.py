@@ -1,7 +1,7 @@
 """The test of a run: the masks of its fold's test cases, and their metrics."""
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,10 @@ def score_run(
     params: Any,
     workdir: Path,
     platform: Platform,
-    between: Callable[[], None],
 ) -> dict[str, Any]:
     """Predicts the fold's test cases as predict would; writes predictions/ and metrics.json.
 
-    `platform` is that of one device, and `between` is called before each case.
+    `platform` is that of one device.
 
     Returns:
       the content of metrics.json
@@ -49,7 +48,6 @@ def score_run(
     split = dataset.split(config.fold)
 
     def predicted(name: str) -> tuple[np.ndarray, Geometry]:
-        between()
         case = load_case(dataset, name)
         return predict(PreparedCase(case.image, None, case.geometry)), case.geometry
 

@@ -79,10 +79,15 @@ def model_card(
     named = lambda names: ", ".join(f"{'SYNTHETIC ' * (n in synthetic)}{n}" for n in names)  # noqa: E731
     what = "Pre-training" if config.pretraining else f"Strategy {config.strategy}"
     trained = f"{what} on {named(data) or 'data that is not known'}, fold {config.fold}"
-    frozen = [*STRATEGIES[config.strategy].frozen, *config.frozen]
+    strategy = STRATEGIES[config.strategy]
+    frozen = [*strategy.frozen, *config.frozen]
+    frozen += [f"from epoch {epoch}: {pattern}" for epoch, pattern in config.frozen_schedule]
+    imported = [one["imported"] for one in chain[1:] if "imported" in one]
+    origins = [f"a network trained on {named(earlier)}"] if earlier else []
+    origins += [f"a network imported from nnU-Net ({name})" for name in imported]
     facts = {
         "Trained": f"{trained}, {steps} steps of {config.data.batch_size} patches",
-        "Started from": f"a network trained on {named(earlier)}" if earlier else "",
+        "Started from": ", ".join(origins) if strategy.needs_pretraining else "",
         "Frozen": ", ".join(frozen),
         "Network": f"nnU-Net's 3D U-Net, {size:,} parameters, features {model.features_per_stage}, "
         f"patch {config.data.patch_size}, {model.num_classes} classes with background",
@@ -110,6 +115,7 @@ def model_card(
                 f"- {name}: {_terms(name, name in synthetic)}"
                 for name in dict.fromkeys(data + earlier)
             ),
+            *(f"- nnU-Net's network ({name}): see where it was published" for name in imported),
             "- covid_jax: Apache-2.0. Whether the data's terms bind what is learned from it is for "
             "whoever shares this to judge.",
             "",

@@ -23,7 +23,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from covid_jax.config import Config, from_dict
+from covid_jax.config import Config, check_network, from_dict
 from covid_jax.data.plan import Plan, load_plan
 from covid_jax.errors import UserError, system_error, writing
 from covid_jax.training.processes import is_first
@@ -197,27 +197,47 @@ def load_run(workdir: str | Path) -> tuple[Config, Plan, Tree]:
 
 
 def load_config(workdir: str | Path) -> Config:
-    """The config of a run. Raises a UserError where the folder is no run, or it is damaged."""
+    """The config of a run.
+
+    Raises:
+      UserError: the folder is no run; its config is damaged or of a newer version, or is of a
+        network that cannot be built.
+    """
     path = Path(workdir) / "config.json"
     if not path.is_file():
         raise UserError(f"{workdir}: not the work directory of a run, it has no config.json")
     try:
-        return from_dict(json.loads(path.read_text()))
+        config = from_dict(json.loads(path.read_text()))
+        check_network(config.model)
     except ValueError as error:
         raise UserError(f"{path}: damaged; it is no JSON") from error
+    except UserError as error:
+        raise UserError(
+            f"{path}: {error} (damaged, or written by a newer version of covid_jax?)"
+        ) from error
+    return config
 
 
 def load_pretrained(config: Config) -> Tree | None:
     """The parameters of the run that config.pretrained names; None where it names none.
 
     Raises:
-      UserError: it is no run; or this run goes on with the joint schedule of a pre-training that
-        was planned for other numbers.
+      UserError: it is no run; it is the pre-training on another source than config.source; or this
+        run goes on with the joint schedule of a pre-training that was planned for other numbers.
     """
     if not config.pretrained:
         return None
+    theirs = load_config(config.pretrained)
+    if (
+        theirs.pretraining
+        and "none" not in (config.source, theirs.source)
+        and (theirs.source != config.source)
+    ):
+        raise UserError(
+            f"{config.pretrained}: was trained on the source {theirs.source}, and "
+            f"config.source={config.source}"
+        )
     if STRATEGIES[config.strategy].schedule == "joint":
-        theirs = load_config(config.pretrained)
         planned, here = (
             (c.pretraining_epochs, c.epochs, c.optimizer.learning_rate, c.optimizer.poly_power)
             for c in (theirs, config)

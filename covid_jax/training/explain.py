@@ -25,8 +25,8 @@ Tree = Any
 _FORWARD = ("encoder", "self_encoder", "adapted_encoder", "decoder", "heads")
 
 
-def explain(config: Config) -> str:
-    """The text of `train --explain`.
+def explain(config: Config, notes: Sequence[str] = ()) -> str:
+    """The text of `train --explain`; `notes` are on where it starts from.
 
     Raises:
       UserError: config.pretrained is no run or of another network, or a pattern matches nothing.
@@ -44,7 +44,7 @@ def explain(config: Config) -> str:
     ]
     sections = {
         "network": network,
-        "initial values": _initial_values(config, params),
+        "initial values": [*_initial_values(config, params), *notes],
         "frozen": _frozen(config, params),
         "schedule": _schedule(config),
         "training step": _cost(config),

@@ -189,7 +189,10 @@ def read_log(workdir: Path) -> list[dict[str, Any]]:
 
 
 def draw_progress(epochs: list[dict[str, Any]], title: str, path: Path) -> None:
-    """Draws loss, validation Dice, learning rate and seconds of the epochs (progress.png)."""
+    """Draws loss, validation Dice, learning rate and seconds of the epochs (progress.png).
+
+    A dotted line stands where from one epoch to the next other parameters are frozen.
+    """
     number = [line["epoch"] + 1 for line in epochs]
     figure = Figure(figsize=(7, 8))
     top, middle, bottom = figure.subplots(3, 1, sharex=True)
@@ -210,6 +213,11 @@ def draw_progress(epochs: list[dict[str, Any]], title: str, path: Path) -> None:
     bottom.plot(number, [line["seconds"] for line in epochs], ".-")
     bottom.set_ylabel("seconds an epoch")
     bottom.set_xlabel("epoch")
+    for axes in (top, middle, bottom):
+        for line, before in zip(epochs[1:], epochs, strict=False):
+            if line.get("frozen_parameters") != before.get("frozen_parameters"):
+                # What is frozen changed between these two.
+                axes.axvline(line["epoch"] + 0.5, color="tab:red", linestyle=":")
     bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.tight_layout()
     with whole_file(path) as partial:

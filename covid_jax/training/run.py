@@ -1,7 +1,7 @@
 """What a run stands on: its prepared data, and a work directory that belongs to its config."""
 
 import dataclasses
-import json
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import jax
 from jax.sharding import Mesh
 
 from covid_jax import __version__
-from covid_jax.config import Config, differences, from_dict, to_dict
+from covid_jax.config import Config, UNetConfig, differences, to_dict
 from covid_jax.data.augment import input_size
 from covid_jax.data.plan import Plan, load_plan, save_plan
 from covid_jax.data.preparation import prepare_phantom
@@ -20,7 +20,7 @@ from covid_jax.device import cores, nvidia_driver
 from covid_jax.errors import UserError
 from covid_jax.files import read_json, write_json
 from covid_jax.model.conv import form_in
-from covid_jax.training.checkpoint import Saved
+from covid_jax.training.checkpoint import Saved, load_config
 from covid_jax.training.parallel import local_samples, put_batch, replicate
 from covid_jax.training.platform import Platform
 from covid_jax.training.program import Program
@@ -40,6 +40,17 @@ _MAY_CHANGE = (
 )
 """Settings that a run may be continued with although they changed: they move no parameter, or, the
 mesh, by no more than the rounding of its sums."""
+
+_MADE_BY_INFERENCE = ("metrics.json", "postprocessing.json", "model")
+"""What a run makes by the settings of its inference."""
+
+_MEANING = {
+    "spacing_mm": "spacing in mm",
+    **dict.fromkeys(("lower_hu", "upper_hu", "mean_hu", "std_hu"), "intensities"),
+    "file_axes": "axes of the file",
+    **dict.fromkeys(("median_shape", "training_cases", "version"), ""),
+}
+"""What a plan's fields are about; nothing where a network does not depend on them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +94,11 @@ class Run:
         """The mask of what is frozen in an epoch."""
         return self.masks[max(since for since in self.masks if since <= epoch)]
 
+    def frozen_parameters(self, epoch: int) -> int:
+        """How many parameters are frozen in an epoch."""
+        _, frozen = split(self.params, self.held_at(epoch))
+        return sum(leaf.size for leaf in jax.tree.leaves(frozen))
+
     def enter(self, epoch: int, state: TrainState, frozen: Tree) -> tuple[TrainState, Tree]:
         """(state, frozen) at the beginning of an epoch, from which on others may be frozen."""
         if epoch not in self.masks:
@@ -121,8 +137,17 @@ def open_data(config: Config, workdir: Path) -> tuple[Plan, list[StoredDataset]]
 
 
 def with_num_classes(config: Config, datasets: list[StoredDataset]) -> Config:
-    """`config` for background and the classes of all datasets."""
-    classes = 1 + sum(len(dataset.labels) for dataset in datasets)
+    """`config` for background and the classes of all datasets.
+
+    Raises:
+      UserError: it asks for another number of them.
+    """
+    classes, asked = 1 + sum(len(dataset.labels) for dataset in datasets), config.model.num_classes
+    if asked not in (classes, UNetConfig.num_classes):
+        raise UserError(
+            f"config.model.num_classes={asked}: the data has {classes}, background included; "
+            "leave it out"
+        )
     return dataclasses.replace(config, model=dataclasses.replace(config.model, num_classes=classes))
 
 
@@ -135,18 +160,62 @@ def title(config: Config, datasets: list[StoredDataset]) -> str:
 
 def announcement(run: Run, start: int) -> str:
     """What is trained on what, from which step on."""
-    held = run.held_at(start // run.config.steps_per_epoch)
-    sizes = [leaf.size for leaf in jax.tree.leaves(run.params)]
-    frozen = sum(size for size, h in zip(sizes, jax.tree.leaves(held), strict=True) if h)
+    size = sum(leaf.size for leaf in jax.tree.leaves(run.params))
+    frozen = run.frozen_parameters(start // run.config.steps_per_epoch)
     _, epochs, _ = schedule(run.config)
     several = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
     going_on = f"\ngoing on from the checkpoint of step {start}" if start else ""
     return (
         f"{title(run.config, run.datasets)}: {epochs} epochs of {run.config.steps_per_epoch} "
-        f"steps, {sum(sizes):,} parameters, {frozen:,} of them frozen, {jax.device_count()} x "
+        f"steps, {size:,} parameters, {frozen:,} of them frozen, {jax.device_count()} x "
         f"{jax.devices()[0].device_kind}{several}, in {run.config.dtype}, convolutions: "
         f"{form_in(run.config.dtype, run.platform.form)}{going_on}"
+        + "".join(f"\n{note}" for note in other_plan(run.config, run.plan))
     )
+
+
+def unfreezing(run: Run, epoch: int) -> str:
+    """What an epoch of config.frozen_schedule changes."""
+    patterns = " ".join(pattern for since, pattern in run.config.frozen_schedule if since == epoch)
+    return (
+        f"from epoch {epoch}: {patterns}; {run.frozen_parameters(epoch):,} parameters are frozen, "
+        f"{run.frozen_parameters(epoch - 1):,} before"
+    )
+
+
+def other_plan(config: Config, plan: Plan) -> list[str]:
+    """A line that says in what the data differs from what the pre-trained network was trained on.
+
+    A network that goes on with other spacings or intensities than it knows starts from less.
+    """
+    if not config.pretrained:
+        return []
+    before = dataclasses.asdict(load_plan(Path(config.pretrained) / "plan.json"))
+    here = dataclasses.asdict(plan)
+    differ = {_MEANING.get(name, name) for name in here if here[name] != before[name]} - {""}
+    if not differ:
+        return []
+    told = []
+    for what in sorted(differ):
+        names = [name for name in here if _MEANING.get(name, name) == what]
+        theirs, ours = (_told(values, names) for values in (before, here))
+        told.append(f"{what} ({theirs} there, {ours} here)")
+    return [
+        f"note: {config.pretrained} was trained on data of another plan than this one's: "
+        f"{'; '.join(told)}"
+    ]
+
+
+def _told(values: dict[str, Any], names: Sequence[str]) -> str:
+    rounded = (
+        [f"{v:.4g}" if isinstance(v, float) else str(v) for v in _tuple(values[name])]
+        for name in names
+    )
+    return " ".join(itertools.chain(*rounded))
+
+
+def _tuple(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
 def samplers(config: Config, datasets: list[StoredDataset]) -> tuple[Sampler, Sampler]:
@@ -196,6 +265,10 @@ def provenance(datasets: Sequence[StoredDataset], pretrained: str = "") -> dict[
     }
     if pretrained and (before := read_json(Path(pretrained) / "provenance.json")):
         origin["pretrained"] = before
+        if dataset := read_json(Path(pretrained) / "dataset.json"):  # as import_nnunet leaves it
+            labels = [name for name, value in dataset.get("labels", {}).items() if value != 0]
+            name = dataset.get("name") or f"of the labels {', '.join(labels)}"
+            origin["pretrained"] = before | {"imported": name}
     return origin
 
 
@@ -224,18 +297,21 @@ def claim_workdir(
 ) -> None:
     """Writes config.json, plan.json and provenance.json, or checks that those there are this run's.
 
+    config.json always says what the run goes on with: settings that move no parameter may change.
     With `accept_changes` the run's provenance may differ from the one that is there. The device
     may, but for config.deterministic: another one rounds otherwise.
 
     Raises:
-      UserError: the work directory belongs to a run with another config, plan or provenance.
+      UserError: the work directory belongs to a run with another config, plan or provenance; or
+        it was tested with other settings of inference.
     """
     check_settings(workdir, config, plan)
+    is_new = not (workdir / "config.json").is_file()
     origin, path = provenance(datasets, config.pretrained), workdir / "provenance.json"
     known = read_json(path)
     devices = known.get("devices", [])
     if known and not accept_changes:
-        changed = differences(_without_devices(origin), _without_devices(known))
+        changed = differences(_compared(origin), _compared(known))
         what = "data or program"
         if not changed and config.deterministic and devices:
             changed, what = differences(device_here(), devices[-1]), "the device"
@@ -245,18 +321,22 @@ def claim_workdir(
                 f"{workdir}: {what} changed since the run began ({changed[0]}{more}); "
                 "use another --workdir, or --accept_changes to go on"
             )
+    if not (known or is_new):
+        print(f"note: {path} is missing, which told of changed data; it is made anew")
     if known != (origin := origin | {"devices": devices}):
         write_json(path, origin)
-    if not (workdir / "config.json").is_file():
+    if is_new:
         save_plan(workdir / "plan.json", plan)
+    if is_new or load_config(workdir) != config:
         write_json(workdir / "config.json", to_dict(config))
 
 
-def _without_devices(origin: dict[str, Any]) -> dict[str, Any]:
+def _compared(origin: dict[str, Any]) -> dict[str, Any]:
+    """What must not change: where it was trained may, and what it was called elsewhere."""
     return {
-        name: _without_devices(value) if name == "pretrained" else value
+        name: _compared(value) if name == "pretrained" else value
         for name, value in origin.items()
-        if name != "devices"
+        if name not in ("devices", "imported")
     }
 
 
@@ -265,23 +345,31 @@ def as_begun(config: Config, workdir: Path) -> Config:
 
     So a run that began on a GPU goes on as it began, wherever that is.
     """
-    begun = read_json(workdir / "config.json").get("dtype", "auto")
-    return dataclasses.replace(config, dtype=begun) if config.dtype == "auto" else config
+    if config.dtype != "auto" or not (workdir / "config.json").is_file():
+        return config
+    return dataclasses.replace(config, dtype=load_config(workdir).dtype)
 
 
 def check_settings(workdir: Path, config: Config, plan: Plan) -> None:
-    """Raises a UserError where `workdir` belongs to a run with another config or plan."""
-    path = workdir / "config.json"
-    if not path.is_file():
+    """Raises a UserError where `workdir` belongs to a run with another config or plan.
+
+    And where what was made with other settings of inference is there already.
+    """
+    if not (workdir / "config.json").is_file():
         return
-    theirs = to_dict(from_dict(json.loads(path.read_text())))  # a setting that came later is there
-    changed = [
-        line for line in differences(to_dict(config), theirs) if not line.startswith(_MAY_CHANGE)
-    ]
+    every = differences(to_dict(config), to_dict(load_config(workdir)))
+    changed = [line for line in every if not line.startswith(_MAY_CHANGE)]
     if changed:
         raise UserError(
             f"{workdir} holds a run with another config ({'; '.join(changed)}); "
             "use another --workdir, or delete it to start over"
+        )
+    otherwise = [line for line in every if line.startswith("inference.")]
+    made = [name for name in _MADE_BY_INFERENCE if (workdir / name).exists()]
+    if otherwise and made:
+        raise UserError(
+            f"{workdir}: {', '.join(made)} there are of other settings ({'; '.join(otherwise)}); "
+            "delete them to have them made with these"
         )
     if load_plan(workdir / "plan.json").hash != plan.hash:
         raise UserError(f"{workdir} holds a run on data of another plan; use another --workdir")

@@ -107,10 +107,15 @@ def initial_params(strategy: Strategy, new: Tree, pretrained: Tree | None) -> Tr
     (the heads) are left where they are; of those it names, no leaf may be missing or left over.
 
     Raises:
-      UserError: no pre-trained network where one is needed, or one with other leaves or shapes;
-        it names the first.
+      UserError: no pre-trained network where one is needed, one where nothing is taken from it, or
+        one with other leaves or shapes; it names the first.
     """
     if not strategy.needs_pretraining:
+        if pretrained is not None:
+            raise UserError(
+                "config.pretrained is given, and this strategy starts from nothing; leave it out, "
+                "or take one that starts from it, such as --config.strategy=body"
+            )
         return new
     if pretrained is None:
         raise UserError("config.pretrained is empty: this strategy starts from a pre-trained run")

@@ -8,6 +8,7 @@ import pytest
 from covid_jax.config import (
     Config,
     DataConfig,
+    OptimizerConfig,
     UNetConfig,
     check_config_arguments,
     differences,
@@ -63,6 +64,15 @@ def test_an_unknown_run_name_is_refused(name):
         (Config(data=DataConfig(patch_size=(64, 64))), "config.data.patch_size"),
         (Config(model=UNetConfig(strides=((1, 1, 1),))), "config.model.strides"),
         (Config(model=UNetConfig(kernel_sizes=((2, 3, 3),) * 6)), "config.model.kernel_sizes"),
+        (Config(model=UNetConfig(kernel_sizes=((-1, 3, 3),) * 6)), "config.model.kernel_sizes"),
+        (Config(model=UNetConfig(strides=((1, 1, 1),) + ((0, 2, 2),) * 5)), "config.model.strides"),
+        (Config(model=UNetConfig(strides=((1, 2, 2),) * 6)), "config.model.strides"),
+        (Config(model=UNetConfig(in_channels=0)), "config.model.in_channels"),
+        (Config(model=UNetConfig(in_channels=2)), "config.model.in_channels"),
+        (Config(model=UNetConfig(num_classes=1)), "config.model.num_classes"),
+        (Config(model=UNetConfig(features_per_stage=())), "config.model.features_per_stage"),
+        (Config(optimizer=OptimizerConfig(momentum=1.0)), "config.optimizer.momentum"),
+        (Config(optimizer=OptimizerConfig(poly_power=-1.0)), "config.optimizer.poly_power"),
     ],
 )
 def test_a_value_that_cannot_work_is_named(config, field):

@@ -173,7 +173,8 @@ def fold_with(data, case):
 
 
 @pytest.mark.parametrize(
-    ("number", "epochs", "length"), [(signal.SIGTERM, 2, 60), (signal.SIGUSR1, 8, 1)]
+    ("number", "epochs", "length"),
+    [(signal.SIGTERM, 2, 60), (signal.SIGUSR1, 8, 1), (signal.SIGINT, 2, 60)],
 )
 def test_a_signal_saves_wherever_an_epoch_stands_and_the_run_goes_on_exactly(
     tiny_run, tmp_path, command, number, epochs, length
@@ -199,6 +200,8 @@ def test_a_signal_saves_wherever_an_epoch_stands_and_the_run_goes_on_exactly(
     while not (stopped / "checkpoints").is_dir():
         time.sleep(0.005)
     process.send_signal(number)
+    time.sleep(0.1)
+    process.send_signal(number)  # a second one changes nothing
     told = process.communicate()[1].splitlines()[-1]
     assert process.returncode == REQUEUE_STATUS
     assert told.startswith(f"stopped: {stopped}: saved after step")
@@ -321,7 +324,11 @@ def test_unfreezing_at_an_epoch_goes_on_exactly_after_a_kill(tiny_run, tmp_path,
         *SMALL_NETWORK,
     ]
     straight, killed = tmp_path / "straight", tmp_path / "killed"
-    assert command("train", f"--workdir={straight}", *arguments).returncode == 0
+    told = command("train", f"--workdir={straight}", *arguments).stdout
+    assert "\nfrom epoch 1: !encoder/stage_1; " in told
+    assert "\nfrom epoch 2: !**/norm; " in told
+    held = [line["frozen_parameters"] for line in read_log(straight)]
+    assert held == sorted(set(held), reverse=True)
     kill_at_checkpoint(3, killed, *arguments)
     before = load_params(killed)["encoder"]
     assert command("train", f"--workdir={killed}", *arguments).returncode == 0
@@ -406,11 +413,18 @@ print("COUNTS", *counts)
         (["--config.mesh.data=2"], "needs 2 devices"),
         (["--config.frozen=encoder/stag_0/**"], "near: encoder/stage_0"),
         (["--config.frozen=**"], "nothing is to train"),
+        (["--config.pretrained=RUN"], "this strategy starts from nothing"),
+        (["--config.model.in_channels=2"], "config.model.in_channels=2: scans have 1"),
+        (["--config.model.num_classes=4"], "num_classes=4: the data has 2"),
+        (["--explain", "--replay=1"], "give one of them"),
+        (["--dry_run", "--accept_changes"], "has no meaning with --dry_run"),
+        (["--process_id=1"], "need --coordinator"),
         (["extra"], "unknown argument 'extra'"),
     ],
 )
 def test_a_mistake_is_one_line(tiny_run, tmp_path, refuses, arguments, message):
     data = f"--config.data.prepared_dir={tiny_run / 'data'}"
+    arguments = [argument.replace("RUN", str(tiny_run)) for argument in arguments]
     assert message in refuses("train", TINY, f"--workdir={tmp_path}/run", data, *arguments)
 
 

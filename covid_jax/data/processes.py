@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import resource_tracker
 from types import FrameType
 from typing import TypeVar
 
@@ -20,7 +21,8 @@ from covid_jax.errors import StoppedError, UserError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_GRACE_SECONDS = 10.0  # for a process to end by itself
+_OF_ALL = (signal.SIGINT, signal.SIGUSR1)  # that a pool's processes need not see
+_GRACE_SECONDS = 5.0  # for a process to end by itself
 
 
 def each(
@@ -40,9 +42,11 @@ def each(
         return
     # Not forked: the parent may hold threads, as JAX does.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(processes, len(items)), context, _end_when_told) as pool:
+    with without_signals(_OF_ALL):
+        pool = ProcessPoolExecutor(min(processes, len(items)), context, _end_when_told)
+    with pool:
         try:
-            with without_signals((signal.SIGINT, signal.SIGUSR1)):
+            with without_signals(_OF_ALL):
                 results = deque(pool.submit(_or_end, function, item) for item in items)
             yield from bar(results.popleft().result() for _ in items)
         except BrokenProcessPool as error:
@@ -66,6 +70,8 @@ def without_signals(numbers: Iterable[int]) -> Iterator[None]:
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
+        resource_tracker.ensure_running()  # Python's own, which undoes this for some when it starts
+        signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

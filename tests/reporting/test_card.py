@@ -64,6 +64,25 @@ def test_synthetic_data_is_told_however_far_back_it_was_used():
     assert "trained on msd_lung, SYNTHETIC nsclc_effusion" in card
 
 
+def test_a_start_from_an_imported_network_is_told():
+    before = {"data": {}, "synthetic": [], "imported": "of the labels lung, tumour"}
+    provenance = {"data": {"covid19": {}}, "synthetic": [], "pretrained": before}
+    card = model_card(tiny("body-msd"), PLAN, 10, provenance, {})
+    assert "- Started from: a network imported from nnU-Net (of the labels lung, tumour)\n" in card
+    assert "- nnU-Net's network (of the labels lung, tumour): see where it was published" in card
+
+
+def test_a_run_that_copied_nothing_started_from_nothing():
+    provenance = {"data": {}, "pretrained": {"data": {"msd_lung": {}}, "synthetic": []}}
+    assert "Started from" not in model_card(tiny(), PLAN, 10, provenance, {})
+
+
+def test_what_is_unfrozen_is_told_with_its_epoch():
+    config = tiny("frozen_encoder", frozen_schedule=((1, "!encoder/stage_2"),))
+    card = model_card(config, PLAN, 10, {}, {})
+    assert "- Frozen: encoder, from epoch 1: !encoder/stage_2\n" in card
+
+
 def test_an_unknown_dataset_has_its_terms_elsewhere():
     card = model_card(Config(), PLAN, 10, {"data": {"nnunet": {}}, "synthetic": []}, {})
     assert "- nnunet: see where it was published" in card

@@ -2,13 +2,23 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 
-from covid_jax.config import to_dict
+from covid_jax.config import InferenceConfig, to_dict
 from covid_jax.data.plan import Plan
+from covid_jax.data.store import StoredDataset
 from covid_jax.errors import UserError
-from covid_jax.training.run import as_begun, claim_workdir, device_here, note_device
+from covid_jax.training.checkpoint import load_config
+from covid_jax.training.run import (
+    as_begun,
+    claim_workdir,
+    device_here,
+    note_device,
+    other_plan,
+    with_num_classes,
+)
 from tests.conftest import tiny
 
 PLAN = Plan((2.0, 1.0, 1.0), -900.0, 300.0, -400.0, 350.0, (40, 60, 60), ())
@@ -81,3 +91,84 @@ def test_a_run_from_before_a_setting_was_there_goes_on(tmp_path):
     claim_workdir(tmp_path, config, PLAN)
     with pytest.raises(UserError, match="deterministic: True, was False"):
         claim_workdir(tmp_path, dataclasses.replace(config, deterministic=True), PLAN)
+
+
+def test_config_json_says_what_a_run_goes_on_with(tmp_path):
+    claim_workdir(tmp_path, tiny(), PLAN)
+    other = tiny(checkpoint_every=7, inference=InferenceConfig(step_size=0.3))
+    claim_workdir(tmp_path, other, PLAN)
+    assert load_config(tmp_path) == other
+
+
+@pytest.mark.parametrize("made", ["metrics.json", "postprocessing.json", "model"])
+def test_other_settings_of_inference_are_refused_where_theirs_have_made_something(tmp_path, made):
+    before = tiny(inference=InferenceConfig(step_size=0.5))
+    claim_workdir(tmp_path, before, PLAN)
+    (tmp_path / made).mkdir()
+    with pytest.raises(UserError, match=rf"{made} there .*step_size: 0.3, was 0.5.*; delete"):
+        claim_workdir(tmp_path, tiny(inference=InferenceConfig(step_size=0.3)), PLAN)
+    assert load_config(tmp_path) == before
+    claim_workdir(tmp_path, before, PLAN)
+
+
+def test_a_provenance_that_is_gone_is_told_and_made_anew(tmp_path, capsys):
+    claim_workdir(tmp_path, tiny(), PLAN)
+    assert capsys.readouterr().out == ""
+    (tmp_path / "provenance.json").unlink()
+    claim_workdir(tmp_path, tiny(), PLAN)
+    assert "provenance.json is missing" in capsys.readouterr().out
+    assert devices(tmp_path) == []
+
+
+def test_what_of_the_plan_differs_from_the_pretrainings_is_told(tmp_path):
+    claim_workdir(tmp_path, tiny(), PLAN)
+    config = tiny("body-msd", pretrained=str(tmp_path))
+    assert other_plan(config, PLAN) == []
+    assert other_plan(config, dataclasses.replace(PLAN, training_cases=("a",))) == []
+    other = dataclasses.replace(PLAN, spacing_mm=(5.0, 1.0, 1.0), mean_hu=-100.0, file_axes=True)
+    (line,) = other_plan(config, other)
+    assert line.startswith(f"note: {tmp_path} was trained on data of another plan")
+    assert "spacing in mm (2 1 1 there, 5 1 1 here)" in line
+    assert "intensities (-900 300 -400 350 there, -900 300 -100 350 here)" in line
+    assert "axes of the file (False there, True here)" in line
+
+
+def test_other_classes_than_the_datas_are_refused(tmp_path):
+    data = [StoredDataset("one", tmp_path, ("a", "b"), (), True)]
+    assert with_num_classes(tiny(), data).model.num_classes == 3
+    asked = tiny(model=dataclasses.replace(tiny().model, num_classes=5))
+    with pytest.raises(UserError, match=r"num_classes=5: the data has 3"):
+        with_num_classes(asked, data)
+
+
+def test_a_start_from_an_imported_network_names_it_and_an_older_provenance_goes_on(tmp_path):
+    before, after = tmp_path / "imported", tmp_path / "after"
+    claim_workdir(before, tiny(), PLAN)
+    config = tiny("body-msd", pretrained=str(before))
+    claim_workdir(after, config, PLAN)
+    labels = {"background": 0, "lung": 1, "tumour": 2}
+    (before / "dataset.json").write_text(json.dumps({"labels": labels}))
+    claim_workdir(after, config, PLAN)
+    origin = json.loads((after / "provenance.json").read_text())
+    assert origin["pretrained"]["imported"] == "of the labels lung, tumour"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "it is no JSON"),
+        ('{"epochs": "x"}', "config.epochs='x': must be int"),
+        ('{"zap": 1}', "config has no field zap"),
+        ('{"model": 3}', "config.model=3: must be settings by name"),
+        ("[]", "config=[]: must be settings by name"),
+        ('{"model": {"in_channels": 2}}', "config.model.in_channels=2: scans have 1"),
+        ('{"model": {"strides": [[1, 1, 1]]}}', "config.model.strides"),
+    ],
+)
+def test_a_config_that_cannot_be_read_is_one_line_with_its_file(tmp_path, text, told):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=re.escape(told)) as caught:
+        load_config(tmp_path)
+    assert str(tmp_path / "config.json") in str(caught.value)
+    with pytest.raises(UserError, match=re.escape(told)):
+        claim_workdir(tmp_path, tiny(), PLAN)

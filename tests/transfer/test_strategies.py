@@ -43,6 +43,8 @@ def test_there_are_the_papers_five():
 def test_scratch_takes_nothing(pretrained):
     new = new_params("scratch")
     assert initial_params(STRATEGIES["scratch"], new, None) is new
+    with pytest.raises(UserError, match=r"config\.pretrained is given, and .* starts from nothing"):
+        initial_params(STRATEGIES["scratch"], new, pretrained)
 
 
 @pytest.mark.parametrize("name", ["continual", "body", "frozen_encoder"])

@@ -27,7 +27,7 @@ from pydicom.uid import (
     LegacyConvertedEnhancedCTImageStorage,
 )
 
-from covid_jax.data.geometry import LPS, Volume, from_file_axes, one_line
+from covid_jax.data.geometry import LPS, Volume, check_affine, from_file_axes, one_line
 from covid_jax.data.slices import Slice, check_alike, parallel, stack, why_no_volume
 from covid_jax.errors import UserError
 
@@ -128,6 +128,7 @@ def read_series(folder: Path) -> Volume:
     check_alike(slices)
     ordered, affine, of_positions = stack(folder, slices)
     voxels, of_values = _decoded(ordered)
+    check_affine(folder, LPS @ affine)
     volume = from_file_axes(voxels.transpose(2, 1, 0), LPS @ affine)
     return replace(volume, notes=(*passed_over, *of_positions, *of_values))
 

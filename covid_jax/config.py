@@ -68,6 +68,8 @@ class UNetConfig:
     deep_supervision: bool = True
     conv_bias: bool = True
     head_bias: bool = True  # of heads and transposed convolutions: nnU-Net v2 True, v1 False
+    norm_epsilon: float = 1e-5  # added to the instance norm's variance
+    negative_slope: float = 0.01  # of the leaky ReLU
 
 
 @dataclass
@@ -119,7 +121,11 @@ class InferenceConfig:
 
     step_size: float = 0.5  # of a window, between windows
     average: str = "probabilities"  # of windows and views, as nnU-Net v1; "logits" as v2
-    mirror: bool = False  # average over the 8 mirrored views
+    sums: str = "float32"  # over windows; "float16" as nnU-Net v2, where weights vanish at edges
+    mirror: bool = False  # average over the views mirrored along mirror_axes, 8 where it is all
+    # D, H, W by their numbers, along which the network's training mirrored (nnU-Net:
+    # inference_allowed_mirroring_axes). Empty: along none, and `mirror` is refused.
+    mirror_axes: tuple[int, ...] = (0, 1, 2)
     batch_size: int = 2  # windows at once
     threshold: float = 0.0  # of the lesions' probability; 0: the likeliest class
     largest_only: bool = False  # keep the largest component alone
@@ -247,6 +253,7 @@ def validate(config: Config) -> None:
         "mesh.space": config.mesh.space,
         "optimizer.clip_norm": config.optimizer.clip_norm,
         "inference.step_size": config.inference.step_size,
+        "model.norm_epsilon": config.model.norm_epsilon,
     }.items():
         _require(value > 0, name, value, "must be greater than 0")
     for name, value in {
@@ -257,6 +264,7 @@ def validate(config: Config) -> None:
         "optimizer.learning_rate": config.optimizer.learning_rate,
         "optimizer.weight_decay": config.optimizer.weight_decay,
         "optimizer.poly_power": config.optimizer.poly_power,
+        "model.negative_slope": config.model.negative_slope,
     }.items():
         _require(value >= 0, name, value, "must not be negative")
     _require(
@@ -274,6 +282,19 @@ def validate(config: Config) -> None:
         "inference.step_size",
         config.inference.step_size,
         "must not exceed 1: windows would leave gaps",
+    )
+    axes = config.inference.mirror_axes
+    _require(
+        set(axes) <= {0, 1, 2} and len(set(axes)) == len(axes),
+        "inference.mirror_axes",
+        axes,
+        "must be axes of 0, 1, 2 (D, H, W), each once",
+    )
+    _require(
+        bool(axes) or not config.inference.mirror,
+        "inference.mirror",
+        True,
+        "inference.mirror_axes names no axis to mirror along",
     )
     _require(
         len(data.patch_size) == 3 and min(data.patch_size) > 0,
@@ -293,6 +314,12 @@ def validate(config: Config) -> None:
         "inference.average",
         config.inference.average,
         "must be probabilities or logits",
+    )
+    _require(
+        config.inference.sums in ("float32", "float16"),
+        "inference.sums",
+        config.inference.sums,
+        "must be float32 or float16",
     )
     _require(
         config.strategy in STRATEGY_NAMES,

@@ -2,12 +2,15 @@ r"""Brings a network that nnU-Net trained into a run folder, and takes a run of 
 
     python -m covid_jax.import_nnunet --checkpoint=MODEL/fold_0/checkpoint_final.pth \
         --plans=MODEL/plans.json --out_dir=runs/imported
+    python -m covid_jax.import_nnunet --checkpoint=MODEL --out_dir=runs/folds
     python -m covid_jax.import_nnunet --export --checkpoint=runs/body --out_dir=nnunet_model
 
 Reads nnU-Net v1 (model_final_checkpoint.model with its .pkl) and v2; --checkpoint may also be the
-folder of a fold, and --plans may be left out where the plans lie beside it or above it. Nothing in
-the files is executed. The run folder serves `predict --checkpoint` and `--config.pretrained`.
-With --export, nnU-Net v2's own predictor loads the folder.
+folder of a fold or of a model, and --plans may be left out where the plans lie beside it or above
+it. Of a model of several folds each becomes a run, OUT_DIR/fold_0 and so on, which `predict
+--checkpoint=OUT_DIR/fold_0,OUT_DIR/fold_1` averages. Nothing in the files is executed. A run folder
+serves `predict --checkpoint` and `--config.pretrained`. With --export, nnU-Net v2's own predictor
+loads the folder; what of the run it cannot do is told, and kept in its README.md.
 """
 
 from pathlib import Path
@@ -16,16 +19,34 @@ from absl import flags
 
 from covid_jax.device import announce_cpu
 from covid_jax.errors import UserError, run_command
-from covid_jax.files import read_json, write_json
-from covid_jax.nnunet.model_folder import Model, plain_dataset, read_model, write_model
+from covid_jax.files import read_json, whole_file, write_json
+from covid_jax.inference.postprocess import load_postprocessing
+from covid_jax.nnunet.model_folder import (
+    Model,
+    checkpoints_in,
+    plain_dataset,
+    read_model,
+    write_model,
+)
+from covid_jax.nnunet.plans import not_in_nnunet
 from covid_jax.training.checkpoint import load_run, save_params
 from covid_jax.training.run import claim_workdir
 
 _CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "nnU-Net's checkpoint or a fold's folder; with --export, a run of ours."
+    "checkpoint",
+    None,
+    "nnU-Net's checkpoint, or a fold's or a model's folder; with --export, a run.",
 )
 _PLANS = flags.DEFINE_string("plans", None, "nnU-Net's plans.json (v2) or plans.pkl (v1).")
 _OUT_DIR = flags.DEFINE_string("out_dir", None, "Folder to write; must be new or empty.")
+_README = """A model of nnU-Net v2, written by covid_jax's import_nnunet --export:
+
+    nnUNetv2_predict_from_modelfolder -i SCANS -o MASKS -m THIS_FOLDER -f 0
+
+SCANS holds each scan as CASE_0000.nii.gz. What it does not do as the run it comes from:
+
+"""
+
 _EXPORT = flags.DEFINE_bool("export", False, "Write nnU-Net v2's model folder from a run.")
 
 
@@ -40,17 +61,44 @@ def main() -> None:
         raise UserError(
             f"{out_dir}: is there already and not an empty folder; give a new --out_dir"
         )
+    given = Path(_CHECKPOINT.value)
     if _EXPORT.value:
-        write_model(out_dir, read_run(Path(_CHECKPOINT.value)))
-        print(f"nnU-Net v2's model is in {out_dir}")
+        export(given, out_dir)
     else:
-        model = read_model(Path(_CHECKPOINT.value), _PLANS.value and Path(_PLANS.value))
-        write_run(out_dir, model)
-        network = model.config.model
-        print(
-            f"{len(network.features_per_stage)} stages, {network.num_classes} classes, "
-            f"patch {model.config.data.patch_size}: the run is in {out_dir}"
-        )
+        import_folds(given, _PLANS.value and Path(_PLANS.value), out_dir)
+
+
+def import_folds(given: Path, plans: Path | None, out_dir: Path) -> None:
+    """Imports the checkpoint at `given`, or each fold of a model's folder, and tells what of it."""
+    found = checkpoints_in(given)
+    models = {fold: read_model(path, plans) for fold, path in found.items()}
+    runs = [out_dir if len(found) == 1 else out_dir / fold for fold in found]
+    for run, model in zip(runs, models.values(), strict=True):
+        write_run(run, model)
+    network, first = model.config.model, next(iter(models.values()))
+    for note in first.notes:
+        print(note)
+    if given.is_dir():
+        print(f"taken: {', '.join(str(path.relative_to(given)) for path in found.values())}")
+    print(
+        f"{len(network.features_per_stage)} stages, {network.num_classes} classes, "
+        f"patch {model.config.data.patch_size}: the {'run is' if len(runs) == 1 else 'runs are'} "
+        f"in {out_dir}"
+    )
+    if len(runs) > 1:
+        print(f"their mean: predict --checkpoint={','.join(map(str, runs))}")
+
+
+def export(workdir: Path, out_dir: Path) -> None:
+    """Writes nnU-Net v2's model of a run, with a README.md on what of the run nnU-Net cannot do."""
+    model = read_run(workdir)
+    write_model(out_dir, model)
+    postprocessing = load_postprocessing(workdir, model.config.inference)
+    limits = not_in_nnunet(model.config, model.plan, postprocessing)
+    lines = "\n".join(f"- {limit}" for limit in limits)
+    with whole_file(out_dir / "README.md") as partial:
+        partial.write_text(f"{_README}{lines}\n")
+    print(f"nnU-Net v2's model is in {out_dir}; what it cannot do as this run does:\n{lines}")
 
 
 def read_run(workdir: Path) -> Model:

@@ -4,9 +4,9 @@
 
 --input is a scan (NIfTI, NRRD, MHA, or a folder with a DICOM series) or a folder of scans; each
 becomes masks/SCAN.nii.gz, uint8 (NAME_0000.nii.gz becomes masks/NAME.nii.gz, as in nnU-Net's
-folders). Of several runs (--checkpoint=A,B,C: the folds) the probabilities are averaged, as
-nnU-Net's ensembles are. With --save_probabilities there are also masks/SCAN_probability_K.nii.gz,
-one for each class that is not background.
+folders). Several runs (--checkpoint=A,B,C: the folds) are averaged, as nnU-Net averages its folds.
+With --save_probabilities there are also masks/SCAN_probability_K.nii.gz, one for each class that is
+not background.
 
 All scans are read before the first is predicted; one that cannot be read stops it there, or is left
 out with --skip_bad. A file in the output folder that this command did not write, or that somebody

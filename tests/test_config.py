@@ -8,6 +8,7 @@ import pytest
 from covid_jax.config import (
     Config,
     DataConfig,
+    InferenceConfig,
     OptimizerConfig,
     UNetConfig,
     check_config_arguments,
@@ -73,6 +74,12 @@ def test_an_unknown_run_name_is_refused(name):
         (Config(model=UNetConfig(features_per_stage=())), "config.model.features_per_stage"),
         (Config(optimizer=OptimizerConfig(momentum=1.0)), "config.optimizer.momentum"),
         (Config(optimizer=OptimizerConfig(poly_power=-1.0)), "config.optimizer.poly_power"),
+        (Config(model=UNetConfig(norm_epsilon=0.0)), "config.model.norm_epsilon"),
+        (Config(model=UNetConfig(negative_slope=-0.1)), "config.model.negative_slope"),
+        (Config(inference=InferenceConfig(mirror_axes=(0, 3))), "config.inference.mirror_axes"),
+        (Config(inference=InferenceConfig(mirror_axes=(1, 1))), "config.inference.mirror_axes"),
+        (Config(inference=InferenceConfig(mirror=True, mirror_axes=())), "inference.mirror=True"),
+        (Config(inference=InferenceConfig(sums="half")), "config.inference.sums"),
     ],
 )
 def test_a_value_that_cannot_work_is_named(config, field):

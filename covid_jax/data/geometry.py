@@ -90,6 +90,16 @@ def turned_to_file_axes(volume: Volume) -> Volume:
     return _turned(volume, [(2 - axis, flip) for axis, flip in to_file])
 
 
+def turned(volume: Volume, axes: tuple[str, str, str]) -> Volume:
+    """A volume whose D, H, W point to AXES, with them pointing to `axes`."""
+    return _turned(volume, ornt_transform(axcodes2ornt(AXES), axcodes2ornt(axes)))
+
+
+def transposed(volume: Volume, order: Sequence[int]) -> Volume:
+    """The same volume with its axes in another order: `order[0]` of them is the new D."""
+    return _turned(volume, [(order.index(axis), 1) for axis in range(3)])
+
+
 def turned_like(volume: Volume, other: Volume) -> Volume:
     """The same volume with D, H, W along those of `other`, whatever its file's axes are."""
     return _turned(volume, _turn_to(other.affine, volume.affine))
@@ -105,6 +115,7 @@ def _turn_to(target: np.ndarray, affine: np.ndarray) -> np.ndarray:
 
 
 def _turned(volume: Volume, turn: Any) -> Volume:
+    turn = np.asarray(turn, float)
     affine = volume.affine @ inv_ornt_aff(turn, volume.voxels.shape)
     return replace(
         volume,

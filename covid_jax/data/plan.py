@@ -10,13 +10,28 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from covid_jax.config import ANISOTROPY
-from covid_jax.data.geometry import Volume
+from covid_jax.data.geometry import AXES, Volume
 from covid_jax.errors import UserError
 from covid_jax.files import write_json
+
+VERSION = 2
+"""Of plan.json; one without a version is of version 1."""
+
+_VERSION_1 = (
+    "spacing_mm",
+    "lower_hu",
+    "upper_hu",
+    "mean_hu",
+    "std_hu",
+    "median_shape",
+    "training_cases",
+    "file_axes",
+)
 
 FINGERPRINT_VOXELS = 10_000_000
 """Lesion voxels from which the statistics come, shared out evenly among the training cases."""
@@ -32,11 +47,38 @@ class Fingerprint:
 
 
 @dataclass(frozen=True)
+class Resampling:
+    """How voxels come to another grid (nnU-Net: the arguments of resample_data_or_seg_to_shape).
+
+    Attributes:
+      order: of the splines, 0 to 5: in the slices across a coarse axis, or along all three.
+      coarse_order: along a coarse axis, where that is treated apart; 0 is the nearest slice.
+      separate: whether the coarsest axis is treated apart; None: where the voxels before, or else
+        those after, are more than `anisotropy` times as coarse along it as along the finest.
+    """
+
+    order: int
+    coarse_order: int = 0
+    separate: bool | None = None
+    anisotropy: float = ANISOTROPY
+
+
+@dataclass(frozen=True)
 class Plan:
     """Target spacing (D, H, W) and intensity statistics of the foreground voxels.
 
-    With `file_axes` the network sees the axes of each scan's file as they are (slices, rows,
-    columns), as nnU-Net does; else every scan is turned to head, back, left (Volume).
+    A field that came after version 1 has a default that means what version 1 did, so that the hash
+    of a plan, by which prepared data and runs know it, outlives the field.
+
+    Attributes:
+      spacing_mm: of the network's grid, along its axes.
+      file_axes: the network sees the axes of each scan's file as they are (slices, rows, columns),
+        as nnU-Net does; else every scan is turned so that they point to `axes`.
+      axes: where D, H, W point to, in nibabel's letters.
+      transpose: which of these axes becomes the network's D, H, W (nnU-Net: transpose_forward).
+      image_resampling: of the image, to the plan's spacing.
+      score_resampling: of what the network predicts, back to the scan's grid.
+      resample_first: before the intensities are clipped, as nnU-Net v1; v2 clips them first.
     """
 
     spacing_mm: tuple[float, float, float]
@@ -47,11 +89,25 @@ class Plan:
     median_shape: tuple[int, int, int]  # of a training case at this spacing
     training_cases: tuple[str, ...]
     file_axes: bool = False
+    axes: tuple[str, str, str] = AXES
+    transpose: tuple[int, int, int] = (0, 1, 2)
+    image_resampling: Resampling = Resampling(order=3)
+    score_resampling: Resampling = Resampling(order=1)
+    resample_first: bool = False
 
     @property
     def hash(self) -> str:
-        """Names this plan; data prepared by another one has another hash."""
-        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        """Names this plan; data prepared by another one has another hash.
+
+        It is over version 1's fields, and of later ones over those that are not at their default.
+        """
+        told = [
+            field.name
+            for field in dataclasses.fields(self)
+            if field.name in _VERSION_1 or getattr(self, field.name) != field.default
+        ]
+        values = dataclasses.asdict(self)
+        text = json.dumps({name: values[name] for name in told}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -114,16 +170,32 @@ def make_plan(cases: Sequence[str], fingerprints: Sequence[Fingerprint]) -> Plan
 
 def save_plan(path: Path, plan: Plan) -> None:
     """Writes plan.json."""
-    write_json(path, dataclasses.asdict(plan))
+    write_json(path, {"version": VERSION, **dataclasses.asdict(plan)})
 
 
 def load_plan(path: Path) -> Plan:
-    """Reads plan.json. Raises a UserError where it is missing or damaged."""
+    """Reads plan.json, of this version or an older one.
+
+    Raises:
+      UserError: it is missing, damaged, or of a newer version.
+    """
     try:
         values = json.loads(path.read_text())
-        lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
-        return Plan(**{**values, **lists})
+        version = values.pop("version", 1)
+        unknown = values.keys() - {field.name for field in dataclasses.fields(Plan)}
+        if version > VERSION or unknown:
+            raise UserError(
+                f"{path}: written by a newer version of covid_jax "
+                f"({', '.join(sorted(unknown)) or f'version {version}'}); update this one"
+            )
+        return Plan(**{name: _from_json(value) for name, value in values.items()})
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; prepare the data first") from error
-    except (ValueError, TypeError) as error:
+    except (AttributeError, ValueError, TypeError) as error:
         raise UserError(f"{path}: damaged; prepare the data again") from error
+
+
+def _from_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return Resampling(**value)
+    return tuple(value) if isinstance(value, list) else value

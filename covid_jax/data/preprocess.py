@@ -7,10 +7,16 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage, special
 
-from covid_jax.config import ANISOTROPY
-from covid_jax.data.geometry import NiftiHeader, Volume, turned_like, turned_to_file_axes
+from covid_jax.data.geometry import (
+    NiftiHeader,
+    Volume,
+    transposed,
+    turned,
+    turned_like,
+    turned_to_file_axes,
+)
 from covid_jax.data.intensities import read_as
-from covid_jax.data.plan import Plan
+from covid_jax.data.plan import Plan, Resampling
 from covid_jax.data.volume import read_volume
 from covid_jax.errors import UserError
 
@@ -70,13 +76,13 @@ def nonzero_box(voxels: np.ndarray) -> Box:
 def prepare_case(volume: Volume, label: Volume | None, plan: Plan) -> PreparedCase:
     """Crops to non-zero, clips and normalises, resamples to the plan's spacing.
 
-    nnU-Net v2: DefaultPreprocessor with CTNormalization (v1 resamples first). The image is
-    resampled by cubic splines, the label linearly for each class; where an axis is coarse (see
-    resample), nearest along it.
+    nnU-Net v2: DefaultPreprocessor with CTNormalization. The image is resampled as the plan says
+    (by cubic splines), the label linearly for each class; where an axis is coarse (see resample),
+    nearest along it.
     """
-    if plan.file_axes:
-        volume = turned_to_file_axes(volume)
-        label = turned_like(label, volume) if label is not None else None
+    volume = turned_to_file_axes(volume) if plan.file_axes else turned(volume, plan.axes)
+    volume = transposed(volume, plan.transpose)
+    label = turned_like(label, volume) if label is not None else None
     box = nonzero_box(volume.voxels)
     geometry = Geometry(
         shape=volume.voxels.shape,
@@ -88,13 +94,19 @@ def prepare_case(volume: Volume, label: Volume | None, plan: Plan) -> PreparedCa
     )
     cropped = volume.voxels[box].astype(np.float32)
     size = resampled_size(cropped.shape, volume.spacing_mm, plan.spacing_mm)
-    normalised = (np.clip(cropped, plan.lower_hu, plan.upper_hu) - plan.mean_hu) / plan.std_hu
-    image = resample(normalised, size, volume.spacing_mm, plan.spacing_mm, order=3)
+    spacings = volume.spacing_mm, plan.spacing_mm
+    if plan.resample_first:
+        image = _normalised(resample(cropped, size, *spacings, plan.image_resampling), plan)
+    else:
+        image = resample(_normalised(cropped, plan), size, *spacings, plan.image_resampling)
     prepared_label = None
     if label is not None:
-        spacings = volume.spacing_mm, plan.spacing_mm
         prepared_label = resample_label(label.voxels[box], size, *spacings)
     return PreparedCase(image.astype(np.float32), prepared_label, geometry)
+
+
+def _normalised(voxels: np.ndarray, plan: Plan) -> np.ndarray:
+    return (np.clip(voxels, plan.lower_hu, plan.upper_hu) - plan.mean_hu) / plan.std_hu
 
 
 def restore(
@@ -106,20 +118,20 @@ def restore(
 
     Args:
       scores: probabilities; or logits, which are resampled as such (nnU-Net v2:
-        convert_predicted_logits_to_segmentation_with_correct_shape).
+        convert_predicted_logits_to_segmentation_with_correct_shape), in their own dtype.
       of_logits: which of the two they are.
     """
     inside = tuple(slice(*side) for side in geometry.box)
     size = tuple(stop - start for start, stop in geometry.box)
-    cropped = np.stack(
-        [
-            resample(channel, size, plan.spacing_mm, geometry.spacing_mm, order=1)
-            for channel in np.moveaxis(scores, -1, 0)
-        ]
-    )
+    spacings = plan.spacing_mm, geometry.spacing_mm
+    cropped = np.empty((scores.shape[-1], *size), scores.dtype)
+    for channel, target in zip(np.moveaxis(scores, -1, 0), cropped, strict=True):
+        wide = channel.astype(np.float32, copy=False)
+        target[...] = resample(wide, size, *spacings, plan.score_resampling)
     full = np.zeros((len(cropped), *geometry.shape), np.float32)
     full[0] = 1
-    full[:, *inside] = special.softmax(cropped, axis=0) if of_logits else cropped
+    wide = cropped.astype(np.float32, copy=False)
+    full[:, *inside] = special.softmax(wide, axis=0) if of_logits else wide
     return full
 
 
@@ -139,8 +151,11 @@ def resampled_size(
     spacing_mm: Sequence[float] | np.ndarray,
     target_mm: Sequence[float] | np.ndarray,
 ) -> tuple[int, ...]:
-    """The number of voxels along each axis at another spacing, at least 1."""
-    size = np.round(np.array(shape) * spacing_mm / np.array(target_mm)).astype(int)
+    """The number of voxels along each axis at another spacing, at least 1.
+
+    In nnU-Net's order of operations (compute_new_shape), which decides at halves.
+    """
+    size = np.round(np.array(spacing_mm) / np.array(target_mm) * np.array(shape)).astype(int)
     return tuple(np.maximum(size, 1).tolist())
 
 
@@ -149,22 +164,24 @@ def resample(
     size: Sequence[int],
     spacing_mm: Sequence[float] | np.ndarray,
     target_mm: Sequence[float] | np.ndarray,
-    order: int,
+    how: Resampling,
 ) -> np.ndarray:
-    """`voxels` (D, H, W) at another size, by splines of `order`.
+    """`voxels` (D, H, W) at another size.
 
-    Where one axis of the given spacing, or else of the target, is more than three times as coarse
-    as the finest, each slice across it is resampled alone and the axis by nearest neighbour
-    (nnU-Net: resample_data_or_seg with separate z).
+    Where a coarse axis is treated apart (Resampling.separate), each slice across it is resampled
+    alone, and then the axis (nnU-Net: resample_data_or_seg with separate z).
     """
     if tuple(size) == voxels.shape:
         return voxels
-    coarse = _coarse_axis(spacing_mm, target_mm)
+    coarse = _coarse_axis(spacing_mm, target_mm, how)
     if coarse is None:
-        return _zoom(voxels, size, order)
+        return _zoom(voxels, size, how.order)
     slices = np.moveaxis(voxels, coarse, 0)
     plane = [n for axis, n in enumerate(size) if axis != coarse]
-    resampled = np.stack([_zoom(image, plane, order) for image in slices])
+    resampled = np.stack([_zoom(image, plane, how.order) for image in slices])
+    if how.coarse_order and size[coarse] != len(slices):
+        full = (size[coarse], *plane)
+        return np.moveaxis(_zoom(resampled, full, how.coarse_order, clip=False), 0, coarse)
     position = (np.arange(size[coarse]) + 0.5) * len(slices) / size[coarse] - 0.5
     nearest = np.clip(np.floor(position + 0.5).astype(int), 0, len(slices) - 1)
     return np.moveaxis(resampled[nearest], 0, coarse)
@@ -183,26 +200,33 @@ def resample_label(
     """
     if tuple(size) == label.shape:
         return label
-    nearest = resample(label, size, spacing_mm, target_mm, order=0)
+    nearest = resample(label, size, spacing_mm, target_mm, Resampling(order=0))
     winner, best = np.zeros(size, label.dtype), np.full(size, -1.0)
     for value in np.unique(label):
-        share = resample((label == value).astype(float), size, spacing_mm, target_mm, order=1)
+        mask = (label == value).astype(float)
+        share = resample(mask, size, spacing_mm, target_mm, Resampling(order=1))
         wins = (share > best) | ((share == best) & (nearest == value))
         winner[wins], best[wins] = value, share[wins]
     return winner
 
 
-def _zoom(voxels: np.ndarray, size: Sequence[int], order: int) -> np.ndarray:
+def _zoom(voxels: np.ndarray, size: Sequence[int], order: int, *, clip: bool = True) -> np.ndarray:
     factors = np.array(size) / voxels.shape
     zoomed = ndimage.zoom(voxels, factors, order=order, mode="nearest", grid_mode=True)
-    return np.clip(zoomed, voxels.min(), voxels.max())  # splines overshoot
+    return np.clip(zoomed, voxels.min(), voxels.max()) if clip else zoomed  # splines overshoot
 
 
 def _coarse_axis(
-    spacing_mm: Sequence[float] | np.ndarray, target_mm: Sequence[float] | np.ndarray
+    spacing_mm: Sequence[float] | np.ndarray,
+    target_mm: Sequence[float] | np.ndarray,
+    how: Resampling,
 ) -> int | None:
+    """The axis that is treated apart (nnU-Net: determine_do_sep_z_and_axis)."""
+    if how.separate is False:
+        return None
     for spacing in (np.asarray(spacing_mm), np.asarray(target_mm)):
-        if spacing.max() > ANISOTROPY * spacing.min():
-            coarsest = np.flatnonzero(spacing == spacing.max())
+        if how.separate or spacing.max() > how.anisotropy * spacing.min():
+            # An oblique file's spacing comes from its affine, rounded.
+            coarsest = np.flatnonzero(np.isclose(spacing, spacing.max(), rtol=1e-6, atol=0))
             return int(coarsest[0]) if coarsest.size == 1 else None
     return None

@@ -1,4 +1,4 @@
-"""Runs that predict together (nnUNetv2_ensemble); one alone is an ensemble of one."""
+"""Runs that predict together, as nnU-Net's folds do; one alone is an ensemble of one."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from covid_jax.config import to_dict
 from covid_jax.data.plan import Plan
 from covid_jax.errors import UserError
 from covid_jax.inference.postprocess import Postprocessing, load_postprocessing
-from covid_jax.inference.scan import Predictor, make_predictor
+from covid_jax.inference.scan import Predictor, make_ensemble
 from covid_jax.training.checkpoint import load_run
 from covid_jax.training.platform import platform_of
 
@@ -25,7 +25,7 @@ class Ensemble:
     Attributes:
       plan: that the runs share.
       num_classes: of their probabilities, background included.
-      predict: the mean of their probabilities.
+      predict: the probabilities of their mean (make_ensemble).
       postprocessing: from those to a mask.
       digest: of all that a mask depends on but the scan: parameters and settings.
       notes: what a user should know.
@@ -57,19 +57,20 @@ def open_ensemble(workdirs: Sequence[Path], mirror: bool | None, intensities: st
                 f"{workdir}: another plan or number of classes than {workdirs[0]}; "
                 "only runs on the same prepared data can be averaged"
             )
-    platform = platform_of(jax.local_devices()[0].platform)
-    members: list[tuple[str, Predictor]] = []
     chosen: dict[Postprocessing, Path] = {}
-    notes = []
+    digests, notes = [], []
     for workdir, (config, _, params) in zip(workdirs, runs, strict=True):
         mirrors = config.inference.mirror if mirror is None else mirror
         if mirrors:
-            notes.append(f"{workdir}: averages over mirrored views, which takes 8 times as long")
-        settings = [to_dict(config), mirrors, plan.hash, intensities]
-        predictor = make_predictor(config, plan, params, mirrors, platform)
-        members.append((_digest(json.dumps(settings), *jax.tree.leaves(params)), predictor))
+            views = 2 ** len(config.inference.mirror_axes)
+            notes.append(
+                f"{workdir}: averages over {views} mirrored views, in {views} times the time"
+            )
+        settings = json.dumps([to_dict(config), mirrors, plan.hash, intensities])
+        digests.append(_digest(settings, *jax.tree.leaves(params)))
         chosen[load_postprocessing(workdir, config.inference)] = workdir
-    members.sort(key=lambda member: member[0])  # the rounding of a mean depends on the order
+    # The rounding of a mean depends on the order.
+    in_order = [run for _, run in sorted(zip(digests, runs, strict=True), key=lambda one: one[0])]
     postprocessing = next(iter(chosen)) if len(chosen) == 1 else Postprocessing()
     if len(chosen) > 1:
         each = "; ".join(f"{workdir}: {asdict(one)}" for one, workdir in chosen.items())
@@ -77,9 +78,9 @@ def open_ensemble(workdirs: Sequence[Path], mirror: bool | None, intensities: st
     return Ensemble(
         plan,
         classes,
-        lambda case: np.mean([predict(case) for _, predict in members], axis=0),
+        make_ensemble(in_order, mirror, platform_of(jax.local_devices()[0].platform)),
         postprocessing,
-        _digest(json.dumps([asdict(postprocessing), *(digest for digest, _ in members)])),
+        _digest(json.dumps([asdict(postprocessing), *sorted(digests)])),
         tuple(notes),
     )
 

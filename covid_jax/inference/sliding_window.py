@@ -10,19 +10,26 @@ import numpy as np
 from jax import Array
 from scipy import ndimage
 
+from covid_jax.errors import UserError
+
 Network = Callable[[Array], Array]
 """image (N, D, H, W, C) -> logits (N, D, H, W, K) at full resolution"""
 
+_PEAK = {"float32": 1, "float16": 10}
+"""The largest weight of a window: nnU-Net's 10, of which fewer round to 0 in half precision."""
 
+
+@np.errstate(over="ignore", invalid="ignore")  # told in one line at the end
 def predict_volume(
     apply: Network,
     volume: np.ndarray,
     patch_size: Sequence[int],
     *,
     step_size: float = 0.5,
-    mirror: bool = False,
+    mirror_axes: Sequence[int] = (),
     batch_size: int = 2,
     average: str = "probabilities",
+    sums: str = "float32",
 ) -> np.ndarray:
     """Class probabilities of every voxel, averaged over windows with Gaussian weights.
 
@@ -33,12 +40,18 @@ def predict_volume(
       apply: the network, jitted; it sees one shape, (batch_size, *patch_size, 1).
       volume: (D, H, W), normalised.
       patch_size: (D, H, W) of a window.
-      mirror: average over the 8 mirrored views of each window.
+      mirror_axes: of D, H, W (0, 1, 2); average over the views of each window that are mirrored
+        along none, some or all of them: 8 where it is all three.
       batch_size: windows that enter the network at once.
       average: "probabilities", as nnU-Net v1, or "logits", as v2; these are then returned.
+      sums: the dtype in which windows are added up; "float16" to the bits of nnU-Net v2, which
+        rounds scores to few steps where a voxel lies at the edge of all of its windows.
 
     Returns:
-      (D, H, W, K) float32; probabilities sum to 1 over K
+      (D, H, W, K) in the dtype of `sums`; probabilities sum to 1 over K
+
+    Raises:
+      UserError: scores that are not finite, as in float16 those of 65520 and more.
     """
     scores = apply if average == "logits" else lambda image: jax.nn.softmax(apply(image))
     padded, inside = _pad_to(volume, patch_size)
@@ -50,18 +63,24 @@ def predict_volume(
             )
         )
     )
-    weight = gaussian_weight(tuple(patch_size))
+    weight = gaussian_weight(tuple(patch_size), sums)
     total: np.ndarray | None = None
-    weights = np.zeros(padded.shape, np.float32)
-    for some, averaged in _predicted(scores, padded, corners, patch_size, mirror, batch_size):
+    weights = np.zeros(padded.shape, sums)
+    for some, averaged in _predicted(scores, padded, corners, patch_size, mirror_axes, batch_size):
         if total is None:
-            total = np.zeros((*padded.shape, averaged.shape[-1]), np.float32)
+            total = np.zeros((*padded.shape, averaged.shape[-1]), sums)
         for corner, window in zip(some, averaged, strict=False):
             place = tuple(slice(c, c + size) for c, size in zip(corner, patch_size, strict=True))
             total[place] += window * weight[..., None]
             weights[place] += weight
     assert total is not None
-    return (total / weights[..., None])[inside]
+    mean = (total / weights[..., None])[inside]
+    if not np.isfinite(mean).all():
+        raise UserError(
+            f"the network's scores do not fit into {sums}; predict with inference.sums "
+            "of float32 in the run's config.json"
+        )
+    return mean
 
 
 def window_starts(length: int, window: int, step_size: float) -> list[int]:
@@ -76,13 +95,17 @@ def window_starts(length: int, window: int, step_size: float) -> list[int]:
 
 
 @functools.cache
-def gaussian_weight(patch_size: tuple[int, ...]) -> np.ndarray:
-    """The weight of each voxel of a window: a Gaussian of deviation size / 8, nowhere 0."""
+def gaussian_weight(patch_size: tuple[int, ...], dtype: str = "float32") -> np.ndarray:
+    """The weight of each voxel of a window: a Gaussian of deviation size / 8, nowhere 0.
+
+    nnU-Net: compute_gaussian.
+    """
     impulse = np.zeros(patch_size)
     impulse[tuple(size // 2 for size in patch_size)] = 1
     weight = ndimage.gaussian_filter(impulse, [size / 8 for size in patch_size], mode="constant")
-    weight /= weight.max()
-    return np.maximum(weight, weight[weight > 0].min()).astype(np.float32)
+    weight *= _PEAK[dtype] / weight.max()
+    rounded = weight.astype(dtype)
+    return np.maximum(rounded, rounded[rounded > 0].min())
 
 
 def _predicted(
@@ -90,7 +113,7 @@ def _predicted(
     volume: np.ndarray,
     corners: Sequence[tuple[int, ...]],
     patch_size: Sequence[int],
-    mirror: bool,
+    mirror_axes: Sequence[int],
     batch_size: int,
 ) -> Iterator[tuple[Sequence[tuple[int, ...]], np.ndarray]]:
     """Corners and scores, batch by batch; the device computes one batch ahead."""
@@ -103,7 +126,7 @@ def _predicted(
             window[..., 0] = volume[
                 tuple(slice(c, c + size) for c, size in zip(corner, patch_size, strict=True))
             ]
-        scores = _views(apply, windows, mirror)
+        scores = _views(apply, windows, mirror_axes)
         if pending is not None:
             yield pending[0], np.asarray(pending[1])
         pending = (some, scores)
@@ -111,13 +134,10 @@ def _predicted(
     yield pending[0], np.asarray(pending[1])
 
 
-def _views(apply: Network, windows: np.ndarray, mirror: bool) -> Array:
-    axes = (1, 2, 3)
-    views = (
-        [flip for count in range(4) for flip in itertools.combinations(axes, count)]
-        if mirror
-        else [()]
-    )
+def _views(apply: Network, windows: np.ndarray, mirror_axes: Sequence[int]) -> Array:
+    axes = [1 + axis for axis in mirror_axes]
+    counts = range(len(axes) + 1)
+    views = [flip for count in counts for flip in itertools.combinations(axes, count)]
     total: Array | float = 0.0
     for flip in views:
         total = total + jax.numpy.flip(apply(jax.numpy.asarray(np.flip(windows, flip))), flip)

@@ -11,8 +11,10 @@ SLOPE = 0.01  # nnU-Net's, of the leaky ReLU
 _SPACE = (1, 2, 3)
 
 
-@jax.custom_vjp
-def instance_norm_leaky_relu(x: Array, scale: Array, bias: Array) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def instance_norm_leaky_relu(
+    x: Array, scale: Array, bias: Array, epsilon: float = EPSILON, slope: float = SLOPE
+) -> Array:
     """Normalises each channel of each sample over space, scales, shifts, and applies leaky ReLU.
 
     Both are affine in x for a given channel, up to the sign, so forward and backward each take
@@ -21,37 +23,46 @@ def instance_norm_leaky_relu(x: Array, scale: Array, bias: Array) -> Array:
     Args:
       x: (N, D, H, W, C).
       scale, bias: (C,).
+      epsilon: what is added to the variance.
+      slope: of the leaky ReLU below 0.
 
     Returns:
       (N, D, H, W, C) in x's dtype
     """
-    return _forward(x, scale, bias)[0]
+    return _forward(x, scale, bias, epsilon, slope)[0]
 
 
-def _coefficients(x: Array, scale: Array, bias: Array) -> tuple[Array, Array, Array, Array]:
+def _coefficients(
+    x: Array, scale: Array, bias: Array, epsilon: float
+) -> tuple[Array, Array, Array, Array]:
     """Mean and 1 / deviation of each channel, and the a, b for which the norm is a x + b."""
     wide = x.astype(_accumulator(x))
     mean = wide.mean(_SPACE, keepdims=True)
     variance = jnp.maximum((wide * wide).mean(_SPACE, keepdims=True) - mean * mean, 0)
-    inverse = lax.rsqrt(variance + EPSILON)
+    inverse = lax.rsqrt(variance + epsilon)
     a = scale * inverse
     return mean, inverse, a, bias - mean * a
 
 
-def _forward(x: Array, scale: Array, bias: Array) -> tuple[Array, tuple[Array, ...]]:
-    mean, inverse, a, b = _coefficients(x, scale, bias)
+def _forward(
+    x: Array, scale: Array, bias: Array, epsilon: float, slope: float
+) -> tuple[Array, tuple[Array, ...]]:
+    mean, inverse, a, b = _coefficients(x, scale, bias, epsilon)
     y = x.astype(a.dtype) * a + b
-    return jnp.where(y > 0, y, SLOPE * y).astype(x.dtype), (x, scale, bias, mean, inverse)
+    return jnp.where(y > 0, y, slope * y).astype(x.dtype), (x, scale, bias, mean, inverse)
 
 
-def _backward(residuals: tuple[Array, ...], dz: Array) -> tuple[Array, Array, Array]:
+def _backward(
+    epsilon: float, slope: float, residuals: tuple[Array, ...], dz: Array
+) -> tuple[Array, Array, Array]:
+    del epsilon  # it is in `inverse`
     x, scale, bias, mean, inverse = residuals
     # Else XLA may keep the signs of the forward pass: a byte a voxel, to write and to read.
     x = lax.optimization_barrier(x)
     a = scale * inverse
     b = bias - mean * a
     wide, dz = x.astype(a.dtype), dz.astype(a.dtype)
-    dy = jnp.where(wide * a + b > 0, dz, SLOPE * dz)
+    dy = jnp.where(wide * a + b > 0, dz, slope * dz)
     sum_dy = dy.sum(_SPACE, keepdims=True)
     sum_dy_x = (dy * wide).sum(_SPACE, keepdims=True)
     sum_dy_normal = (sum_dy_x - mean * sum_dy) * inverse

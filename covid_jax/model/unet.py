@@ -69,20 +69,23 @@ class Upsample(nn.Module):
 class Norm(nn.Module):
     """Instance norm (affine) and leaky ReLU."""
 
+    epsilon: float
+    slope: float
+
     @nn.compact
     def __call__(self, x: Array) -> Array:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        return instance_norm_leaky_relu(x, scale, bias)
+        return instance_norm_leaky_relu(x, scale, bias, self.epsilon, self.slope)
 
 
 class Block(nn.Module):
     """Convolution, instance norm, leaky ReLU. nnU-Net: ConvDropoutNormReLU without dropout."""
 
+    config: UNetConfig
     features: int
     kernel_size: Triple
     strides: Triple
-    bias: bool
     dtype: jnp.dtype
     form: conv.Form
 
@@ -92,12 +95,12 @@ class Block(nn.Module):
             self.features,
             self.kernel_size,
             self.strides,
-            self.bias,
+            self.config.conv_bias,
             self.dtype,
             self.form,
             name="conv",
         )(*inputs)
-        return Norm(name="norm")(y)
+        return Norm(self.config.norm_epsilon, self.config.negative_slope, name="norm")(y)
 
 
 class EncoderStage(nn.Module):
@@ -113,10 +116,10 @@ class EncoderStage(nn.Module):
         config, stage = self.config, self.stage
         for block in range(config.n_conv_per_stage[stage]):
             x = Block(
+                config,
                 config.features_per_stage[stage],
                 config.kernel_sizes[stage],
                 config.strides[stage] if block == 0 else (1, 1, 1),
-                config.conv_bias,
                 self.dtype,
                 self.form,
                 name=f"block_{block}",
@@ -170,10 +173,10 @@ class DecoderStage(nn.Module):
         for block in range(config.n_conv_per_stage_decoder[deepest_first]):
             inputs = (
                 Block(
+                    config,
                     features,
                     kernel_size,
                     (1, 1, 1),
-                    config.conv_bias,
                     self.dtype,
                     self.form,
                     name=f"block_{block}",

@@ -8,7 +8,7 @@ import numpy as np
 
 from covid_jax.config import IGNORED, Config
 from covid_jax.data.geometry import Volume, from_file_axes, in_file_axes
-from covid_jax.data.plan import Plan, load_plan
+from covid_jax.data.plan import Plan, Resampling, load_plan
 from covid_jax.data.preprocess import as_volume, resample
 from covid_jax.data.store import StoredCase, StoredDataset, load_case, load_dataset
 from covid_jax.data.volume import read_volume
@@ -58,6 +58,6 @@ def _restored(case: StoredCase, plan: Plan) -> Volume:
     hu = np.asarray(case.image) * plan.std_hu + plan.mean_hu
     full = np.full(geometry.shape, plan.lower_hu, np.float32)
     inside = tuple(slice(*side) for side in geometry.box)
-    full[inside] = resample(hu, size, plan.spacing_mm, geometry.spacing_mm, order=1)
+    full[inside] = resample(hu, size, plan.spacing_mm, geometry.spacing_mm, Resampling(order=1))
     volume = as_volume(full, geometry)
     return from_file_axes(in_file_axes(volume), volume.file_affine)  # as masks are read

@@ -1,5 +1,6 @@
 """Preparation and the way back."""
 
+import itertools
 from dataclasses import replace
 
 import nibabel as nib
@@ -14,13 +15,14 @@ from covid_jax.config import IGNORED
 from covid_jax.data.geometry import from_file_axes, from_spacing
 from covid_jax.data.intensities import read_as
 from covid_jax.data.labels import read_label
-from covid_jax.data.plan import Fingerprint, Plan, load_plan, make_plan, save_plan
+from covid_jax.data.plan import Fingerprint, Plan, Resampling, load_plan, make_plan, save_plan
 from covid_jax.data.preprocess import (
     as_volume,
     nonzero_box,
     prepare_case,
     read_scan,
     resample,
+    resampled_size,
     restore,
 )
 from covid_jax.data.volume import read_volume, write_volume
@@ -42,15 +44,59 @@ def smooth(shape, seed=0):
 @settings(max_examples=40, deadline=None)
 def test_isotropic_resampling_is_skimages_resize_which_nnunet_uses(shape, size, order):
     image = smooth(shape)
-    ours = resample(image, size, (1, 1, 1), (1, 1, 1), order)
+    ours = resample(image, size, (1, 1, 1), (1, 1, 1), Resampling(order))
     theirs = resize(image, size, order, mode="edge", anti_aliasing=False, preserve_range=True)
     np.testing.assert_allclose(ours, theirs, atol=1e-2)
 
 
 def test_a_coarse_axis_is_resampled_by_nearest_neighbour():
     image = np.stack([np.full((8, 8), value, np.float32) for value in (0, 10, 20)])
-    out = resample(image, (6, 16, 16), (5, 1, 1), (2.5, 0.5, 0.5), order=3)
+    out = resample(image, (6, 16, 16), (5, 1, 1), (2.5, 0.5, 0.5), Resampling(order=3))
     np.testing.assert_allclose(out[:, 3, 3], [0, 0, 10, 10, 20, 20], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("how", "slices"),
+    [
+        (Resampling(order=3), [0, 0, 10, 10, 20, 20]),
+        (Resampling(order=3, coarse_order=1), [0, 2.5, 7.5, 12.5, 17.5, 20]),
+        (Resampling(order=1, separate=False), [0, 2.5, 7.5, 12.5, 17.5, 20]),
+        (Resampling(order=1, anisotropy=6.0), [0, 2.5, 7.5, 12.5, 17.5, 20]),
+    ],
+)
+def test_how_a_coarse_axis_is_resampled_is_the_plans(how, slices):
+    image = np.stack([np.full((8, 8), value, np.float32) for value in (0, 10, 20)])
+    out = resample(image, (6, 16, 16), (5, 1, 1), (2.5, 0.5, 0.5), how)
+    np.testing.assert_allclose(out[:, 3, 3], slices, atol=1e-4)
+
+
+def test_an_axis_that_is_not_coarse_is_treated_apart_where_that_is_asked_for():
+    image = np.stack([np.full((8, 8), value, np.float32) for value in (0, 10, 20)])
+    how = Resampling(order=1, separate=True)
+    out = resample(image, (6, 8, 8), (2, 1, 1), (1, 1, 1), how)
+    np.testing.assert_allclose(out[:, 3, 3], [0, 0, 10, 10, 20, 20], atol=1e-4)
+
+
+def test_the_number_of_voxels_is_nnunets_where_it_is_decided_at_a_half():
+    """17 x 0.7 / 1.4 = 8.5 or not, by the order of operations."""
+    for shape, spacing, target in itertools.product(
+        (5, 15, 17, 33, 45), (0.3, 0.7, 1.1, 1.5), (0.6, 1.2, 1.4, 2.2)
+    ):
+        expected = round(spacing / target * shape)  # compute_new_shape
+        assert resampled_size((shape,), (spacing,), (target,)) == (max(expected, 1),)
+
+
+def test_a_plan_of_version_1_of_nnunet_clips_after_it_resampled():
+    voxels = np.full((3, 4, 4), -1000.0, np.float32)
+    voxels[1] = 3000
+    image = from_spacing(voxels, (6.0, 2.0, 2.0))
+    how = Resampling(order=1, separate=False)
+    plan = replace(PLAN, image_resampling=how, resample_first=True)
+    first = prepare_case(image, None, plan).image * plan.std_hu + plan.mean_hu
+    second = prepare_case(image, None, replace(plan, resample_first=False)).image
+    second = second * plan.std_hu + plan.mean_hu
+    np.testing.assert_allclose(first[:, 0, 0], [-1000, 0, 200, 200, 0, -1000], atol=1e-2)
+    np.testing.assert_allclose(second[:, 0, 0], [-1000, -700, -100, -100, -700, -1000], atol=1e-2)
 
 
 def test_the_box_is_that_of_the_voxels_that_are_not_zero():
@@ -149,6 +195,32 @@ def test_a_plan_with_file_axes_sees_what_itk_reads_and_gives_the_grid_back(tmp_p
     back = nib.load(tmp_path / "back.nii.gz")
     np.testing.assert_array_equal(back.affine, affine)
     np.testing.assert_allclose(back.get_fdata(), nib.load(tmp_path / "scan.nii.gz").get_fdata())
+
+
+@pytest.mark.parametrize("transpose", [(0, 1, 2), (2, 0, 1)])
+@pytest.mark.parametrize("settings", [{"file_axes": True}, {"axes": ("S", "A", "R")}, {}])
+def test_a_label_of_another_orientation_lies_on_its_image_for_every_plan(
+    tmp_path, settings, transpose
+):
+    """And the mask comes back to the scan's own grid."""
+    rng = np.random.default_rng(0)
+    voxels = rng.integers(-900, 0, (4, 5, 6)).astype(np.int16)
+    scan = nib.Nifti1Image(voxels, np.diag([-1, -1, 1, 1]))
+    mask = nib.Nifti1Image((voxels > -400).astype(np.uint8), scan.affine)
+    to = nib.orientations.ornt_transform(
+        nib.io_orientation(scan.affine), nib.orientations.axcodes2ornt(tuple("PIR"))
+    )
+    nib.save(scan, tmp_path / "scan.nii.gz")
+    nib.save(mask.as_reoriented(to), tmp_path / "label.nii.gz")
+    plan = replace(PLAN, spacing_mm=(1.0, 1.0, 1.0), transpose=transpose, **settings)
+    image = read_volume(tmp_path / "scan.nii.gz")
+    label = read_label(tmp_path / "label.nii.gz", image, 2)
+    case = prepare_case(image, label, plan)
+    intensities = case.image * plan.std_hu + plan.mean_hu
+    np.testing.assert_array_equal(case.label == 1, intensities > -400)
+    write_volume(tmp_path / "back.nii.gz", as_volume(case.label, case.geometry))
+    back = np.asarray(nib.load(tmp_path / "back.nii.gz").dataobj)
+    np.testing.assert_array_equal(back, np.asarray(mask.dataobj))
 
 
 def test_a_label_somewhere_else_is_refused(tmp_path):

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from covid_jax.errors import UserError
 from covid_jax.inference.sliding_window import gaussian_weight, predict_volume, window_starts
 
 
@@ -33,7 +34,7 @@ def test_a_voxelwise_network_gives_each_voxel_its_own_probability(shape, step_si
 
 def test_mirrored_views_are_mirrored_back():
     volume = np.random.default_rng(0).normal(size=(5, 9, 7)).astype(np.float32)
-    ours = predict_volume(voxelwise, volume, (4, 6, 6), mirror=True)
+    ours = predict_volume(voxelwise, volume, (4, 6, 6), mirror_axes=(0, 1, 2))
     np.testing.assert_allclose(ours, expected(volume), atol=1e-5)
 
 
@@ -44,9 +45,39 @@ def test_mirroring_makes_a_network_that_knows_left_from_right_symmetric():
 
     volume = np.zeros((4, 6, 6), np.float32)
     plain = predict_volume(sided, volume, (4, 6, 6))[..., 1]
-    mirrored = predict_volume(sided, volume, (4, 6, 6), mirror=True)[..., 1]
+    mirrored = predict_volume(sided, volume, (4, 6, 6), mirror_axes=(0, 1, 2))[..., 1]
     assert plain[0, 0, 0] < 0.3
     np.testing.assert_allclose(mirrored, 0.5, atol=1e-6)
+    others = predict_volume(sided, volume, (4, 6, 6), mirror_axes=(0, 1))[..., 1]
+    np.testing.assert_allclose(others, plain, atol=1e-6)
+
+
+def test_a_window_is_seen_once_for_each_set_of_axes():
+    seen = []
+
+    def network(image):
+        seen.append(image)
+        return jnp.concatenate([image, image], -1)
+
+    volume = np.random.default_rng(0).normal(size=(4, 6, 6)).astype(np.float32)
+    for axes, views in (((), 1), ((1,), 2), ((0, 2), 4), ((0, 1, 2), 8)):
+        seen.clear()
+        predict_volume(network, volume, (4, 6, 6), mirror_axes=axes, batch_size=1)
+        assert len({np.asarray(image).tobytes() for image in seen}) == len(seen) == views
+
+
+def test_sums_in_half_precision_are_those_in_float32_but_for_rounding():
+    volume = np.random.default_rng(0).normal(size=(9, 13, 11)).astype(np.float32)
+    half = predict_volume(voxelwise, volume, (4, 6, 6), average="logits", sums="float16")
+    assert half.dtype == np.float16
+    full = predict_volume(voxelwise, volume, (4, 6, 6), average="logits")
+    np.testing.assert_allclose(half[2:-2, 3:-3, 3:-3], full[2:-2, 3:-3, 3:-3], rtol=0.02, atol=0.01)
+
+
+def test_scores_that_half_precision_cannot_hold_are_refused():
+    volume = np.full((4, 6, 6), 1e5, np.float32)
+    with pytest.raises(UserError, match=r"do not fit into float16; .* float32"):
+        predict_volume(voxelwise, volume, (4, 6, 6), average="logits", sums="float16")
 
 
 @pytest.mark.parametrize(

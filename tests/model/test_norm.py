@@ -8,11 +8,11 @@ import pytest
 from covid_jax.model.norm import instance_norm_leaky_relu
 
 
-def plain(x, scale, bias):
+def plain(x, scale, bias, epsilon=1e-5, slope=0.01):
     mean = x.mean((1, 2, 3), keepdims=True)
     variance = x.var((1, 2, 3), keepdims=True)
-    y = (x - mean) / jnp.sqrt(variance + 1e-5) * scale + bias
-    return jnp.where(y > 0, y, 0.01 * y)
+    y = (x - mean) / jnp.sqrt(variance + epsilon) * scale + bias
+    return jnp.where(y > 0, y, slope * y)
 
 
 @pytest.fixture
@@ -22,11 +22,13 @@ def arguments():
     return x, rng.normal(size=6), rng.normal(size=6)
 
 
-def test_value_and_gradients_are_those_of_the_plain_formula(arguments):
+@pytest.mark.parametrize("settings", [(), (0.1, 0.3)])
+def test_value_and_gradients_are_those_of_the_plain_formula(arguments, settings):
+    """With nnU-Net's epsilon and slope, and with others."""
     with jax.enable_x64(True):
         arguments = [jnp.asarray(a) for a in arguments]
-        ours, pull = jax.vjp(instance_norm_leaky_relu, *arguments)
-        theirs, pull_theirs = jax.vjp(plain, *arguments)
+        ours, pull = jax.vjp(lambda *a: instance_norm_leaky_relu(*a, *settings), *arguments)
+        theirs, pull_theirs = jax.vjp(lambda *a: plain(*a, *settings), *arguments)
         dz = jnp.asarray(np.random.default_rng(1).normal(size=ours.shape))
         np.testing.assert_allclose(ours, theirs, atol=1e-10)
         for a, b in zip(pull(dz), pull_theirs(dz), strict=True):

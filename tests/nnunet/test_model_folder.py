@@ -8,9 +8,15 @@ import jax
 import numpy as np
 import pytest
 
+from covid_jax.data.plan import Resampling
 from covid_jax.errors import UserError
 from covid_jax.model.unet import UNet
-from covid_jax.nnunet.model_folder import plain_dataset, read_model, write_model
+from covid_jax.nnunet.model_folder import (
+    checkpoints_in,
+    plain_dataset,
+    read_model,
+    write_model,
+)
 from covid_jax.nnunet.pickles import load_pickle
 from tests.conftest import ROOT
 from tests.networks import TINY_PATCH, TINY_VERSION_1, random_image, relative_error, sampled
@@ -77,19 +83,68 @@ def test_plans_of_another_kind_are_one_line(folder):
         read_model(folder, folder / "list.pkl")
 
 
-def test_a_folder_of_several_folds_asks_for_one(folder):
-    shutil.copytree(folder / "fold_0", folder / "fold_1")
-    with pytest.raises(UserError, match=r"fold_0/.*fold_1/"):
+def test_the_folds_of_a_model_are_those_that_nnunet_predicts_with(folder):
+    """Numbered ones before that of all, final checkpoints before the best."""
+    for fold in ("fold_1", "fold_all"):
+        shutil.copytree(folder / "fold_0", folder / fold)
+    assert list(checkpoints_in(folder)) == ["fold_0", "fold_1"]
+    with pytest.raises(UserError, match="several checkpoints"):
         read_model(folder)
-    with pytest.raises(UserError, match="there are: none"):
-        read_model(folder.parent / "model" / "..")
+    for fold in ("fold_0", "fold_1"):
+        final = folder / fold / "model_final_checkpoint.model"
+        final.rename(final.with_name("model_best.model"))
+    assert list(checkpoints_in(folder)) == ["fold_all"]
+    shutil.rmtree(folder / "fold_all")
+    assert [path.name for path in checkpoints_in(folder).values()] == ["model_best.model"] * 2
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        checkpoints_in(folder.parent)
+
+
+def test_every_fold_of_a_model_becomes_a_run_and_predict_averages_them(
+    folder, tmp_path, thorax, command
+):
+    shutil.copytree(folder / "fold_0", folder / "fold_1")
+    finished = command("import_nnunet", f"--checkpoint={folder}", f"--out_dir={tmp_path}/runs")
+    assert finished.returncode == 0, finished.stderr
+    runs = f"{tmp_path}/runs/fold_0,{tmp_path}/runs/fold_1"
+    assert f"predict --checkpoint={runs}" in finished.stdout
+    assert "8 views" in finished.stdout
+    finished = command(
+        "predict", f"--checkpoint={runs}", f"--input={thorax}", f"--output_dir={tmp_path}/masks"
+    )
+    assert finished.returncode == 0, finished.stderr
+
+
+def test_the_trainer_of_version_1_tells_whether_it_mirrored(folder):
+    path = folder / "fold_0" / "model_final_checkpoint.model.pkl"
+    facts = pickle.loads(path.read_bytes())
+    for trainer, axes in (("nnUNetTrainerV2", (0, 1, 2)), ("nnUNetTrainerV2_noMirroring", ())):
+        path.write_bytes(pickle.dumps(facts | {"name": trainer}))
+        inference = read_model(folder).config.inference
+        assert (inference.mirror, inference.mirror_axes) == (bool(axes), axes)
+    path.write_bytes(pickle.dumps(facts | {"name": "nnUNetTrainerV2_ReLU"}))
+    with pytest.raises(UserError, match="trainer is nnUNetTrainerV2_ReLU"):
+        read_model(folder)
+
+
+def test_version_1_resamples_first_and_may_transpose_and_say_how_scores_are_resampled(folder):
+    assert read_model(folder).plan.resample_first
+    exported = {"interpolation_order": 3, "interpolation_order_z": 1, "force_separate_z": False}
+    change_plans(folder, lambda p: p.update(transpose_forward=[2, 0, 1]))
+    change_plans(folder, lambda p: p.update(segmentation_export_params=exported))
+    plan = read_model(folder).plan
+    assert plan.transpose == (2, 0, 1)
+    assert plan.score_resampling == Resampling(3, 1, separate=False)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda plans: plans.update(transpose_forward=[2, 0, 1]), "transpose axes"),
+        (lambda plans: plans.update(transpose_forward=[2, 0, 0]), "transpose axes"),
         (lambda plans: plans.update(normalization_schemes={0: "nonCT"}), "only models of CT"),
+        (lambda plans: plans.update(use_mask_for_norm={0: True}), "use_mask_for_norm"),
+        (lambda plans: plans.update(preprocessor_name="Mine"), "prepared by Mine"),
+        (lambda plans: plans.update(regions_class_order=[1]), "regions"),
         (lambda plans: plans.pop("base_num_features"), "base_num_features"),
         (lambda plans: plans.update(base_num_features=3), r"is \(3,\) in the config and \(2,\)"),
         (lambda plans: plans.update(conv_per_stage=3), r"missing: conv_blocks_localization"),

@@ -1,0 +1,601 @@
+"""nnU-Net v2's plans.json and dataset.json as our settings, and ours as its plans.
+
+What decides a mask there is honoured or refused by name; nothing of it is passed over.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from covid_jax.config import (
+    ANISOTROPY,
+    Config,
+    DataConfig,
+    InferenceConfig,
+    LossConfig,
+    UNetConfig,
+    validate,
+)
+from covid_jax.data.plan import Plan, Resampling
+from covid_jax.errors import UserError
+from covid_jax.inference.postprocess import Postprocessing
+
+AXES = (0, 1, 2)
+"""D, H, W by their numbers."""
+
+_RAS = ("S", "A", "R")  # what the readers with Reorient turn a scan to, slices first
+_READERS = {
+    "SimpleITKIO": False,
+    "NibabelIO": False,
+    "SimpleITKIOWithReorient": True,
+    "NibabelIOWithReorient": True,
+}
+"""nnU-Net's readers of medical files, and whether they turn the scan."""
+
+_PLAIN_UNET = "dynamic_network_architectures.architectures.unet.PlainConvUNet"
+
+# Trainers of nnU-Net and of those that build on it, by what their names say of another network
+# that has the same weights. Any other network shows in the names of its weights.
+_OTHER_NETWORK = re.compile("relu|gelu|mish|norm|frn", re.IGNORECASE)
+
+_PLANS_KEYS = {
+    "dataset_name",
+    "plans_name",
+    "original_median_spacing_after_transp",
+    "original_median_shape_after_transp",
+    "image_reader_writer",
+    "transpose_forward",
+    "transpose_backward",
+    "configurations",
+    "experiment_planner_used",
+    "label_manager",
+    "foreground_intensity_properties_per_channel",
+    "foreground_intensity_properties_by_modality",  # its name in the first plans of version 2
+}
+_OLD_NETWORK_KEYS = {
+    "UNet_class_name",
+    "UNet_base_num_features",
+    "n_conv_per_stage_encoder",
+    "n_conv_per_stage_decoder",
+    "num_pool_per_axis",
+    "pool_op_kernel_sizes",
+    "conv_kernel_sizes",
+    "unet_max_num_features",
+}
+_CONFIGURATION_KEYS = _OLD_NETWORK_KEYS | {
+    "data_identifier",
+    "preprocessor_name",
+    "batch_size",
+    "patch_size",
+    "median_image_size_in_voxels",
+    "spacing",
+    "normalization_schemes",
+    "use_mask_for_norm",
+    "resampling_fn_data",
+    "resampling_fn_data_kwargs",
+    "resampling_fn_seg",
+    "resampling_fn_seg_kwargs",
+    "resampling_fn_probabilities",
+    "resampling_fn_probabilities_kwargs",
+    "architecture",
+    "batch_dice",
+    "inherits_from",
+    "next_stage",
+    "previous_stage",
+}
+_ARCHITECTURE_KEYS = {
+    "n_stages",
+    "features_per_stage",
+    "conv_op",
+    "kernel_sizes",
+    "strides",
+    "n_conv_per_stage",
+    "n_conv_per_stage_decoder",
+    "conv_bias",
+    "norm_op",
+    "norm_op_kwargs",
+    "dropout_op",
+    "dropout_op_kwargs",
+    "nonlin",
+    "nonlin_kwargs",
+    "deep_supervision",
+    "nonlin_first",
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run needs besides its weights; `notes` are lines on what was read as what."""
+
+    config: Config
+    plan: Plan
+    notes: tuple[str, ...]
+
+
+def read_plans(
+    plans: Mapping[str, Any],
+    dataset: Mapping[str, Any],
+    configuration: str = "3d_fullres",
+    mirror_axes: Collection[int] | None = None,
+    trainer: str = "nnUNetTrainer",
+) -> Settings:
+    """The settings of a network of nnU-Net v2.
+
+    Args:
+      plans, dataset: plans.json and dataset.json.
+      configuration, mirror_axes, trainer: as the checkpoint has them (init_args,
+        inference_allowed_mirroring_axes, trainer_name).
+
+    Raises:
+      UserError: whatever decides the mask there and is not supported here, by name.
+    """
+    refuse_other_network(trainer)
+    settings = _inherited(plans["configurations"], configuration)
+    _check_configuration(configuration, settings)
+    classes = _classes(dataset)
+    reader, transpose = plans["image_reader_writer"], as_tuple(plans["transpose_forward"])
+    _require(reader in _READERS, f"its images are read by {reader}", _READERS)
+    _require(
+        sorted(transpose) == list(AXES)
+        and as_tuple(plans["transpose_backward"]) == as_tuple(np.argsort(transpose)),
+        f"transpose_backward={plans['transpose_backward']} does not undo "
+        f"transpose_forward={plans['transpose_forward']}",
+    )
+    _require(
+        plans.get("label_manager", "LabelManager") == "LabelManager",
+        f"its label manager is {plans.get('label_manager')}",
+        ["LabelManager"],
+    )
+    intensities = plans.get("foreground_intensity_properties_per_channel")
+    if intensities is None:
+        intensities = plans["foreground_intensity_properties_by_modality"]
+    axes = mirrored(mirror_axes or ())
+    config = run_config(
+        _network(settings, classes),
+        settings["patch_size"],
+        settings["batch_size"],
+        bool(settings["batch_dice"]),
+        InferenceConfig(average="logits", sums="float16", mirror=bool(axes), mirror_axes=axes),
+    )
+    statistics = intensities["0"]
+    plan = dataclasses.replace(
+        ct_plan(
+            settings["spacing"],
+            settings["median_image_size_in_voxels"],
+            statistics,
+            statistics["std"],
+        ),
+        file_axes=not _READERS[reader],
+        axes=_RAS if _READERS[reader] else Plan.axes,
+        transpose=transpose,
+        image_resampling=_resampling(settings, "data"),
+        score_resampling=_resampling(settings, "probabilities"),
+    )
+    notes = [f"{trainer}, configuration {configuration}", *told(config, plan)]
+    if unknown := plans.keys() - _PLANS_KEYS:
+        notes.append(f"plans has keys that this program does not know: {_listed(unknown)}")
+    return Settings(config, plan, tuple(notes))
+
+
+def write_plans(config: Config, plan: Plan) -> dict[str, Any]:
+    """What nnU-Net v2's ExperimentPlanner would have written for this network and plan."""
+    network, data = config.model, config.data
+    resample = "resample_data_or_seg_to_shape"
+    configuration = {
+        "data_identifier": "nnUNetPlans_3d_fullres",
+        "preprocessor_name": "DefaultPreprocessor",
+        "batch_size": data.batch_size,
+        "patch_size": data.patch_size,
+        "median_image_size_in_voxels": plan.median_shape,
+        "spacing": plan.spacing_mm,
+        "normalization_schemes": ["CTNormalization"],
+        "use_mask_for_norm": [False],
+        "resampling_fn_data": resample,
+        "resampling_fn_data_kwargs": _arguments(plan.image_resampling, is_seg=False),
+        "resampling_fn_seg": resample,
+        "resampling_fn_seg_kwargs": _arguments(Resampling(order=1), is_seg=True),
+        "resampling_fn_probabilities": resample,
+        "resampling_fn_probabilities_kwargs": _arguments(plan.score_resampling, is_seg=False),
+        "architecture": {
+            "network_class_name": _PLAIN_UNET,
+            "arch_kwargs": {
+                "n_stages": len(network.features_per_stage),
+                "features_per_stage": network.features_per_stage,
+                "conv_op": "torch.nn.modules.conv.Conv3d",
+                "kernel_sizes": network.kernel_sizes,
+                "strides": network.strides,
+                "n_conv_per_stage": network.n_conv_per_stage,
+                "n_conv_per_stage_decoder": network.n_conv_per_stage_decoder,
+                "conv_bias": True,
+                "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+                "norm_op_kwargs": {"eps": network.norm_epsilon, "affine": True},
+                "dropout_op": None,
+                "dropout_op_kwargs": None,
+                "nonlin": "torch.nn.LeakyReLU",
+                "nonlin_kwargs": {"inplace": True, "negative_slope": network.negative_slope},
+            },
+            "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+        },
+        "batch_dice": config.loss.batch_dice,
+    }
+    intensities = {
+        "mean": plan.mean_hu,
+        "std": plan.std_hu,
+        "percentile_00_5": plan.lower_hu,
+        "percentile_99_5": plan.upper_hu,
+    }
+    plans = {
+        "dataset_name": "Dataset000_covid_jax",
+        "plans_name": "nnUNetPlans",
+        "original_median_spacing_after_transp": plan.spacing_mm,
+        "original_median_shape_after_transp": plan.median_shape,
+        "image_reader_writer": "NibabelIOWithReorient" if plan.axes == _RAS else "SimpleITKIO",
+        "transpose_forward": plan.transpose,
+        "transpose_backward": as_tuple(np.argsort(plan.transpose)),
+        "configurations": {"3d_fullres": configuration},
+        "experiment_planner_used": "ExperimentPlanner",
+        "label_manager": "LabelManager",
+        "foreground_intensity_properties_per_channel": {"0": intensities},
+    }
+    return json.loads(json.dumps(plans))
+
+
+def not_in_nnunet(config: Config, plan: Plan, postprocessing: Postprocessing) -> tuple[str, ...]:
+    """What of a run nnU-Net cannot do with its network, and what to do about it: a line each."""
+    inference = config.inference
+    limits = [
+        (
+            not plan.file_axes and plan.axes == Plan.axes,
+            "The run turns each scan to head, back, left; nnU-Net takes the axes of the file. Give "
+            "it files whose axes point to the left, back and head (LPS): its masks of others are "
+            "wrong.",
+        ),
+        (
+            plan.resample_first,
+            "The run resamples a scan before it clips intensities, as nnU-Net v1; v2 clips first: "
+            "masks differ a little.",
+        ),
+        (
+            inference.average != "logits",
+            "The run averages the probabilities of windows and views, nnU-Net their logits: masks "
+            "differ a little.",
+        ),
+        (
+            not inference.mirror and bool(inference.mirror_axes),
+            "The run does not mirror; nnU-Net does, unless it is given --disable_tta.",
+        ),
+        (
+            inference.step_size != InferenceConfig.step_size,
+            f"The run's windows are {inference.step_size:g} of a window apart: give nnU-Net "
+            f"-step_size {inference.step_size:g}.",
+        ),
+        (
+            bool(postprocessing.threshold),
+            f"A lesion is from a probability of {postprocessing.threshold:g} on here; nnU-Net "
+            "takes the likeliest class.",
+        ),
+        (
+            postprocessing.largest_only,
+            "The largest component alone is kept here; nnU-Net keeps all.",
+        ),
+        (
+            True,
+            "Scans of 8-bit grey are mapped to HU here; nnU-Net takes their values as they are: "
+            "give it scans in HU.",
+        ),
+        (
+            inference.sums != "float16",
+            "nnU-Net adds up windows in half precision, which moves a few voxels, most of them at "
+            "the edges of a scan.",
+        ),
+    ]
+    return tuple(line for holds, line in limits if holds)
+
+
+def told(config: Config, plan: Plan) -> Iterable[str]:
+    """Lines on what was read from nnU-Net's files as what."""
+    axes = "those of each file" if plan.file_axes else "turned to " + "".join(reversed(plan.axes))
+    moved = "" if plan.transpose == AXES else f", transposed by {plan.transpose}"
+    yield f"axes: {axes}{moved}"
+    along = config.inference.mirror_axes
+    views = 2 ** len(along)
+    yield (
+        f"mirrored along axes {along}: {views} views of each window, {views} times the time"
+        if along
+        else "not mirrored"
+    )
+    for what, how, usual in (
+        ("scans", plan.image_resampling, Plan.image_resampling),
+        ("scores", plan.score_resampling, Plan.score_resampling),
+    ):
+        if how != usual:
+            apart = {None: "where it is coarse", True: "always", False: "never"}[how.separate]
+            yield (
+                f"{what} resampled by splines of order {how.order}, the coarsest axis apart {apart}"
+            )
+
+
+def refuse_other_network(trainer: str) -> None:
+    """Raises a UserError for a trainer whose network is not the one that the plans tell."""
+    _require(
+        not _OTHER_NETWORK.search(trainer),
+        f"its trainer is {trainer}, whose network is another than its plans tell",
+    )
+
+
+def run_config(
+    network: UNetConfig,
+    patch_size: Sequence[int],
+    batch_size: int,
+    batch_dice: bool,
+    inference: InferenceConfig,
+) -> Config:
+    """The config of an imported run. Raises a UserError where a value cannot work."""
+    data = DataConfig(
+        datasets=("nnunet",), patch_size=as_tuple(patch_size), batch_size=int(batch_size)
+    )
+    loss = LossConfig(batch_dice=batch_dice)
+    config = Config(test=False, model=network, data=data, loss=loss, inference=inference)
+    validate(config)
+    return config
+
+
+def ct_plan(
+    spacing_mm: Sequence[float], size: Sequence[float], statistics: Mapping[str, float], std: float
+) -> Plan:
+    """The plan of nnU-Net's spacing and its statistics of a channel (CTNormalization)."""
+    depth, height, width = map(float, spacing_mm)
+    return Plan(
+        spacing_mm=(depth, height, width),
+        lower_hu=float(statistics["percentile_00_5"]),
+        upper_hu=float(statistics["percentile_99_5"]),
+        mean_hu=float(statistics["mean"]),
+        std_hu=max(float(std), 1e-8),
+        median_shape=as_tuple(size),
+        training_cases=(),
+        file_axes=True,
+    )
+
+
+def mirrored(axes: Iterable[int]) -> tuple[int, ...]:
+    """Axes of mirroring as a sorted tuple."""
+    return tuple(sorted({int(axis) for axis in axes}))
+
+
+def as_tuple(values: Iterable[Any]) -> tuple[Any, ...]:
+    """Whole numbers as a tuple."""
+    return tuple(int(value) for value in values)
+
+
+def _check_configuration(name: str, settings: Mapping[str, Any]) -> None:
+    """Raises a UserError for what of a configuration is not supported but for the network."""
+    unknown = settings.keys() - _CONFIGURATION_KEYS
+    _require(
+        not unknown,
+        f"its configuration {name} has keys that may decide masks and that this program does not "
+        f"know ({_listed(unknown)}); if they do not, take them out and give the file by --plans",
+    )
+    _require(
+        settings.get("previous_stage") is None,
+        f"its configuration {name} is the second stage of a cascade",
+        ["networks that see the scan alone"],
+    )
+    schemes = settings["normalization_schemes"]
+    _require(len(schemes) == 1, f"it has {len(schemes)} channels", ["CT of one channel"])
+    _require(
+        schemes == ["CTNormalization"],
+        f"its scans are normalised by {schemes[0]}",
+        ["CT of one channel, by CTNormalization"],
+    )
+    _require(
+        not any(settings.get("use_mask_for_norm") or ()),
+        "it is normalised inside a mask (use_mask_for_norm), which is not supported",
+    )
+    preprocessor = settings.get("preprocessor_name", "DefaultPreprocessor")
+    _require(
+        preprocessor == "DefaultPreprocessor",
+        f"its scans are prepared by {preprocessor}",
+        ["DefaultPreprocessor"],
+    )
+
+
+def _classes(dataset: Mapping[str, Any]) -> int:
+    """The number of classes, background included."""
+    channels = dataset.get("channel_names", dataset.get("modality", {"0": "CT"}))
+    _require(len(channels) == 1, f"it has {len(channels)} channels", ["CT of one channel"])
+    values = sorted(set(plain_labels(dataset).values()))
+    _require(
+        values == list(range(len(values))),
+        f"its labels have the values {values}",
+        ["labels of 0, 1, 2 and so on"],
+    )
+    return len(values)
+
+
+def plain_labels(dataset: Mapping[str, Any]) -> dict[str, int]:
+    """The labels' names and values without the one to ignore.
+
+    Raises:
+      UserError: labels that are regions.
+    """
+    labels = {name: value for name, value in dataset["labels"].items() if name != "ignore"}
+    regions = [v for v in labels.values() if isinstance(v, list | tuple) and len(v) != 1]
+    _require(not regions, "it was trained on regions", ["plain labels"])
+    return {
+        name: int(value[0] if isinstance(value, list | tuple) else value)
+        for name, value in labels.items()
+    }
+
+
+def _network(settings: Mapping[str, Any], num_classes: int) -> UNetConfig:
+    if "architecture" in settings:
+        name = settings["architecture"]["network_class_name"]
+        arguments = settings["architecture"]["arch_kwargs"]
+    else:  # plans before nnU-Net 2.5
+        name = settings["UNet_class_name"]
+        name = _PLAIN_UNET if name == "PlainConvUNet" else name
+        arguments = _old_arguments(settings)
+    _require(
+        name == _PLAIN_UNET and len(settings["patch_size"]) == 3,
+        f"its network is {name.rpartition('.')[2]} of {len(settings['patch_size'])} axes",
+        ["the plain 3D U-Net (PlainConvUNet)"],
+    )
+    unknown = arguments.keys() - _ARCHITECTURE_KEYS
+    _require(
+        not unknown, f"its network has settings that this program does not know: {_listed(unknown)}"
+    )
+    for key, wanted in {
+        "conv_op": "Conv3d",
+        "norm_op": "InstanceNorm3d",
+        "nonlin": "LeakyReLU",
+        "dropout_op": "None",
+        "conv_bias": "True",
+        "nonlin_first": "False",
+    }.items():
+        found = str(arguments.get(key, "False" if key == "nonlin_first" else None))
+        module, _, name = found.rpartition(".")
+        _require(
+            name == wanted and (not module or module.startswith("torch.nn")),
+            f"its network has {key}={found}",
+            [f"the plain 3D U-Net with {key}={wanted}"],
+        )
+    norm = _known(arguments, "norm_op_kwargs", {"eps", "affine", "momentum"})
+    nonlin = _known(arguments, "nonlin_kwargs", {"inplace", "negative_slope"})
+    _require(norm.get("affine") is True, "its instance norm is not affine", ["affine ones"])
+    stages = int(arguments["n_stages"])
+    kernels = _each(arguments["kernel_sizes"], stages)
+    strides = _each(arguments["strides"], stages)
+    network = UNetConfig(
+        num_classes=num_classes,
+        features_per_stage=as_tuple(_each(arguments["features_per_stage"], stages)),
+        kernel_sizes=tuple(_axes(size) for size in kernels),
+        strides=tuple(_axes(size) for size in strides),
+        n_conv_per_stage=as_tuple(_each(arguments["n_conv_per_stage"], stages)),
+        n_conv_per_stage_decoder=as_tuple(_each(arguments["n_conv_per_stage_decoder"], stages - 1)),
+        norm_epsilon=float(norm.get("eps", 1e-5)),
+        negative_slope=float(nonlin.get("negative_slope", 0.01)),
+    )
+    _require(
+        network.strides[0] == (1, 1, 1),
+        f"its network begins with strides of {network.strides[0]}",
+        ["networks whose first stage is at full resolution"],
+    )
+    return network
+
+
+def _old_arguments(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of the network that plans before nnU-Net 2.5 tell (ConfigurationManager)."""
+    stages = len(settings["n_conv_per_stage_encoder"])
+    base, most = int(settings["UNet_base_num_features"]), int(settings["unet_max_num_features"])
+    return {
+        "n_stages": stages,
+        "features_per_stage": [min(base * 2**stage, most) for stage in range(stages)],
+        "conv_op": "Conv3d",
+        "kernel_sizes": settings["conv_kernel_sizes"],
+        "strides": settings["pool_op_kernel_sizes"],
+        "n_conv_per_stage": settings["n_conv_per_stage_encoder"],
+        "n_conv_per_stage_decoder": settings["n_conv_per_stage_decoder"],
+        "conv_bias": True,
+        "norm_op": "InstanceNorm3d",
+        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+        "nonlin": "LeakyReLU",
+    }
+
+
+def _resampling(settings: Mapping[str, Any], of: str) -> Resampling:
+    """How nnU-Net resamples `of` (data, probabilities), with its functions' own defaults.
+
+    resample_torch_fornnunet is trilinear, without a clip that linear needs none of, and takes the
+    nearest slice, so it is a spline of order 1.
+    """
+    function, key = settings[f"resampling_fn_{of}"], f"resampling_fn_{of}_kwargs"
+    common = {"is_seg", "force_separate_z", "separate_z_anisotropy_threshold"}
+    if function == "resample_data_or_seg_to_shape":
+        arguments = _known(settings, key, common | {"order", "order_z"})
+        order, coarse_order = arguments.get("order", 3), arguments.get("order_z", 0)
+        separate = arguments.get("force_separate_z", False)
+    elif function == "resample_torch_fornnunet":
+        no_effect = {"num_threads", "device", "memefficient_seg_resampling"}
+        arguments = _known(settings, key, common | no_effect | {"mode", "aniso_axis_mode"})
+        modes = {"nearest-exact": 0, "linear": 1}
+        along = arguments.get("aniso_axis_mode", "nearest-exact")
+        _require(
+            arguments.get("mode", "linear") == "linear" and along in modes,
+            f"its {key} has mode={arguments.get('mode', 'linear')}, aniso_axis_mode={along}",
+            ["mode=linear", *(f"aniso_axis_mode={name}" for name in modes)],
+        )
+        order, coarse_order = 1, modes[along]
+        separate = arguments.get("force_separate_z")
+    else:
+        raise UserError(
+            f"its resampling_fn_{of} is {function}; supported: resample_data_or_seg_to_shape, "
+            "resample_torch_fornnunet"
+        )
+    _require(not arguments.get("is_seg"), f"its {key} resamples as labels (is_seg)")
+    _require(
+        {order, coarse_order} <= set(range(6)) and separate in (None, True, False),
+        f"its {key} has orders {order} and {coarse_order}, force_separate_z={separate}",
+        ["splines of order 0 to 5, and true, false or null"],
+    )
+    threshold = float(arguments.get("separate_z_anisotropy_threshold", ANISOTROPY))
+    return Resampling(int(order), int(coarse_order), separate, threshold)
+
+
+def _arguments(how: Resampling, is_seg: bool) -> dict[str, Any]:
+    arguments: dict[str, Any] = {
+        "is_seg": is_seg,
+        "order": how.order,
+        "order_z": how.coarse_order,
+        "force_separate_z": how.separate,
+    }
+    if how.anisotropy != ANISOTROPY:  # older versions of nnU-Net do not know it
+        arguments["separate_z_anisotropy_threshold"] = how.anisotropy
+    return arguments
+
+
+def _inherited(configurations: Mapping[str, Any], name: str, *below: str) -> dict[str, Any]:
+    """A configuration with what it inherits from others."""
+    _require(
+        name in configurations, f"its plans have no configuration {name}", sorted(configurations)
+    )
+    _require(name not in below, f"its configuration {name} inherits from itself")
+    settings = configurations[name]
+    base = settings.get("inherits_from")
+    return {**(_inherited(configurations, base, name, *below) if base else {}), **settings}
+
+
+def _known(settings: Mapping[str, Any], key: str, known: Collection[str]) -> Mapping[str, Any]:
+    """The arguments under `key`, all of them `known`."""
+    arguments = settings.get(key) or {}
+    unknown = arguments.keys() - known
+    _require(not unknown, f"its {key} has {_listed(unknown)}", sorted(known))
+    return arguments
+
+
+def _each(value: Any, count: int) -> Sequence[Any]:
+    """A value for each stage: one for all, or `count` of them."""
+    if isinstance(value, int):
+        return [value] * count
+    _require(len(value) == count, f"its network has {count} stages, but {value} for them")
+    return value
+
+
+def _axes(value: int | Sequence[int]) -> tuple[int, int, int]:
+    depth, height, width = (value,) * 3 if isinstance(value, int) else as_tuple(value)
+    return depth, height, width
+
+
+def _require(holds: bool, fault: str, supported: Iterable[str] = ()) -> None:
+    """Raises a UserError of `fault`, and what is supported instead."""
+    if not holds:
+        instead = ", ".join(supported)
+        raise UserError(f"{fault}; supported: {instead}" if instead else fault)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names))

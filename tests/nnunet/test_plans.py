@@ -1,0 +1,239 @@
+"""nnU-Net's plans as settings: every key of them changes the run, is refused, or cannot matter."""
+
+import copy
+import json
+
+import pytest
+
+from covid_jax.config import InferenceConfig
+from covid_jax.data.plan import Plan, Resampling
+from covid_jax.errors import UserError
+from covid_jax.inference.postprocess import Postprocessing
+from covid_jax.nnunet.plans import not_in_nnunet, read_plans, write_plans
+from tests.conftest import ROOT
+
+PLANS = json.loads((ROOT / "tests" / "files" / "nnunet_plans.json").read_text())
+DATASET = {
+    "name": "Lesions",
+    "channel_names": {"0": "CT"},
+    "labels": {"background": 0, "ground glass": 1, "consolidation": 2, "ignore": 3},
+    "numTraining": 4,
+    "file_ending": ".nii.gz",
+    "overwrite_image_reader_writer": "SimpleITKIO",
+}
+FULLRES = "configurations/3d_fullres/"
+ARGUMENTS = FULLRES + "architecture/arch_kwargs/"
+INTENSITIES = "foreground_intensity_properties_per_channel/0/"
+
+CANNOT_MATTER = {
+    "dataset_name": "a name",
+    "plans_name": "a name",
+    "original_median_spacing_after_transp": "what the planner found; the target is `spacing`",
+    "original_median_shape_after_transp": "what the planner found",
+    "experiment_planner_used": "how the plans came about",
+    INTENSITIES + "max": "not in CTNormalization",
+    INTENSITIES + "min": "not in CTNormalization",
+    INTENSITIES + "median": "not in CTNormalization",
+    FULLRES + "data_identifier": "the name of a folder of training data",
+    FULLRES + "resampling_fn_seg": "of labels, which prediction has none of",
+    FULLRES + "resampling_fn_seg_kwargs/is_seg": "of labels",
+    FULLRES + "resampling_fn_seg_kwargs/order": "of labels",
+    FULLRES + "resampling_fn_seg_kwargs/order_z": "of labels",
+    FULLRES + "resampling_fn_seg_kwargs/force_separate_z": "of labels",
+    FULLRES + "architecture/_kw_requires_import": "which arguments nnU-Net's loader looks up",
+    ARGUMENTS + "dropout_op_kwargs": "there is no dropout",
+    ARGUMENTS + "nonlin_kwargs/inplace": "where the result is kept",
+}
+CANNOT_MATTER_OF_DATASET = {
+    "name": "a name",
+    "channel_names/0": "the name of a channel; plans tell how it is normalised",
+    "labels/ignore": "of labels, which prediction has none of",
+    "numTraining": "of training",
+    "file_ending": "of nnU-Net's files; predict reads any",
+    "overwrite_image_reader_writer": "of planning; plans tell the reader",
+}
+OTHER_NETWORKS = tuple(f"configurations/{n}/" for n in ("2d", "3d_lowres", "3d_cascade_fullres"))
+
+
+def leaves(tree, place=""):
+    """The paths of all values that are no dictionaries."""
+    if not isinstance(tree, dict):
+        return [place]
+    return [leaf for key in tree for leaf in leaves(tree[key], f"{place}/{key}".lstrip("/"))]
+
+
+def another(value):
+    """A value of the same kind that is not `value`."""
+    if isinstance(value, list):
+        return [another(value[0]), *value[1:]]
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + 2
+    return f"another_{value}"
+
+
+def changed(tree, place):
+    """`tree` with another value at `place`."""
+    tree = copy.deepcopy(tree)
+    *above, last = place.split("/")
+    node = tree
+    for key in above:
+        node = node[key]
+    node[last] = another(node[last])
+    return tree
+
+
+def run_of(plans, dataset=DATASET, **checkpoint):
+    """What decides the masks of the run; or "refused"."""
+    try:
+        settings = read_plans(plans, dataset, **checkpoint)
+    except UserError:
+        return "refused"
+    return settings.config, settings.plan
+
+
+EXPECTED = run_of(PLANS)
+
+
+@pytest.mark.parametrize("place", leaves(PLANS))
+def test_a_key_of_plans_changes_the_run_or_is_refused_or_cannot_matter(place):
+    unchanged = run_of(changed(PLANS, place)) == EXPECTED
+    assert unchanged == (place in CANNOT_MATTER or place.startswith(OTHER_NETWORKS))
+
+
+@pytest.mark.parametrize("place", leaves(DATASET))
+def test_a_key_of_dataset_json_changes_the_run_or_is_refused_or_cannot_matter(place):
+    unchanged = run_of(PLANS, changed(DATASET, place)) == EXPECTED
+    assert unchanged == (place in CANNOT_MATTER_OF_DATASET)
+
+
+def test_the_number_of_labels_is_that_of_the_classes():
+    for labels, classes in (
+        ({"background": 0, "a": 1}, 2),
+        ({"background": 0, "a": [1], "b": 2, "ignore": 3}, 3),
+    ):
+        config, _ = run_of(PLANS, DATASET | {"labels": labels})
+        assert config.model.num_classes == classes
+    for labels in ({"background": 0, "whole": [1, 2]}, {"background": 0, "a": 2}):
+        assert run_of(PLANS, DATASET | {"labels": labels}) == "refused"
+
+
+@pytest.mark.parametrize(
+    ("axes", "mirror"), [(None, False), ((), False), ((0, 2), True), ([1, 0, 2], True)]
+)
+def test_the_axes_of_mirroring_are_those_of_the_checkpoint(axes, mirror):
+    config, _ = run_of(PLANS, mirror_axes=axes)
+    assert config.inference.mirror == mirror
+    assert config.inference.mirror_axes == tuple(sorted(axes or ()))
+
+
+@pytest.mark.parametrize(
+    ("configuration", "message"),
+    [
+        ("2d", "PlainConvUNet of 2 axes"),
+        ("3d_cascade_fullres", "second stage of a cascade"),
+        ("4d", r"no configuration 4d; supported: 2d, 3d_cascade_fullres"),
+    ],
+)
+def test_a_configuration_that_is_not_supported_is_refused_by_name(configuration, message):
+    with pytest.raises(UserError, match=message):
+        read_plans(PLANS, DATASET, configuration)
+
+
+@pytest.mark.parametrize("trainer", ["nnUNetTrainerReLU", "nnUNetTrainerV2_GroupNorm"])
+def test_a_trainer_of_another_network_with_the_same_weights_is_refused(trainer):
+    assert run_of(PLANS, trainer=trainer) == "refused"
+    assert run_of(PLANS, trainer="nnUNetTrainer_4000epochs_NoMirroring") == EXPECTED
+
+
+def with_value(place, value):
+    plans = copy.deepcopy(PLANS)
+    *above, last = place.split("/")
+    node = plans
+    for key in above:
+        node = node[key]
+    node[last] = value
+    return plans
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (FULLRES + "flavour", 1, r"keys .* does not know \(flavour\).*--plans"),
+        (ARGUMENTS + "gates", True, "does not know: gates"),
+        (ARGUMENTS + "norm_op_kwargs/track_running_stats", True, "track_running_stats"),
+        (ARGUMENTS + "nonlin_kwargs/threshold", 1, "nonlin_kwargs has threshold"),
+        (ARGUMENTS + "dropout_op", "torch.nn.Dropout3d", "dropout_op=torch.nn.Dropout3d"),
+        (ARGUMENTS + "nonlin", "torch.nn.ReLU", "nonlin=torch.nn.ReLU"),
+        (ARGUMENTS + "nonlin_first", True, "nonlin_first=True"),
+        (ARGUMENTS + "kernel_sizes", [[2, 2, 2]] * 6, "kernel_sizes.*must be odd"),
+        (
+            FULLRES + "resampling_fn_data",
+            "no_resampling_hack",
+            "fn_data is no_resampling_hack; supp",
+        ),
+        (FULLRES + "resampling_fn_data_kwargs/order", 7, "orders 7 and 0"),
+        (FULLRES + "resampling_fn_data_kwargs/blur", 7, "resampling_fn_data_kwargs has blur"),
+        (FULLRES + "use_mask_for_norm", [True], "use_mask_for_norm"),
+        (FULLRES + "preprocessor_name", "Mine", "prepared by Mine; supported: DefaultPreprocessor"),
+        (FULLRES + "normalization_schemes", ["ZScoreNormalization"], "by ZScoreNormalization"),
+        (FULLRES + "normalization_schemes", ["CTNormalization"] * 2, "has 2 channels"),
+        ("image_reader_writer", "Tiff3DIO", "read by Tiff3DIO; supported: SimpleITKIO"),
+        ("label_manager", "Mine", "label manager is Mine"),
+        ("transpose_forward", [1, 2, 0], "does not undo"),
+        ("transpose_forward", [0, 0, 0], "does not undo"),
+    ],
+)
+def test_what_is_not_supported_is_refused_by_name(place, value, message):
+    with pytest.raises(UserError, match=message):
+        read_plans(with_value(place, value), DATASET)
+
+
+def test_a_key_that_this_program_does_not_know_is_told():
+    settings = read_plans(PLANS | {"flavour": 1}, DATASET)
+    assert settings.notes[-1].endswith("does not know: flavour")
+
+
+def test_arguments_that_are_left_out_are_those_of_nnunets_functions():
+    """Its signatures: order 3, nearest along z, and no axis apart; by torch, apart where coarse."""
+    _, plan = run_of(with_value(FULLRES + "resampling_fn_data_kwargs", {"is_seg": False}))
+    assert plan.image_resampling == Resampling(order=3, separate=False)
+    plans = with_value(FULLRES + "resampling_fn_data", "resample_torch_fornnunet")
+    plans["configurations"]["3d_fullres"]["resampling_fn_data_kwargs"] = {}
+    assert run_of(plans)[1].image_resampling == Resampling(order=1)
+
+
+def test_what_was_read_is_written_again():
+    """Plans to settings to plans to settings."""
+    plans = with_value("image_reader_writer", "SimpleITKIOWithReorient")
+    plans |= {"transpose_forward": [1, 2, 0], "transpose_backward": [2, 0, 1]}
+    configuration = plans["configurations"]["3d_fullres"]
+    configuration["resampling_fn_data_kwargs"]["order_z"] = 1
+    configuration["resampling_fn_data_kwargs"]["separate_z_anisotropy_threshold"] = 2.0
+    arguments = configuration["architecture"]["arch_kwargs"]
+    arguments["nonlin_kwargs"]["negative_slope"] = 0.2
+    arguments["norm_op_kwargs"]["eps"] = 1e-3
+    settings = read_plans(plans, DATASET)
+    again = read_plans(write_plans(settings.config, settings.plan), DATASET)
+    assert (again.config, again.plan) == (settings.config, settings.plan)
+
+
+def test_the_readers_axes_are_told():
+    notes = read_plans(with_value("image_reader_writer", "NibabelIOWithReorient"), DATASET).notes
+    assert "axes: turned to RAS" in notes
+    notes = read_plans(PLANS, DATASET, mirror_axes=(0, 1)).notes
+    assert "axes: those of each file" in notes
+    assert "mirrored along axes (0, 1): 4 views of each window, 4 times the time" in notes
+
+
+def test_an_export_says_what_nnunet_cannot_do():
+    config, plan = EXPECTED
+    imported = " ".join(not_in_nnunet(config, plan, Postprocessing()))
+    assert "8-bit" in imported
+    assert "head, back, left" not in imported
+    own = Plan((1.0, 1.0, 1.0), -1000.0, 300.0, -300.0, 400.0, (64, 64, 64), ())
+    config.inference = InferenceConfig(step_size=0.75)
+    lines = not_in_nnunet(config, own, Postprocessing(0.3, largest_only=True))
+    for what in ("LPS", "logits", "--disable_tta", "-step_size 0.75", "0.3", "largest", "half"):
+        assert any(what in line for line in lines), what

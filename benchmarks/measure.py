@@ -210,8 +210,8 @@ def our_predictor(config: Config, platform: Platform, params: Any, mirror: bool)
 
     inference = dataclasses.replace(config.inference, average="logits")
     config = dataclasses.replace(config, inference=inference)
-    logits_of = make_scorer(config, params, mirror, platform)
-    return lambda volume: np.moveaxis(logits_of(volume), -1, 0)
+    slabs_of = make_scorer(config, params, mirror, platform)
+    return lambda volume: np.moveaxis(np.concatenate(list(slabs_of(volume))), -1, 0)
 
 
 def their_predictor(config: Config, platform: Platform, params: Any, mirror: bool) -> Predict:

@@ -22,7 +22,7 @@ from absl import flags
 from tqdm import tqdm
 
 from covid_jax.data.intensities import INTENSITIES
-from covid_jax.data.preprocess import as_volume, prepare_case, read_scan_as
+from covid_jax.data.preprocess import as_volume, gathered, prepare_case, read_scan_as
 from covid_jax.data.processes import each
 from covid_jax.data.scans import listed, refuse_among, scans_in
 from covid_jax.device import announce_device
@@ -30,7 +30,7 @@ from covid_jax.errors import UserError, run_command
 from covid_jax.files import digest
 from covid_jax.inference.ensemble import open_ensemble
 from covid_jax.inference.masks import Origin, is_from, is_ours, write_mask
-from covid_jax.inference.postprocess import to_mask
+from covid_jax.inference.postprocess import mask_of
 from covid_jax.training.parallel import keep_compiled_programs
 
 _CHECKPOINT = flags.DEFINE_list("checkpoint", [], "Work directory of a run, or of several.")
@@ -103,11 +103,14 @@ def main() -> None:
         for note in dict.fromkeys([f"values are read {how}", *scan.notes]):
             tqdm.write(f"{name}: {note}")
         case = prepare_case(scan, None, together.plan)
-        probabilities = together.predict(case)
+        pieces = together.predict(case)
         *others, last = targets[name]
-        for k, file in zip(classes, others, strict=True):
-            write_mask(file, as_volume(probabilities[k], case.geometry), origins[name])
-        mask = to_mask(probabilities, together.postprocessing)
+        if others:  # all probabilities at once; a mask alone takes them as they come
+            probabilities = gathered(pieces, case.geometry)
+            pieces = iter([(slice(None), probabilities)])
+            for k, file in zip(classes, others, strict=True):
+                write_mask(file, as_volume(probabilities[k], case.geometry), origins[name])
+        mask = mask_of(pieces, case.geometry.shape, together.postprocessing)
         write_mask(last, as_volume(mask, case.geometry), origins[name])
     kept = len(found.paths) - len(todo)
     already = f", {kept} of them from before" if kept else ""

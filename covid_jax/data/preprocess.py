@@ -1,6 +1,6 @@
 """From a scan to what a network sees, and back: crop, resample, normalise (nnU-Net's for CT)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,8 @@ from covid_jax.data.geometry import (
     turned_to_file_axes,
 )
 from covid_jax.data.intensities import read_as
-from covid_jax.data.plan import Plan, Resampling
+from covid_jax.data.plan import Plan
+from covid_jax.data.resample import resample, resample_label, resample_planes, resampled_size
 from covid_jax.data.volume import read_volume
 from covid_jax.errors import UserError
 
@@ -109,30 +110,49 @@ def _normalised(voxels: np.ndarray, plan: Plan) -> np.ndarray:
     return (np.clip(voxels, plan.lower_hu, plan.upper_hu) - plan.mean_hu) / plan.std_hu
 
 
-def restore(
-    scores: np.ndarray, geometry: Geometry, plan: Plan, *, of_logits: bool = False
-) -> np.ndarray:
-    """Scores (D, H, W, K) on the plan's grid -> probabilities (K, D, H, W) on the scan's own grid.
+Piece = tuple[slice, np.ndarray]
+"""Planes along D of a scan's own grid, and probabilities (K, d, H, W) there."""
 
-    Outside the crop everything is background.
+
+def restore_planes(
+    slabs: Iterable[np.ndarray], geometry: Geometry, plan: Plan, *, of_logits: bool = False
+) -> Iterator[Piece]:
+    """Scores on the plan's grid, which come in slabs along D -> probabilities on the scan's grid.
+
+    Outside the crop everything is background; planes along D that lie outside of it do not come.
 
     Args:
-      scores: probabilities; or logits, which are resampled as such (nnU-Net v2:
-        convert_predicted_logits_to_segmentation_with_correct_shape), in their own dtype.
+      slabs: (d, H, W, K) each, in order: probabilities; or logits, which are resampled as such
+        (nnU-Net v2: convert_predicted_logits_to_segmentation_with_correct_shape), in their own
+        dtype.
       of_logits: which of the two they are.
     """
-    inside = tuple(slice(*side) for side in geometry.box)
+    (plane, _), *inside = geometry.box
     size = tuple(stop - start for start, stop in geometry.box)
+    shape = resampled_size(size, geometry.spacing_mm, plan.spacing_mm)
+    channels = (np.moveaxis(slab, -1, 0) for slab in slabs)
     spacings = plan.spacing_mm, geometry.spacing_mm
-    cropped = np.empty((scores.shape[-1], *size), scores.dtype)
-    for channel, target in zip(np.moveaxis(scores, -1, 0), cropped, strict=True):
-        wide = channel.astype(np.float32, copy=False)
-        target[...] = resample(wide, size, *spacings, plan.score_resampling)
-    full = np.zeros((len(cropped), *geometry.shape), np.float32)
-    full[0] = 1
-    wide = cropped.astype(np.float32, copy=False)
-    full[:, *inside] = special.softmax(wide, axis=0) if of_logits else wide
-    return full
+    for piece in resample_planes(channels, shape, size, *spacings, plan.score_resampling):
+        wide = piece.astype(np.float32, copy=False)
+        count, depth = piece.shape[:2]
+        full = np.zeros((count, depth, *geometry.shape[1:]), np.float32)
+        full[0] = 1
+        place = tuple(slice(*side) for side in inside)
+        full[:, :, *place] = special.softmax(wide, axis=0) if of_logits else wide
+        yield slice(plane, plane + depth), full
+        plane += depth
+
+
+def gathered(pieces: Iterable[Piece], geometry: Geometry) -> np.ndarray:
+    """Pieces as one array of probabilities (K, D, H, W) on the scan's own grid."""
+    whole: np.ndarray | None = None
+    for planes, probabilities in pieces:
+        if whole is None:
+            whole = np.zeros((len(probabilities), *geometry.shape), np.float32)
+            whole[0] = 1
+        whole[:, planes] = probabilities
+    assert whole is not None
+    return whole
 
 
 def as_volume(voxels: np.ndarray, geometry: Geometry) -> Volume:
@@ -144,89 +164,3 @@ def as_volume(voxels: np.ndarray, geometry: Geometry) -> Volume:
         file_affine=np.array(geometry.file_affine),
         header=geometry.header,
     )
-
-
-def resampled_size(
-    shape: Sequence[int],
-    spacing_mm: Sequence[float] | np.ndarray,
-    target_mm: Sequence[float] | np.ndarray,
-) -> tuple[int, ...]:
-    """The number of voxels along each axis at another spacing, at least 1.
-
-    In nnU-Net's order of operations (compute_new_shape), which decides at halves.
-    """
-    size = np.round(np.array(spacing_mm) / np.array(target_mm) * np.array(shape)).astype(int)
-    return tuple(np.maximum(size, 1).tolist())
-
-
-def resample(
-    voxels: np.ndarray,
-    size: Sequence[int],
-    spacing_mm: Sequence[float] | np.ndarray,
-    target_mm: Sequence[float] | np.ndarray,
-    how: Resampling,
-) -> np.ndarray:
-    """`voxels` (D, H, W) at another size.
-
-    Where a coarse axis is treated apart (Resampling.separate), each slice across it is resampled
-    alone, and then the axis (nnU-Net: resample_data_or_seg with separate z).
-    """
-    if tuple(size) == voxels.shape:
-        return voxels
-    coarse = _coarse_axis(spacing_mm, target_mm, how)
-    if coarse is None:
-        return _zoom(voxels, size, how.order)
-    slices = np.moveaxis(voxels, coarse, 0)
-    plane = [n for axis, n in enumerate(size) if axis != coarse]
-    resampled = np.stack([_zoom(image, plane, how.order) for image in slices])
-    if how.coarse_order and size[coarse] != len(slices):
-        full = (size[coarse], *plane)
-        return np.moveaxis(_zoom(resampled, full, how.coarse_order, clip=False), 0, coarse)
-    position = (np.arange(size[coarse]) + 0.5) * len(slices) / size[coarse] - 0.5
-    nearest = np.clip(np.floor(position + 0.5).astype(int), 0, len(slices) - 1)
-    return np.moveaxis(resampled[nearest], 0, coarse)
-
-
-def resample_label(
-    label: np.ndarray,
-    size: Sequence[int],
-    spacing_mm: Sequence[float] | np.ndarray,
-    target_mm: Sequence[float] | np.ndarray,
-) -> np.ndarray:
-    """A label (D, H, W) at another size: at each voxel the value with the largest share.
-
-    The share of a value is its mask, resampled linearly; of equal shares the nearest voxel's value
-    counts, or else the lowest (batchgenerators: resize_segmentation).
-    """
-    if tuple(size) == label.shape:
-        return label
-    nearest = resample(label, size, spacing_mm, target_mm, Resampling(order=0))
-    winner, best = np.zeros(size, label.dtype), np.full(size, -1.0)
-    for value in np.unique(label):
-        mask = (label == value).astype(float)
-        share = resample(mask, size, spacing_mm, target_mm, Resampling(order=1))
-        wins = (share > best) | ((share == best) & (nearest == value))
-        winner[wins], best[wins] = value, share[wins]
-    return winner
-
-
-def _zoom(voxels: np.ndarray, size: Sequence[int], order: int, *, clip: bool = True) -> np.ndarray:
-    factors = np.array(size) / voxels.shape
-    zoomed = ndimage.zoom(voxels, factors, order=order, mode="nearest", grid_mode=True)
-    return np.clip(zoomed, voxels.min(), voxels.max()) if clip else zoomed  # splines overshoot
-
-
-def _coarse_axis(
-    spacing_mm: Sequence[float] | np.ndarray,
-    target_mm: Sequence[float] | np.ndarray,
-    how: Resampling,
-) -> int | None:
-    """The axis that is treated apart (nnU-Net: determine_do_sep_z_and_axis)."""
-    if how.separate is False:
-        return None
-    for spacing in (np.asarray(spacing_mm), np.asarray(target_mm)):
-        if how.separate or spacing.max() > how.anisotropy * spacing.min():
-            # An oblique file's spacing comes from its affine, rounded.
-            coarsest = np.flatnonzero(np.isclose(spacing, spacing.max(), rtol=1e-6, atol=0))
-            return int(coarsest[0]) if coarsest.size == 1 else None
-    return None

@@ -1,7 +1,7 @@
 """The test of a run: the masks of its fold's test cases, and their metrics."""
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from tqdm import tqdm
 from covid_jax.config import IGNORED, Config
 from covid_jax.data.geometry import turned_like
 from covid_jax.data.plan import Plan
-from covid_jax.data.preprocess import Geometry, PreparedCase, as_volume
+from covid_jax.data.preprocess import Geometry, Piece, PreparedCase, as_volume, gathered
 from covid_jax.data.store import StoredDataset, load_case
 from covid_jax.data.volume import read_volume, write_volume
 from covid_jax.evaluation.folders import evaluate_folders, save_metrics
@@ -19,6 +19,7 @@ from covid_jax.evaluation.metrics import dice
 from covid_jax.inference.postprocess import (
     Postprocessing,
     load_postprocessing,
+    mask_of,
     save_postprocessing,
     to_mask,
 )
@@ -47,12 +48,13 @@ def score_run(
     folder = workdir / "predictions"
     split = dataset.split(config.fold)
 
-    def predicted(name: str) -> tuple[np.ndarray, Geometry]:
+    def predicted(name: str) -> tuple[Iterator[Piece], Geometry]:
         case = load_case(dataset, name)
         return predict(PreparedCase(case.image, None, case.geometry)), case.geometry
 
     def compared(name: str) -> tuple[np.ndarray, np.ndarray]:
-        probabilities, geometry = predicted(name)
+        pieces, geometry = predicted(name)
+        probabilities = gathered(pieces, geometry)
         reference = read_volume(dataset.reference(name))
         # The plan's axes need not be the Volume's.
         return probabilities, turned_like(reference, as_volume(probabilities[0], geometry)).voxels
@@ -62,8 +64,8 @@ def score_run(
         save_postprocessing(workdir, choose(compared(name) for name in selected_by))
     postprocessing = load_postprocessing(workdir, config.inference)
     for name in tqdm(split.test, "testing", unit="case", mininterval=1):
-        probabilities, geometry = predicted(name)
-        mask = to_mask(probabilities, postprocessing)
+        pieces, geometry = predicted(name)
+        mask = mask_of(pieces, geometry.shape, postprocessing)
         write_volume(folder / f"{name}.nii.gz", as_volume(mask, geometry))
     metrics = evaluate_folders(
         folder,

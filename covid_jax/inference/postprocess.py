@@ -1,6 +1,7 @@
 """From probabilities to a mask: a threshold and clean-up of components, both off by default."""
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import cc3d
 import numpy as np
 
 from covid_jax.config import InferenceConfig
+from covid_jax.data.preprocess import Piece
 from covid_jax.files import read_json, write_json
 
 _FILE = "postprocessing.json"
@@ -30,11 +32,21 @@ class Postprocessing:
 
 def to_mask(probabilities: np.ndarray, postprocessing: Postprocessing) -> np.ndarray:
     """The mask (D, H, W), uint8, of probabilities (K, D, H, W)."""
-    if postprocessing.threshold:
-        lesion = 1 - probabilities[0] >= postprocessing.threshold
-        mask = np.where(lesion, 1 + probabilities[1:].argmax(0), 0).astype(np.uint8)
-    else:
-        mask = probabilities.argmax(0).astype(np.uint8)
+    whole = [(slice(0, probabilities.shape[1]), probabilities)]
+    return mask_of(whole, probabilities.shape[1:], postprocessing)
+
+
+def mask_of(
+    pieces: Iterable[Piece], shape: tuple[int, ...], postprocessing: Postprocessing
+) -> np.ndarray:
+    """The mask (D, H, W), uint8, of probabilities that come in pieces along D."""
+    mask = np.zeros(shape, np.uint8)
+    for planes, probabilities in pieces:
+        if postprocessing.threshold:
+            lesion = 1 - probabilities[0] >= postprocessing.threshold
+            mask[planes] = np.where(lesion, 1 + probabilities[1:].argmax(0), 0)
+        else:
+            mask[planes] = probabilities.argmax(0)
     return _largest(mask) if postprocessing.largest_only else mask
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -13,24 +13,25 @@ from scipy import special
 
 from covid_jax.config import Config
 from covid_jax.data.plan import Plan
-from covid_jax.data.preprocess import PreparedCase, restore
+from covid_jax.data.preprocess import Piece, PreparedCase, restore_planes
 from covid_jax.errors import UserError
-from covid_jax.inference.sliding_window import predict_volume
+from covid_jax.inference.sliding_window import predict_slabs
 from covid_jax.training.platform import Platform, with_dtype
 from covid_jax.transfer.strategies import network_of
 
 Tree = Any
-Predictor = Callable[[PreparedCase], np.ndarray]
-"""case -> probabilities (K, D, H, W) on the scan's own grid"""
+Scorer = Callable[[np.ndarray], Iterator[np.ndarray]]
+Predictor = Callable[[PreparedCase], Iterator[Piece]]
+"""case -> probabilities on the scan's own grid, in pieces along D (restore_planes)"""
+
+_SLAB = 8  # planes of several runs that are averaged at once
 
 
 def make_predictor(
     config: Config, plan: Plan, params: Tree, mirror: bool, platform: Platform
 ) -> Predictor:
     """The predictor of a run; its network is compiled once, for windows of the patch size."""
-    scores_of = make_scorer(config, params, mirror, platform)
-    of_logits = config.inference.average == "logits"
-    return lambda case: restore(scores_of(case.image), case.geometry, plan, of_logits=of_logits)
+    return make_ensemble([(config, plan, params)], mirror, platform)
 
 
 def make_ensemble(
@@ -44,29 +45,42 @@ def make_ensemble(
     Args:
       mirror: over the views that are mirrored; None: of the runs that say so.
     """
-    kinds = {config.inference.average for config, _, _ in runs}
-    of_logits = kinds == {"logits"}
+    plan = runs[0][1]
+    of_logits = {config.inference.average for config, _, _ in runs} == {"logits"}
 
-    def scorer(config: Config, params: Tree) -> Callable[[np.ndarray], np.ndarray]:
+    def scorer(config: Config, params: Tree) -> Scorer:
         mirrors = config.inference.mirror if mirror is None else mirror
         scores_of = make_scorer(config, params, mirrors, platform)
         if config.inference.average == "logits" and not of_logits:
-            return lambda volume: special.softmax(scores_of(volume), axis=-1)
+            return lambda volume: (special.softmax(slab, axis=-1) for slab in scores_of(volume))
         return scores_of
 
     scorers = [scorer(config, params) for config, _, params in runs]
 
-    def predict(case: PreparedCase) -> np.ndarray:
-        total = functools.reduce(np.add, (scores_of(case.image) for scores_of in scorers))
-        return restore(total / len(runs), case.geometry, runs[0][1], of_logits=of_logits)
+    def predict(case: PreparedCase) -> Iterator[Piece]:
+        slabs = scorers[0](case.image)
+        if len(scorers) > 1:  # of other patches, so that their slabs are others
+            together = zip(*(_evenly(scores_of(case.image)) for scores_of in scorers), strict=True)
+            slabs = (functools.reduce(np.add, each) / len(each) for each in together)
+        return restore_planes(slabs, case.geometry, plan, of_logits=of_logits)
 
     return predict
 
 
-def make_scorer(
-    config: Config, params: Tree, mirror: bool, platform: Platform
-) -> Callable[[np.ndarray], np.ndarray]:
-    """A normalised volume (D, H, W) -> what the run averages, (D, H, W, K): predict_volume.
+def _evenly(slabs: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """The same planes in slabs of the same size."""
+    held: np.ndarray | None = None
+    for slab in slabs:
+        held = slab if held is None else np.concatenate([held, slab])
+        while len(held) > _SLAB:
+            yield held[:_SLAB]
+            held = held[_SLAB:]
+    if held is not None:
+        yield held
+
+
+def make_scorer(config: Config, params: Tree, mirror: bool, platform: Platform) -> Scorer:
+    """A normalised volume (D, H, W) -> what the run averages, in slabs: predict_slabs.
 
     Raises:
       UserError: `mirror` of a network that is not to be mirrored along any axis.
@@ -78,7 +92,7 @@ def make_scorer(
         )
     logits_of = make_network(config, platform)
     apply = functools.partial(logits_of, jax.tree.map(jnp.asarray, params))
-    return lambda volume: predict_volume(
+    return lambda volume: predict_slabs(
         apply,
         volume,
         config.data.patch_size,

@@ -4,6 +4,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,6 +22,13 @@ _PEAK = {"float32": 1, "float16": 10}
 
 @np.errstate(over="ignore", invalid="ignore")  # told in one line at the end
 def predict_volume(
+    apply: Network, volume: np.ndarray, patch_size: Sequence[int], **settings: Any
+) -> np.ndarray:
+    """predict_slabs as one array, (D, H, W, K), with the same arguments."""
+    return np.concatenate(list(predict_slabs(apply, volume, patch_size, **settings)))
+
+
+def predict_slabs(
     apply: Network,
     volume: np.ndarray,
     patch_size: Sequence[int],
@@ -30,11 +38,12 @@ def predict_volume(
     batch_size: int = 2,
     average: str = "probabilities",
     sums: str = "float32",
-) -> np.ndarray:
+) -> Iterator[np.ndarray]:
     """Class probabilities of every voxel, averaged over windows with Gaussian weights.
 
     Windows of the patch size are spread evenly, at most `step_size` of a window apart; a volume
-    smaller than a window is padded with 0 on both sides (nnU-Net: nnUNetPredictor).
+    smaller than a window is padded with 0 on both sides (nnU-Net: nnUNetPredictor). Planes along D
+    are given away when no window reaches them any more, so that memory does not grow with D.
 
     Args:
       apply: the network, jitted; it sees one shape, (batch_size, *patch_size, 1).
@@ -47,40 +56,50 @@ def predict_volume(
       sums: the dtype in which windows are added up; "float16" to the bits of nnU-Net v2, which
         rounds scores to few steps where a voxel lies at the edge of all of its windows.
 
-    Returns:
-      (D, H, W, K) in the dtype of `sums`; probabilities sum to 1 over K
+    Yields:
+      (d, H, W, K) in the dtype of `sums`, in order along D; probabilities sum to 1 over K
 
     Raises:
       UserError: scores that are not finite, as in float16 those of 65520 and more.
     """
     scores = apply if average == "logits" else lambda image: jax.nn.softmax(apply(image))
     padded, inside = _pad_to(volume, patch_size)
-    corners = list(
-        itertools.product(
-            *(
-                window_starts(n, size, step_size)
-                for n, size in zip(padded.shape, patch_size, strict=True)
-            )
-        )
-    )
+    starts = [
+        window_starts(n, size, step_size) for n, size in zip(padded.shape, patch_size, strict=True)
+    ]
+    corners = list(itertools.product(*starts))
     weight = gaussian_weight(tuple(patch_size), sums)
+    depth, plane = patch_size[0], padded.shape[1:]
+    first = 0  # of the planes that are held, as many as a window has
     total: np.ndarray | None = None
-    weights = np.zeros(padded.shape, sums)
+    weights = np.zeros((depth, *plane), sums)
+
+    def mean(stop: int) -> np.ndarray:
+        """Of the planes from `first` to `stop`, as far as they are not padding."""
+        assert total is not None
+        low, high = (np.clip(at, inside[0].start, inside[0].stop) - first for at in (first, stop))
+        planes = total[low:high] / weights[low:high, ..., None]
+        if not np.isfinite(planes).all():
+            raise UserError(
+                f"the network's scores do not fit into {sums}; predict with inference.sums "
+                "of float32 in the run's config.json"
+            )
+        return planes[:, *inside[1:]]
+
     for some, averaged in _predicted(scores, padded, corners, patch_size, mirror_axes, batch_size):
         if total is None:
-            total = np.zeros((*padded.shape, averaged.shape[-1]), sums)
-        for corner, window in zip(some, averaged, strict=False):
-            place = tuple(slice(c, c + size) for c, size in zip(corner, patch_size, strict=True))
+            total = np.zeros((depth, *plane, averaged.shape[-1]), sums)
+        for (d, h, w), window in zip(some, averaged, strict=False):
+            if d > first:
+                yield mean(d)
+                for held in (total, weights):
+                    held[: depth - (d - first)] = held[d - first :].copy()
+                    held[depth - (d - first) :] = 0
+                first = d
+            place = np.s_[:, h : h + patch_size[1], w : w + patch_size[2]]
             total[place] += window * weight[..., None]
             weights[place] += weight
-    assert total is not None
-    mean = (total / weights[..., None])[inside]
-    if not np.isfinite(mean).all():
-        raise UserError(
-            f"the network's scores do not fit into {sums}; predict with inference.sums "
-            "of float32 in the run's config.json"
-        )
-    return mean
+    yield mean(first + depth)
 
 
 def window_starts(length: int, window: int, step_size: float) -> list[int]:

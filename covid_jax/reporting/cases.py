@@ -9,7 +9,8 @@ import numpy as np
 from covid_jax.config import IGNORED, Config
 from covid_jax.data.geometry import Volume, from_file_axes, in_file_axes
 from covid_jax.data.plan import Plan, Resampling, load_plan
-from covid_jax.data.preprocess import as_volume, resample
+from covid_jax.data.preprocess import as_volume
+from covid_jax.data.resample import resample
 from covid_jax.data.store import StoredCase, StoredDataset, load_case, load_dataset
 from covid_jax.data.volume import read_volume
 from covid_jax.errors import UserError

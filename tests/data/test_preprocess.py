@@ -18,13 +18,13 @@ from covid_jax.data.labels import read_label
 from covid_jax.data.plan import Fingerprint, Plan, Resampling, load_plan, make_plan, save_plan
 from covid_jax.data.preprocess import (
     as_volume,
+    gathered,
     nonzero_box,
     prepare_case,
     read_scan,
-    resample,
-    resampled_size,
-    restore,
+    restore_planes,
 )
+from covid_jax.data.resample import resample, resampled_size
 from covid_jax.data.volume import read_volume, write_volume
 from covid_jax.errors import UserError
 
@@ -123,7 +123,7 @@ def test_a_label_comes_back_to_its_own_grid(spacing):
     image, label = from_spacing(smooth(shape), spacing), from_spacing(mask, spacing)
     case = prepare_case(image, label, PLAN)
     certain = np.stack([case.label == 0, case.label == 1], -1).astype(np.float32)
-    back = restore(certain, case.geometry, PLAN).argmax(0)
+    back = gathered(restore_planes([certain], case.geometry, PLAN), case.geometry).argmax(0)
     assert back.shape == mask.shape
     assert 2 * (back & mask).sum() / (back.sum() + mask.sum()) > 0.93
 
@@ -135,7 +135,7 @@ def test_outside_the_crop_everything_is_background():
     assert case.image.shape == (4, 6, 6)
     lesion = np.zeros((*case.image.shape, 2), np.float32)
     lesion[..., 1] = 1
-    mask = restore(lesion, case.geometry, PLAN).argmax(0)
+    mask = gathered(restore_planes([lesion], case.geometry, PLAN), case.geometry).argmax(0)
     np.testing.assert_array_equal(mask, voxels != 0)
 
 

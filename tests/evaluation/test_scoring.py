@@ -55,6 +55,6 @@ def test_settings_are_chosen_by_references_on_the_grid_of_the_probabilities(tmp_
     platform = platform_of("cpu")
     network = network_of(with_dtype(config, platform), platform.form)
     params = new_params(network, 0, (1, 16, 16, 16, 1))
-    metrics = score_run(config, plan, dataset, params, tmp_path / "run", platform, lambda: None)
+    metrics = score_run(config, plan, dataset, params, tmp_path / "run", platform)
     assert set(metrics["cases"]) == set(dataset.split(0).test)
     assert (tmp_path / "run" / "postprocessing.json").is_file()

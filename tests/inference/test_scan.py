@@ -11,7 +11,7 @@ from scipy import special
 from covid_jax.config import Config, DataConfig, InferenceConfig, UNetConfig
 from covid_jax.data.geometry import from_spacing
 from covid_jax.data.plan import Plan
-from covid_jax.data.preprocess import prepare_case
+from covid_jax.data.preprocess import gathered, prepare_case
 from covid_jax.errors import UserError
 from covid_jax.inference.scan import make_ensemble, make_scorer
 from covid_jax.model.unet import UNet
@@ -48,12 +48,14 @@ def test_runs_are_averaged_in_what_each_of_them_averages(case):
     """One window on the scan's own grid, so scores and probabilities are simply related."""
     for average, kinds in (("logits", ("logits",) * 2), ("both", ("logits", "probabilities"))):
         runs = [run(seed, kind) for seed, kind in enumerate(kinds)]
-        scores = [make_scorer(c, p, False, CPU)(case.image) for c, _, p in runs]
+        scores = [
+            np.concatenate(list(make_scorer(c, p, False, CPU)(case.image))) for c, _, p in runs
+        ]
         if average == "logits":
             expected = special.softmax((scores[0] + scores[1]) / 2, axis=-1)
         else:
             expected = (special.softmax(scores[0], axis=-1) + scores[1]) / 2
-        ours = make_ensemble(runs, False, CPU)(case)
+        ours = gathered(make_ensemble(runs, False, CPU)(case), case.geometry)
         np.testing.assert_allclose(np.moveaxis(ours, 0, -1), expected, atol=1e-6)
 
 

@@ -7,7 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from covid_jax.errors import UserError
-from covid_jax.inference.sliding_window import gaussian_weight, predict_volume, window_starts
+from covid_jax.inference.sliding_window import (
+    gaussian_weight,
+    predict_slabs,
+    predict_volume,
+    window_starts,
+)
 
 
 def voxelwise(image):
@@ -93,3 +98,22 @@ def test_weights_fall_from_the_centre_and_never_reach_zero():
     assert weight.max() == weight[8, 16, 16] == 1
     assert weight.min() > 0
     assert weight[8, 16, 20] == pytest.approx(np.exp(-0.5), rel=0.01)  # one deviation: 32 / 8
+
+
+@pytest.mark.parametrize("depth", [3, 4, 9, 23])
+def test_planes_are_given_away_in_order_when_no_window_reaches_them(depth):
+    """The same values as of the whole, whose windows are all added up before."""
+    volume = np.random.default_rng(0).normal(size=(depth, 9, 7)).astype(np.float32)
+    seen = []
+
+    def network(image):
+        seen.append(len(slabs))
+        return voxelwise(image)
+
+    slabs = []
+    for slab in predict_slabs(network, volume, (4, 6, 6), batch_size=1):
+        slabs.append(slab)
+    assert [slab.shape[1:3] for slab in slabs] == [(9, 7)] * len(slabs)
+    np.testing.assert_allclose(np.concatenate(slabs), expected(volume), atol=1e-5)
+    assert seen == sorted(seen)
+    assert (seen[-1] > 0) == (depth > 4)

@@ -12,7 +12,7 @@ import pytest
 
 from covid_jax.config import Config, DataConfig, InferenceConfig, UNetConfig
 from covid_jax.data.plan import Plan
-from covid_jax.data.preprocess import prepare_case, read_scan
+from covid_jax.data.preprocess import gathered, prepare_case, read_scan
 from covid_jax.errors import UserError
 from covid_jax.import_nnunet import read_run
 from covid_jax.inference.scan import make_predictor
@@ -67,7 +67,8 @@ def our_probabilities(model, scan):
     """(K, D, H, W) in the axes of the file."""
     mirror = model.config.inference.mirror
     predict = make_predictor(model.config, model.plan, model.params, mirror, platform_of("cpu"))
-    return predict(prepare_case(read_scan(scan), None, model.plan))
+    case = prepare_case(read_scan(scan), None, model.plan)
+    return gathered(predict(case), case.geometry)
 
 
 @pytest.fixture(params=["LPS", "RAS"])

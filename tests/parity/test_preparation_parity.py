@@ -19,7 +19,7 @@ from covid_jax.data.geometry import Volume
 from covid_jax.data.labels import read_label
 from covid_jax.data.phantom import make_phantom
 from covid_jax.data.plan import Fingerprint, Plan, fingerprint, make_plan
-from covid_jax.data.preprocess import nonzero_box, prepare_case, read_scan, restore
+from covid_jax.data.preprocess import gathered, nonzero_box, prepare_case, read_scan, restore_planes
 
 
 def lidc(files):
@@ -105,7 +105,7 @@ def test_probabilities_come_back_as_nnunets_do(case):
         prepared.label * 0.8 + 0.1 + 0.05 * rng.normal(size=prepared.label.shape), 0, 1
     )
     scores = np.stack([1 - lesion, lesion], -1).astype(np.float32)
-    ours = restore(scores, prepared.geometry, plan)
+    ours = gathered(restore_planes([scores], prepared.geometry, plan), prepared.geometry)
     box = prepared.geometry.box
     theirs = resample_data_or_seg_to_shape(
         np.moveaxis(scores, -1, 0),

@@ -103,7 +103,7 @@ SEEN = {
     "data.patch_size": (BASE, (8, 16, 24), program),
     "data.batch_size": (BASE, 3, program),
     "loss.batch_dice": (BASE, True, program),
-    "inference.step_size": (BASE, 0.5, scores),
+    "inference.step_size": (BASE, 0.3, scores),
     "inference.average": (BASE, "logits", scores),
     "inference.mirror": (BASE, True, scores),
     "inference.threshold": (BASE, 0.3, postprocessing),

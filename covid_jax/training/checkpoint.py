@@ -26,6 +26,7 @@ from jax.experimental import multihost_utils
 from covid_jax.config import Config, check_network, from_dict
 from covid_jax.data.plan import Plan, load_plan
 from covid_jax.errors import UserError, system_error, writing
+from covid_jax.training.cost import abstract_params
 from covid_jax.training.processes import is_first
 from covid_jax.training.state import TrainState
 from covid_jax.transfer.freezing import join, leaves_by_path, split
@@ -192,8 +193,16 @@ def load_params(workdir: str | Path, step: int | None = None) -> Tree:
 
 
 def load_run(workdir: str | Path) -> tuple[Config, Plan, Tree]:
-    """The config, the plan and the latest parameters of a run."""
-    return load_config(workdir), load_plan(Path(workdir) / "plan.json"), load_params(workdir)
+    """The config, the plan and the latest parameters of a run.
+
+    Raises:
+      UserError: the folder is no run, is damaged, or its checkpoint is not of its config's network.
+    """
+    config, plan = load_config(workdir), load_plan(Path(workdir) / "plan.json")
+    params = load_params(workdir)
+    if other := _other_shape(abstract_params(config), params):
+        raise UserError(f"{workdir}: config.json is not of the network in checkpoints/: {other}")
+    return config, plan, params
 
 
 def load_config(workdir: str | Path) -> Config:
@@ -391,11 +400,15 @@ def _digest(step: int, facts: dict[str, Any], tree: Tree) -> str:
 
 
 def _check_shapes(ours: Tree, theirs: Tree) -> None:
+    if other := _other_shape(ours, theirs):
+        raise UserError(f"checkpoint of another network: {other}; use a new --workdir")
+
+
+def _other_shape(ours: Tree, theirs: Tree) -> str:
+    """The first leaf that is of another shape, or in one of them alone; empty: none is."""
     here, there = leaves_by_path(ours), leaves_by_path(theirs)
     for path in sorted(here.keys() | there.keys()):
         ours_is, theirs_is = (str(t[path].shape) if path in t else "missing" for t in (here, there))
         if ours_is != theirs_is:
-            raise UserError(
-                f"checkpoint of another network: {path} is {ours_is} here and {theirs_is} there; "
-                "use a new --workdir"
-            )
+            return f"{path} is {ours_is} here and {theirs_is} there"
+    return ""

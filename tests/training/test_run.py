@@ -10,7 +10,7 @@ from covid_jax.config import InferenceConfig, to_dict
 from covid_jax.data.plan import Plan
 from covid_jax.data.store import StoredDataset
 from covid_jax.errors import UserError
-from covid_jax.training.checkpoint import load_config
+from covid_jax.training.checkpoint import load_config, load_pretrained, load_run, save_params
 from covid_jax.training.run import (
     as_begun,
     claim_workdir,
@@ -19,6 +19,8 @@ from covid_jax.training.run import (
     other_plan,
     with_num_classes,
 )
+from covid_jax.training.state import new_params
+from covid_jax.transfer.strategies import network_of
 from tests.conftest import tiny
 
 PLAN = Plan((2.0, 1.0, 1.0), -900.0, 300.0, -400.0, 350.0, (40, 60, 60), ())
@@ -172,3 +174,19 @@ def test_a_config_that_cannot_be_read_is_one_line_with_its_file(tmp_path, text, 
     assert str(tmp_path / "config.json") in str(caught.value)
     with pytest.raises(UserError, match=re.escape(told)):
         claim_workdir(tmp_path, tiny(), PLAN)
+
+
+def test_a_network_that_its_config_does_not_describe_is_one_line(tmp_path):
+    claim_workdir(tmp_path, tiny(), PLAN)
+    other = tiny(model=dataclasses.replace(tiny().model, features_per_stage=(4, 8, 12)))
+    shape = (1, *other.data.patch_size, 1)
+    network = network_of(dataclasses.replace(other, dtype="float32"), "lax")
+    save_params(tmp_path, new_params(network, 0, shape))
+    with pytest.raises(UserError, match=r"is not of the network in checkpoints/: .*16.* here and"):
+        load_run(tmp_path)
+
+
+def test_a_pretraining_on_another_source_is_refused(tmp_path):
+    claim_workdir(tmp_path, tiny("pretraining-nsclc"), PLAN)
+    with pytest.raises(UserError, match=r"trained on the source nsclc, and config\.source=msd"):
+        load_pretrained(tiny("body-msd", pretrained=str(tmp_path)))

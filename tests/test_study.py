@@ -129,19 +129,21 @@ def test_the_report_can_be_redrawn_from_the_folders(study, command):
     assert (workdir / "report" / "table_3.csv").read_text() == before
 
 
-def test_a_run_that_fails_is_named_and_the_rest_goes_on(study, command, tmp_path):
-    workdir, wider = study[0], "--config.study.runs=('scratch','continual-structseg')"
-    missing = f"--config.study.raw.structseg_gtv={tmp_path / 'missing'}"
-    finished = command("study", *ARGUMENTS, f"--workdir={workdir}", wider, missing)
+def test_a_step_that_fails_is_named_and_the_report_is_drawn_without_it(study, command, tmp_path):
+    workdir, scan = study[0], tmp_path / "bad.nii.gz"
+    scan.write_bytes(b"no scan")
+    more = f"--config.study.scans=('{scan}',)"
+    finished = command("study", *ARGUMENTS, f"--workdir={workdir}", more, "--only=scratch")
     assert finished.returncode != 0
     last = finished.stderr.splitlines()[-1]
-    assert f"prepare-structseg_gtv: {tmp_path / 'missing'}: no such folder" in last
-    assert "continual-structseg-fold0: needs pretraining-structseg, which failed" in last
+    assert last.startswith("error: 1 of 2 steps failed: scratch-none-fold0-on-bad: ")
+    assert str(scan) in last
     assert "report:" in finished.stdout
-    told = command("study", *ARGUMENTS, f"--workdir={workdir}", wider, missing, "--list").stdout
-    (line,) = [line for line in told.splitlines() if "prepare-structseg" in line]
+    assert f"{scan}: damaged" in (workdir / "report" / "index.html").read_text()
+    told = command("study", *ARGUMENTS, f"--workdir={workdir}", more, "--list").stdout
+    (line,) = [line for line in told.splitlines() if "scratch-none-fold0-on-bad" in line]
     assert line.startswith("failed")
-    assert "no such folder" in line
+    assert str(scan) in line
 
 
 def test_a_fold_that_the_data_does_not_have_is_refused_at_the_start_and_in_the_list(study, refuses):

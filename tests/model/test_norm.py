@@ -40,3 +40,42 @@ def test_in_bfloat16_the_statistics_stay_float32(arguments):
     half = instance_norm_leaky_relu(x.astype(jnp.bfloat16), scale, bias)
     assert half.dtype == jnp.bfloat16
     np.testing.assert_allclose(half.astype(jnp.float32), plain(x, scale, bias), atol=0.05)
+
+
+def shifted(ratio, dtype):
+    """A channel of deviation 1 around `ratio` whose norm is nowhere near the kink at 0."""
+    rng = np.random.default_rng(2)
+    x = rng.choice([-1, 1], (2, 8, 16, 16, 4)) * rng.uniform(0.5, 1.5, (2, 8, 16, 16, 4))
+    scale, bias = rng.uniform(0.5, 2, 4), rng.uniform(-0.1, 0.1, 4)
+    dz = rng.normal(1, 1, x.shape)
+    given = jnp.asarray(x + ratio, dtype), jnp.float32(scale), jnp.float32(bias)
+    return given, jnp.asarray(dz, dtype)
+
+
+def in_float64(arguments, dz):
+    """Value and gradients of the plain formula for the same numbers."""
+    with jax.enable_x64(True):
+        exact = [jnp.asarray(np.asarray(a, np.float64)) for a in (*arguments, dz)]
+        value, pull = jax.vjp(plain, *exact[:3])
+        return [np.asarray(a) for a in (value, *pull(exact[3]))]
+
+
+@pytest.mark.parametrize("ratio", [0, 1, 100, 1000, 1e4])
+def test_a_mean_of_many_deviations_costs_no_more_than_the_rounding_of_the_input(ratio):
+    arguments, dz = shifted(ratio, jnp.float32)
+    value, pull = jax.vjp(jax.jit(instance_norm_leaky_relu), *arguments)
+    for ours, theirs in zip((value, *pull(dz)), in_float64(arguments, dz), strict=True):
+        apart = np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
+        assert apart < 5 * np.finfo(np.float32).eps * (1 + ratio)
+
+
+@pytest.mark.parametrize("ratio", [0, 1, 100])  # of more deviations bfloat16 holds no two values
+def test_nor_in_bfloat16(ratio):
+    arguments, dz = shifted(ratio, jnp.bfloat16)
+    value, pull = jax.vjp(jax.jit(instance_norm_leaky_relu), *arguments)
+    of_x, of_scale, of_bias = pull(dz)
+    exact = in_float64(arguments, dz)
+    for ours, theirs in zip((value, of_x), exact, strict=False):
+        assert np.linalg.norm(ours - theirs) < 0.004 * np.linalg.norm(theirs)
+    for ours, theirs in zip((of_scale, of_bias), exact[2:], strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4)

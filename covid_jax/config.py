@@ -489,6 +489,22 @@ def from_dict(values: dict[str, Any]) -> Config:
     return config
 
 
+def read_config(path: Path, name: str = "") -> Config:
+    """The config in a JSON file, of this version or an older one; errors call it `name`.
+
+    Raises:
+      UserError: the file is damaged, or has settings that this version does not know.
+    """
+    try:
+        return from_dict(json.loads(path.read_text()))
+    except UserError as error:
+        raise UserError(
+            f"{name or path}: {error}; a newer version of covid_jax wrote it?"
+        ) from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{name or path}: damaged ({error})") from error
+
+
 def differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> list[str]:
     """Lines "field: ours, was theirs" for every leaf in which two config dictionaries differ."""
     lines = []

@@ -9,14 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from covid_jax.config import Config
+from covid_jax.config import Config, read_config
 from covid_jax.data.scans import listed
 from covid_jax.data.store import facts_of
 from covid_jax.errors import UserError
 from covid_jax.evaluation.metrics import METRICS
 from covid_jax.files import read_json
 from covid_jax.reporting.paper import paper_table
-from covid_jax.studies.grid import read_config
 from covid_jax.training.progress import read_log
 
 

@@ -1,7 +1,6 @@
 """The steps of a study: which command makes what, and what each one needs."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,8 @@ from covid_jax.config import (
     SOURCES,
     Config,
     differences,
-    from_dict,
     load_config_file,
+    read_config,
     run_name,
     to_dict,
 )
@@ -165,21 +164,7 @@ def load_study(workdir: Path) -> Config:
     path = workdir / "study.json"
     if not path.is_file():
         raise UserError(f"{workdir}: not the folder of a study, it has no study.json")
-    return read_config(path, str(path))
-
-
-def read_config(path: Path, name: str) -> Config:
-    """The config in a file that errors call `name`.
-
-    Raises:
-      UserError: the file is damaged, or has settings that this version does not know.
-    """
-    try:
-        return from_dict(json.loads(path.read_text()))
-    except UserError as error:
-        raise UserError(f"{name}: {error}; a newer version of covid_jax wrote it?") from error
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{name}: damaged ({error})") from error
+    return read_config(path)
 
 
 def scan_name(scan: str) -> str:

@@ -23,7 +23,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from covid_jax.config import Config, check_network, from_dict
+from covid_jax.config import Config, check_network, read_config
 from covid_jax.data.plan import Plan, load_plan
 from covid_jax.errors import UserError, system_error, writing
 from covid_jax.training.cost import abstract_params
@@ -215,15 +215,11 @@ def load_config(workdir: str | Path) -> Config:
     path = Path(workdir) / "config.json"
     if not path.is_file():
         raise UserError(f"{workdir}: not the work directory of a run, it has no config.json")
+    config = read_config(path)
     try:
-        config = from_dict(json.loads(path.read_text()))
         check_network(config.model)
-    except ValueError as error:
-        raise UserError(f"{path}: damaged; it is no JSON") from error
     except UserError as error:
-        raise UserError(
-            f"{path}: {error} (damaged, or written by a newer version of covid_jax?)"
-        ) from error
+        raise UserError(f"{path}: {error}") from error
     return config
 
 
@@ -231,8 +227,9 @@ def load_pretrained(config: Config) -> Tree | None:
     """The parameters of the run that config.pretrained names; None where it names none.
 
     Raises:
-      UserError: it is no run; it is the pre-training on another source than config.source; or this
-        run goes on with the joint schedule of a pre-training that was planned for other numbers.
+      UserError: it is no run; it is the pre-training on another source than config.source, or its
+        network computes otherwise; or this run goes on with the joint schedule of a pre-training
+        that was planned for other numbers.
     """
     if not config.pretrained:
         return None
@@ -246,6 +243,13 @@ def load_pretrained(config: Config) -> Tree | None:
             f"{config.pretrained}: was trained on the source {theirs.source}, and "
             f"config.source={config.source}"
         )
+    for name in ("norm_epsilon", "negative_slope"):  # which the shapes of its leaves do not tell
+        before, here = (getattr(c.model, name) for c in (theirs, config))
+        if STRATEGIES[config.strategy].needs_pretraining and before != here:
+            raise UserError(
+                f"{config.pretrained}: has model.{name}={before}; give --config.model.{name} "
+                "the same"
+            )
     if STRATEGIES[config.strategy].schedule == "joint":
         planned, here = (
             (c.pretraining_epochs, c.epochs, c.optimizer.learning_rate, c.optimizer.poly_power)

@@ -158,7 +158,7 @@ def test_a_start_from_an_imported_network_names_it_and_an_older_provenance_goes_
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("", "it is no JSON"),
+        ("", "damaged"),
         ('{"epochs": "x"}', "config.epochs='x': must be int"),
         ('{"zap": 1}', "config has no field zap"),
         ('{"model": 3}', "config.model=3: must be settings by name"),

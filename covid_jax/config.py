@@ -498,9 +498,8 @@ def read_config(path: Path, name: str = "") -> Config:
     try:
         return from_dict(json.loads(path.read_text()))
     except UserError as error:
-        raise UserError(
-            f"{name or path}: {error}; a newer version of covid_jax wrote it?"
-        ) from error
+        told = f"{name or path}: {error}; a newer version of covid_jax wrote it?"
+        raise UserError(told) from error
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{name or path}: damaged ({error})") from error
 

@@ -25,8 +25,13 @@ from tests.conftest import ROOT, tiny
 
 BASE = tiny()
 CONTINUAL = tiny("continual-msd", pretrained="somewhere")
+MIRRORED = tiny()
+MIRRORED.inference.mirror = True
 STUDY = tiny()
 STUDY.study.runs = ("scratch", "body-msd")
+
+
+CONFIGS = (BASE, CONTINUAL, MIRRORED, STUDY)
 
 
 @functools.cache
@@ -66,8 +71,8 @@ def commands(config):
 
 @functools.cache
 def unchanged(seen, which):
-    """What is seen of one of the three configs that are changed here."""
-    return seen((BASE, CONTINUAL, STUDY)[which])
+    """What is seen of one of the configs that are changed here."""
+    return seen(CONFIGS[which])
 
 
 KERNELS = ((1, 3, 3), (3, 3, 3), (3, 1, 3))
@@ -94,6 +99,8 @@ SEEN = {
     "model.deep_supervision": (BASE, False, program),
     "model.conv_bias": (BASE, False, program),
     "model.head_bias": (BASE, False, program),
+    "model.norm_epsilon": (BASE, 0.1, program),
+    "model.negative_slope": (BASE, 0.3, program),
     "optimizer.learning_rate": (BASE, 0.02, rates),
     "optimizer.momentum": (BASE, 0.9, program),
     "optimizer.weight_decay": (BASE, 1e-4, program),
@@ -106,6 +113,8 @@ SEEN = {
     "inference.step_size": (BASE, 0.3, scores),
     "inference.average": (BASE, "logits", scores),
     "inference.mirror": (BASE, True, scores),
+    "inference.mirror_axes": (MIRRORED, (0,), scores),
+    "inference.sums": (BASE, "float16", scores),
     "inference.threshold": (BASE, 0.3, postprocessing),
     "inference.largest_only": (BASE, True, postprocessing),
     "study.folds": (STUDY, (3,), commands),
@@ -178,7 +187,7 @@ def test_another_value_changes_what_the_setting_is_for(name):
     config, value, seen = SEEN[name]
     other = changed(config, name, value)
     validate(other)
-    before, after = unchanged(seen, (BASE, CONTINUAL, STUDY).index(config)), seen(other)
+    before, after = unchanged(seen, CONFIGS.index(config)), seen(other)
     if seen is scores:
         before, after = before.tolist(), after.tolist()
     assert before != after

@@ -126,14 +126,21 @@ def model_card(
 def _scores(metrics: dict[str, Any]) -> Sequence[str]:
     if not metrics:
         return ["It was not tested."]
+    labels = metrics.get("labels", {})
+    of_what = ", of the mean over labels" if labels else ""
     lines = [
-        f"Mean and standard deviation over {len(metrics['cases'])} test cases of the fold:",
+        f"Mean and standard deviation over {len(metrics['cases'])} test cases of the fold{of_what}:",
         "",
         "| metric | mean | deviation |",
         "| --- | --- | --- |",
     ]
     for name, mean in metrics["mean"].items():
         lines.append(f"| {name} | {mean:.3f} | {metrics['std'][name]:.3f} |")
+    if labels:
+        lines += ["", "| label | DSC | deviation |", "| --- | --- | --- |"]
+        for label, of_label in labels.items():
+            dsc, deviation = of_label["mean"]["dsc"], of_label["std"]["dsc"]
+            lines.append(f"| {label} | {dsc:.3f} | {deviation:.3f} |")
     return lines
 
 

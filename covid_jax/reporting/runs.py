@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -42,6 +42,8 @@ class Run:
       log: the lines of its log.jsonl.
       epoch_seconds: the median over epochs of training alone, without the first, which compiles.
       validation_seconds: the same of the validation steps.
+      labels: where there are several, each one's metrics of each test case, by its name; those in
+        `cases` are the means over them.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Run:
     log: list[dict[str, Any]]
     epoch_seconds: float
     validation_seconds: float
+    labels: dict[str, dict[str, dict[str, float | None]]] = field(default_factory=dict)
 
     @property
     def fold(self) -> int:
@@ -120,7 +123,8 @@ def _read_run(folder: Path) -> Run:
             done = log[-1]["step"] if log else 0
             total = config.epochs * config.steps_per_epoch
             raise UserError(f"{name}: not finished, step {done} of {total} is the last logged")
-        cases = json.loads((folder / "metrics.json").read_text())["cases"]
+        metrics = json.loads((folder / "metrics.json").read_text())
+        cases = metrics["cases"]
         timed = log[1:] or log
         if not cases or not all(set(METRICS) <= set(case) for case in cases.values()):
             raise UserError(f"{name}/metrics.json: damaged (cases or metrics are missing)")
@@ -131,6 +135,7 @@ def _read_run(folder: Path) -> Run:
             log=log,
             epoch_seconds=median(line["seconds"] for line in timed),
             validation_seconds=median(line.get("validation_seconds", 0.0) for line in timed),
+            labels={name: of["cases"] for name, of in metrics.get("labels", {}).items()},
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{name}: damaged log.jsonl or metrics.json ({error})") from error

@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -80,11 +80,13 @@ class Table:
 
 
 def all_tables(runs: Sequence[Run]) -> tuple[Table, ...]:
-    """Tables I to III, and a fourth of metrics that the paper does not have.
+    """Tables I to III, a fourth of metrics that the paper does not have, and of several labels a
+    fifth with each one's DSC.
 
     The paper's rows come first, also where no run is there yet, then kinds of run that it lacks.
     """
-    return _table_1(runs), _table_2(runs), _table_3(runs), _table_4(runs)
+    tables = (_table_1(runs), _table_2(runs), _table_3(runs), _table_4(runs))
+    return (*tables, _table_5(runs)) if any(run.labels for run in runs) else tables
 
 
 def comparisons(runs: Sequence[Run], metric: str) -> dict[Kind, Comparison]:
@@ -241,6 +243,23 @@ def _table_4(runs: Sequence[Run]) -> Table:
     ]
     title = "Not in the paper: Hausdorff distance and volume, over all folds"
     return Table("4", title, (_headed(EXTRAS),), tuple(rows))
+
+
+def _table_5(runs: Sequence[Run]) -> Table:
+    names = dict.fromkeys(name for run in runs for name in run.labels)
+    rows = []
+    for kind in kinds_of(runs):
+        of_label = {
+            name: [
+                replace(run, cases=run.labels[name])
+                for run in _of(runs, kind)
+                if name in run.labels
+            ]
+            for name in names
+        }
+        rows.append(Row(kind, {name: _cell(some, "dsc", None) for name, some in of_label.items()}))
+    title = "DSC of each label, over all folds; the other tables have the mean over labels"
+    return Table("5", title, ({name: name for name in names},), tuple(rows))
 
 
 def _headed(metrics: Sequence[str]) -> dict[str, str]:

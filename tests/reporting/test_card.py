@@ -86,3 +86,13 @@ def test_what_is_unfrozen_is_told_with_its_epoch():
 def test_an_unknown_dataset_has_its_terms_elsewhere():
     card = model_card(Config(), PLAN, 10, {"data": {"nnunet": {}}, "synthetic": []}, {})
     assert "- nnunet: see where it was published" in card
+
+
+def test_the_card_has_the_dsc_of_each_of_several_labels():
+    numbers = {"dsc": 0.25, "nsd": 0.5}
+    labels = {"lung": {"mean": {"dsc": 0.9}, "std": {"dsc": 0.1}}}
+    metrics = {"cases": {"a": {}}, "mean": numbers, "std": numbers}
+    assert "| label |" not in model_card(tiny(), PLAN, 10, {}, metrics)
+    card = model_card(tiny(), PLAN, 10, {}, metrics | {"labels": labels})
+    assert "1 test cases of the fold, of the mean over labels:" in card
+    assert "| lung | 0.900 | 0.100 |" in card

@@ -125,3 +125,12 @@ def test_a_run_whose_data_changed_since_is_reported_with_a_word_on_it(tmp_path):
         assert [words in line for line, words in zip(problems, expected, strict=True)] == [
             True for _ in expected
         ]
+
+
+def test_of_several_labels_each_has_its_dsc_by_its_name():
+    labels = {"lung": {"a": FULL | {"dsc": 0.9}}, "tumour": {"a": FULL | {"dsc": 0.3}}}
+    one = dataclasses.replace(run(a=0.6), labels=labels)
+    table = all_tables([one])[-1]
+    assert table.groups == ({"lung": "lung", "tumour": "tumour"},)
+    assert [table.rows[0].cells[name].ours.mean for name in labels] == pytest.approx([0.9, 0.3])
+    assert len(all_tables([run(a=0.6)])) == 4

@@ -29,7 +29,7 @@ from covid_jax.errors import StoppedError, UserError, run_command, stop_signals_
 from covid_jax.lock import only_here
 from covid_jax.reporting.page import terminal_summary, write_report
 from covid_jax.studies import executors
-from covid_jax.studies.grid import Step, check_folds, claim_study, plan_steps
+from covid_jax.studies.grid import Step, check_folds, check_places, claim_study, plan_steps
 from covid_jax.studies.schedule import STUDY_STOPS, run_steps, states
 
 _CONFIG = define_config_flag()
@@ -57,6 +57,7 @@ def main() -> None:
     overrides = [a for a in sys.argv if a.lstrip("-").startswith("config.")]
     every = plan_steps(config, config_file, overrides, workdir)
     steps = only(every, _ONLY.value)
+    check_places(workdir, config)
     check_folds(workdir, config)
     if _LIST.value:
         print("\n".join(listed(steps, workdir)))

@@ -127,9 +127,10 @@ def _scores(metrics: dict[str, Any]) -> Sequence[str]:
     if not metrics:
         return ["It was not tested."]
     labels = metrics.get("labels", {})
-    of_what = ", of the mean over labels" if labels else ""
+    of_what = f"{len(metrics['cases'])} test cases of the fold"
+    of_what += ", of the mean over labels" if labels else ""
     lines = [
-        f"Mean and standard deviation over {len(metrics['cases'])} test cases of the fold{of_what}:",
+        f"Mean and standard deviation over {of_what}:",
         "",
         "| metric | mean | deviation |",
         "| --- | --- | --- |",

@@ -19,7 +19,7 @@ from covid_jax.data.plan import load_plan
 from covid_jax.data.scans import scans_in
 from covid_jax.data.store import load_dataset
 from covid_jax.errors import UserError
-from covid_jax.files import write_json
+from covid_jax.files import refuse_inside, write_json
 
 _MAY_GROW = ("study.folds", "study.runs", "study.scans", "study.title", "study.note")
 _MAY_CHANGE = (*_MAY_GROW, "data.workers", "mesh.")
@@ -113,6 +113,17 @@ def plan_steps(
             for scan in config.study.scans:
                 steps.append(_predict(scan, folder, workdir / "scans" / name))
     return steps
+
+
+def check_places(workdir: Path, config: Config) -> None:
+    """Raises a UserError where the study's folder and a raw one would lie in each other."""
+    made = ("prepared", "pretraining", "runs", "scans", "report", "steps")
+    for field in dataclasses.fields(config.study.raw):
+        raw_dir = getattr(config.study.raw, field.name)
+        if isinstance(raw_dir, str) and raw_dir:
+            refuse_inside(workdir, Path(raw_dir), "--workdir")
+            for name in made:
+                refuse_inside(Path(raw_dir), workdir / name, f"config.study.raw.{field.name}")
 
 
 def check_folds(workdir: Path, config: Config) -> None:

@@ -18,7 +18,7 @@ from covid_jax.data.sampling import Batch, Sampler, Source, Stream
 from covid_jax.data.store import StoredDataset, digests, load_case, load_dataset
 from covid_jax.device import cores, nvidia_driver
 from covid_jax.errors import UserError
-from covid_jax.files import read_json, write_json
+from covid_jax.files import read_json, refuse_inside, write_json
 from covid_jax.model.conv import form_in
 from covid_jax.training.checkpoint import Saved, load_config
 from covid_jax.training.parallel import local_samples, put_batch, replicate
@@ -302,9 +302,11 @@ def claim_workdir(
     may, but for config.deterministic: another one rounds otherwise.
 
     Raises:
-      UserError: the work directory belongs to a run with another config, plan or provenance; or
-        it was tested with other settings of inference.
+      UserError: the work directory lies in the prepared data; it belongs to a run with another
+        config, plan or provenance; or it was tested with other settings of inference.
     """
+    if config.data.prepared_dir:
+        refuse_inside(workdir, Path(config.data.prepared_dir), "--workdir")
     check_settings(workdir, config, plan)
     is_new = not (workdir / "config.json").is_file()
     origin, path = provenance(datasets, config.pretrained), workdir / "provenance.json"

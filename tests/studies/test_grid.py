@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from covid_jax.config import StudyConfig, to_dict
+from covid_jax.config import Config, StudyConfig, to_dict
 from covid_jax.errors import UserError
 from covid_jax.files import write_json
-from covid_jax.studies.grid import Step, check_folds, claim_study, load_study
+from covid_jax.studies.grid import Step, check_folds, check_places, claim_study, load_study
 from covid_jax.study import only
 from tests.conftest import tiny
 
@@ -65,3 +65,15 @@ def test_an_expression_that_finds_no_step_is_refused_with_the_names():
         only(STEPS, "scratch-fold")
     with pytest.raises(UserError, match=r"--only=\(: no regular expression"):
         only(STEPS, "(")
+
+
+@pytest.mark.parametrize(
+    ("workdir", "raw"), [("raw", "raw"), ("raw/study", "raw"), ("study", "study/prepared/nnunet")]
+)
+def test_a_study_and_its_raw_data_never_lie_in_each_other(tmp_path, workdir, raw):
+    config = Config()
+    config.study.raw.nnunet = str(tmp_path / raw)
+    with pytest.raises(UserError, match="which holds inputs"):
+        check_places(tmp_path / workdir, config)
+    config.study.raw.nnunet = str(tmp_path / "study" / "raw" / "nnunet")
+    check_places(tmp_path / "study", config)

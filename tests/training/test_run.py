@@ -190,3 +190,11 @@ def test_a_pretraining_on_another_source_is_refused(tmp_path):
     claim_workdir(tmp_path, tiny("pretraining-nsclc"), PLAN)
     with pytest.raises(UserError, match=r"trained on the source nsclc, and config\.source=msd"):
         load_pretrained(tiny("body-msd", pretrained=str(tmp_path)))
+
+
+def test_a_run_never_lies_in_its_prepared_data(tmp_path):
+    config = tiny(data=dataclasses.replace(tiny().data, prepared_dir=str(tmp_path)))
+    for workdir in (tmp_path, tmp_path / "runs" / "one"):
+        with pytest.raises(UserError, match=r"--workdir=.*which holds inputs"):
+            claim_workdir(workdir, config, PLAN)
+    assert not list(tmp_path.iterdir())

@@ -496,7 +496,7 @@ def read_config(path: Path, name: str = "") -> Config:
       UserError: the file is damaged, or has settings that this version does not know.
     """
     try:
-        return from_dict(json.loads(path.read_text()))
+        return from_dict(json.loads(path.read_text("utf-8-sig")))
     except UserError as error:
         told = f"{name or path}: {error}; a newer version of covid_jax wrote it?"
         raise UserError(told) from error

@@ -9,7 +9,6 @@ references (or above them, or beside the masks) names, else every value that the
 to ignore, are left out.
 """
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -86,7 +85,7 @@ def check_output(path: Path) -> None:
     """Raises a UserError where `path` is a file that evaluate did not write."""
     try:
         ours = not path.exists() or "tolerance_mm" in read_json(path)
-    except ValueError:
+    except UserError:
         ours = False
     if not ours:
         raise UserError(f"--output={path}: is there, and no metrics of this command; give another")
@@ -100,8 +99,8 @@ def described(*folders: Path) -> tuple[dict[int, str], int | None]:
     """
     places = [place / "dataset.json" for folder in folders for place in (folder, folder.parent)]
     for path in (place for place in places if place.is_file()):
+        description = read_json(path)
         try:
-            description = json.loads(path.read_text())
             if isinstance(description["labels"], list):  # of a prepared dataset
                 return dict(enumerate(description["labels"], start=1)), IGNORED
             values = label_values(description)

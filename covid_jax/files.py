@@ -27,12 +27,23 @@ def whole_file(path: Path) -> Iterator[Path]:
 def write_json(path: Path, content: Any) -> None:
     """Writes `content` to `path` as JSON; whole or not at all."""
     with whole_file(path) as partial:
-        partial.write_text(json.dumps(content, indent=1) + "\n")
+        partial.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What the JSON file at `path` says; nothing where there is no such file."""
-    return json.loads(path.read_text()) if path.is_file() else {}
+    """What the JSON file at `path` says by name; nothing where there is no such file.
+
+    Raises a UserError where it is damaged.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text("utf-8-sig"))  # editors put a mark in front
+    except ValueError as error:
+        raise UserError(f"{path}: damaged; it is no JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: damaged; it says nothing by name")
+    return content
 
 
 def digest(path: Path) -> str:

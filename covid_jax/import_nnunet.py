@@ -97,7 +97,7 @@ def export(workdir: Path, out_dir: Path) -> None:
     limits = not_in_nnunet(model.config, model.plan, postprocessing)
     lines = "\n".join(f"- {limit}" for limit in limits)
     with whole_file(out_dir / "README.md") as partial:
-        partial.write_text(f"{_README}{lines}\n")
+        partial.write_text(f"{_README}{lines}\n", "utf-8")
     print(f"nnU-Net v2's model is in {out_dir}; what it cannot do as this run does:\n{lines}")
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from covid_jax.data.scans import Scans, ending, files_in, listed, stem
 from covid_jax.errors import UserError
+from covid_jax.files import read_json
 
 SYNTHETIC_MARKER = "SYNTHETIC.txt"
 """A raw folder that holds a file of this name is synthetic, and so is all that comes from it."""
@@ -150,8 +151,8 @@ def nnunet(raw_dir: Path) -> RawDataset:
     description = raw_dir / "dataset.json"
     if not description.is_file():
         raise UserError(f"{description}: missing; an nnU-Net raw dataset has one")
+    content = read_json(description)
     try:
-        content = json.loads(description.read_text())
         values = label_values(content)
         channels = list((content.get("channel_names") or content.get("modality") or {}).values())
     except (ValueError, KeyError, TypeError, AttributeError) as error:

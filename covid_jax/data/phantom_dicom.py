@@ -8,7 +8,7 @@ import pydicom
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, RTStructureSetStorage, generate_uid
 
-from covid_jax.data.geometry import Volume, in_file_axes
+from covid_jax.data.geometry import Volume
 
 
 def write_study(folder: Path, patient: str, image: Volume) -> None:
@@ -22,10 +22,9 @@ def write_study(folder: Path, patient: str, image: Volume) -> None:
 def _write_series(folder: Path, patient: str, image: Volume) -> None:
     """The volume as axial CT slices, which DICOM describes in mm to the left, back and head."""
     folder.mkdir(parents=True)
-    slices = in_file_axes(image).transpose(2, 1, 0)  # (D, H, W)
     depth, height, width = image.spacing_mm
     series, frame = generate_uid(entropy_srcs=[patient, "series"]), generate_uid(None, [patient])
-    for index, voxels in enumerate(slices):
+    for index, voxels in enumerate(image.voxels):
         file = _dicom_file(CTImageStorage, patient, f"slice {index}")
         file.SeriesInstanceUID = series
         file.FrameOfReferenceUID = frame

@@ -180,7 +180,7 @@ def load_plan(path: Path) -> Plan:
       UserError: it is missing, damaged, or of a newer version.
     """
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text("utf-8-sig"))
         version = values.pop("version", 1)
         unknown = values.keys() - {field.name for field in dataclasses.fields(Plan)}
         if version > VERSION or unknown:

@@ -135,9 +135,9 @@ def facts_of(folder: Path) -> dict[str, dict[str, Any]]:
 def _facts(case: Path) -> dict[str, Any]:
     try:
         facts = read_json(case / "case.json")
-    except ValueError:
+    except UserError:  # damaged: the case is prepared again
         return {}
-    return facts if isinstance(facts, dict) and "sha256" in facts else {}
+    return facts if "sha256" in facts else {}
 
 
 def remove_case(folder: Path, name: str) -> None:

@@ -197,7 +197,7 @@ def _json_near(path: Path, given: Path | None, name: str) -> dict[str, Any] | No
     for candidate in [given] if given else [path.with_name(name), path.parent.with_name(name)]:
         if candidate.is_file():
             try:
-                return json.loads(candidate.read_text())
+                return json.loads(candidate.read_text("utf-8-sig"))
             except ValueError as error:
                 raise UserError(f"{candidate}: damaged; it is no JSON") from error
     return None

@@ -51,7 +51,7 @@ def export_model(workdir: Path) -> Path:
             if (workdir / name).is_file():
                 shutil.copy(workdir / name, partial / name)
         write_json(partial / "config.json", to_dict(shared))
-        (partial / "README.md").write_text(card)
+        (partial / "README.md").write_text(card, "utf-8")
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
     return final

@@ -6,7 +6,6 @@ import io
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import matplotlib
@@ -97,7 +96,7 @@ def write_report(study: Path) -> Path:
         version=__version__,
     )
     with whole_file(report / "index.html") as partial:
-        partial.write_text(page)
+        partial.write_text(page, "utf-8")
     return report / "index.html"
 
 
@@ -114,10 +113,10 @@ def honest_note(study: Path, config: Config, problems: list[str]) -> str:
     synthetic: set[str] = set()
     for path in sorted(study.glob("prepared/*/dataset.json")):
         with _told(problems):
-            synthetic |= {path.parent.name} if _json(path).get("synthetic") else set()
+            synthetic |= {path.parent.name} if read_json(path).get("synthetic") else set()
     for path in sorted(study.glob("runs/*/provenance.json")):
         with _told(problems):
-            origin = _json(path)
+            origin = read_json(path)
             while origin:  # of the run, of what it started from, and so on
                 synthetic |= set(origin.get("synthetic", ()))
                 origin = origin.get("pretrained", {})
@@ -237,16 +236,6 @@ def _told(problems: list[str]) -> Iterator[None]:
         yield
     except UserError as error:
         problems.append(str(error))
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = read_json(path)
-    except ValueError as error:
-        raise UserError(f"{path}: damaged ({error})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: damaged (no object in it)")
-    return content
 
 
 def _save(figure: Figure, path: Path, vector: bool) -> str:

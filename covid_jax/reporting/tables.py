@@ -315,7 +315,7 @@ def _as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _write(path: Path, text: str) -> None:
     with whole_file(path) as partial:
-        partial.write_text(text)
+        partial.write_text(text, "utf-8")
 
 
 def _as_text(cell: Cell) -> str:

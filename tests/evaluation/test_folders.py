@@ -134,7 +134,7 @@ def test_dataset_json_names_the_labels_and_the_ignored_value(tmp_path):
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": ["a", "b"]}))  # a prepared one
     assert described(tmp_path / "labelsTr") == ({1: "a", 2: "b"}, 255)
     (tmp_path / "dataset.json").write_text("{")
-    with pytest.raises(UserError, match=r"dataset\.json: not a dataset\.json"):
+    with pytest.raises(UserError, match=r"dataset\.json: damaged"):
         described(tmp_path / "labelsTr")
 
 

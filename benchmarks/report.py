@@ -47,6 +47,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
         content["results"], content["memory"]
     ),
     "preparation": lambda content: tables.preparation_table(content["results"]),
+    "prediction_memory": lambda content: tables.prediction_memory_table(content["results"]),
     "gpu_program": lambda content: tables.gpu_program_table(content["results"]),
     "gpu_predictions": lambda content: tables.gpu_predictions_table(content["results"]),
     "correctness": lambda content: tables.correctness_table(content["results"]),
@@ -177,10 +178,28 @@ def draw_memory(lines: Sequence[Line]) -> Figure:
     return figure
 
 
+def draw_prediction_memory(lines: Sequence[Line]) -> Figure:
+    """Peak memory of a mask by the slices of its scan."""
+    figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
+    for coarser in dict.fromkeys(line["coarser"] for line in lines):
+        found = [line for line in lines if line["coarser"] == coarser]
+        label = "plan on the scan's grid" if coarser == 1 else f"plan {coarser:g} x coarser"
+        slices, peaks = zip(*((x["slices"], x["peak_bytes"] / 1e9) for x in found), strict=True)
+        axes.plot(slices, peaks, "o-", label=label)
+    slices, whole = zip(*((x["slices"], x["all_at_once_bytes"] / 1e9) for x in found), strict=True)
+    axes.plot(slices, whole, ":", color="0.5", label="all probabilities at once (computed)")
+    axes.axhline(8, color="0.8", linewidth=0.8)
+    axes.set(xlabel=f"slices of {found[0]['plane']} x {found[0]['plane']}", ylabel="GB")
+    axes.set(ylim=(0, None), title=f"{found[0]['classes']} classes")
+    axes.legend(fontsize=8)
+    return figure
+
+
 FIGURES: dict[str, Callable[[Sequence[Line]], Figure]] = {
     "freezing": draw_freezing,
     "scaling": draw_scaling,
     "meshes": draw_memory,
+    "prediction_memory": draw_prediction_memory,
 }
 
 

@@ -369,6 +369,20 @@ def preparation_table(lines: Sequence[Line]) -> str:
     return "\n".join(rows)
 
 
+def prediction_memory_table(lines: Sequence[Line]) -> str:
+    """One row a scan: peak of the process, and the bytes of all its probabilities at once."""
+    rows = [f"{'scan':<20}{'classes':>8}{'plan':>14}{'peak GB':>9}{'all at once':>13}{'s':>7}"]
+    for line in lines:
+        size = f"{line['plane']} x {line['plane']} x {line['slices']}"
+        plan = "same grid" if line["coarser"] == 1 else f"{line['coarser']:g} x coarser"
+        peak, whole = line["peak_bytes"] / 1e9, line["all_at_once_bytes"] / 1e9
+        rows.append(
+            f"{size:<20}{line['classes']:>8}{plan:>14}{peak:>9.2f}{whole:>13.2f}"
+            f"{line['seconds']:>7.0f}"
+        )
+    return "\n".join([*rows, "all at once: computed, float32 on the scan's grid"])
+
+
 def gpu_program_table(lines: Sequence[Line]) -> str:
     """One row a program: the gigabytes of its kernels by kind, and the least time they take."""
     kinds = ("convolutions", "products", "transposes", "fusions")

@@ -8,7 +8,6 @@ frozen only because ml_collections' config_flags sets the overridden fields in p
 import dataclasses
 import importlib.util
 import json
-import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -239,8 +238,8 @@ def run_name(config: Config) -> str:
 
 def validate(config: Config) -> None:
     """Raises a UserError that names the first field whose value cannot work."""
-    _check_types(config, "config")
-    check_network(config.model)
+    check_types(config, "config")
+    check_prediction(config)
     data = config.data
     for name, value in {
         "epochs": config.epochs,
@@ -248,12 +247,9 @@ def validate(config: Config) -> None:
         "pretraining_epochs": config.pretraining_epochs,
         "checkpoint_every": config.checkpoint_every,
         "data.batch_size": data.batch_size,
-        "inference.batch_size": config.inference.batch_size,
         "mesh.data": config.mesh.data,
         "mesh.space": config.mesh.space,
         "optimizer.clip_norm": config.optimizer.clip_norm,
-        "inference.step_size": config.inference.step_size,
-        "model.norm_epsilon": config.model.norm_epsilon,
     }.items():
         _require(value > 0, name, value, "must be greater than 0")
     for name, value in {
@@ -264,7 +260,6 @@ def validate(config: Config) -> None:
         "optimizer.learning_rate": config.optimizer.learning_rate,
         "optimizer.weight_decay": config.optimizer.weight_decay,
         "optimizer.poly_power": config.optimizer.poly_power,
-        "model.negative_slope": config.model.negative_slope,
     }.items():
         _require(value >= 0, name, value, "must not be negative")
     _require(
@@ -275,52 +270,7 @@ def validate(config: Config) -> None:
     )
     momentum = config.optimizer.momentum
     _require(0 <= momentum < 1, "optimizer.momentum", momentum, "must lie in 0 to below 1")
-    threshold = config.inference.threshold
-    _require(0 <= threshold < 1, "inference.threshold", threshold, "must lie in 0 to below 1")
-    _require(
-        config.inference.step_size <= 1,
-        "inference.step_size",
-        config.inference.step_size,
-        "must not exceed 1: windows would leave gaps",
-    )
-    axes = config.inference.mirror_axes
-    _require(
-        set(axes) <= {0, 1, 2} and len(set(axes)) == len(axes),
-        "inference.mirror_axes",
-        axes,
-        "must be axes of 0, 1, 2 (D, H, W), each once",
-    )
-    _require(
-        bool(axes) or not config.inference.mirror,
-        "inference.mirror",
-        True,
-        "inference.mirror_axes names no axis to mirror along",
-    )
-    _require(
-        len(data.patch_size) == 3 and min(data.patch_size) > 0,
-        "data.patch_size",
-        data.patch_size,
-        "must be three sizes (D,H,W), each greater than 0",
-    )
     _require(bool(data.datasets), "data.datasets", data.datasets, "must name a dataset")
-    _require(
-        config.dtype in ("auto", "float32", "bfloat16"),
-        "dtype",
-        config.dtype,
-        "must be auto, float32 or bfloat16",
-    )
-    _require(
-        config.inference.average in ("probabilities", "logits"),
-        "inference.average",
-        config.inference.average,
-        "must be probabilities or logits",
-    )
-    _require(
-        config.inference.sums in ("float32", "float16"),
-        "inference.sums",
-        config.inference.sums,
-        "must be float32 or float16",
-    )
     _require(
         config.strategy in STRATEGY_NAMES,
         "strategy",
@@ -331,6 +281,65 @@ def validate(config: Config) -> None:
         config.source in SOURCES, "source", config.source, f"must be one of {_listed(SOURCES)}"
     )
     _check_is_done(config)
+
+
+def check_prediction(config: Config) -> None:
+    """Raises a UserError that names the first field with which nothing can be predicted."""
+    check_network(config.model)
+    data, inference = config.data, config.inference
+    for name, value in {
+        "inference.batch_size": inference.batch_size,
+        "inference.step_size": inference.step_size,
+        "model.norm_epsilon": config.model.norm_epsilon,
+    }.items():
+        _require(value > 0, name, value, "must be greater than 0")
+    slope = config.model.negative_slope
+    _require(slope >= 0, "model.negative_slope", slope, "must not be negative")
+    threshold = inference.threshold
+    _require(0 <= threshold < 1, "inference.threshold", threshold, "must lie in 0 to below 1")
+    _require(
+        inference.step_size <= 1,
+        "inference.step_size",
+        inference.step_size,
+        "must not exceed 1: windows would leave gaps",
+    )
+    axes = inference.mirror_axes
+    _require(
+        set(axes) <= {0, 1, 2} and len(set(axes)) == len(axes),
+        "inference.mirror_axes",
+        axes,
+        "must be axes of 0, 1, 2 (D, H, W), each once",
+    )
+    _require(
+        bool(axes) or not inference.mirror,
+        "inference.mirror",
+        True,
+        "inference.mirror_axes names no axis to mirror along",
+    )
+    _require(
+        len(data.patch_size) == 3 and min(data.patch_size) > 0,
+        "data.patch_size",
+        data.patch_size,
+        "must be three sizes (D,H,W), each greater than 0",
+    )
+    _require(
+        config.dtype in ("auto", "float32", "bfloat16"),
+        "dtype",
+        config.dtype,
+        "must be auto, float32 or bfloat16",
+    )
+    _require(
+        inference.average in ("probabilities", "logits"),
+        "inference.average",
+        inference.average,
+        "must be probabilities or logits",
+    )
+    _require(
+        inference.sums in ("float32", "float16"),
+        "inference.sums",
+        inference.sums,
+        "must be float32 or float16",
+    )
 
 
 def _check_is_done(config: Config) -> None:
@@ -485,7 +494,7 @@ def from_dict(values: dict[str, Any]) -> Config:
       UserError: a field that Config does not have, or a value that is not of its type.
     """
     config = _build(Config, values, "config")
-    _check_types(config, "config")
+    check_types(config, "config")
     return config
 
 
@@ -537,11 +546,12 @@ def _as_tuple(value: Any) -> Any:
     return tuple(_as_tuple(item) for item in value) if isinstance(value, list) else value
 
 
-def _check_types(settings: Any, place: str) -> None:
+def check_types(settings: Any, place: str) -> None:
+    """Raises a UserError for the first field of a dataclass that is not of its type."""
     for name, hint in typing.get_type_hints(type(settings)).items():
         value = getattr(settings, name)
         if _is_settings(value):
-            _check_types(value, f"{place}.{name}")
+            check_types(value, f"{place}.{name}")
         elif not _has_type(value, hint):
             raise UserError(f"{place}.{name}={value!r}: must be {_type_name(hint)}")
 
@@ -562,7 +572,7 @@ def _has_type(value: Any, hint: Any) -> bool:
 
 
 def _type_name(hint: Any) -> str:
-    return str(hint) if isinstance(hint, types.GenericAlias) else hint.__name__
+    return hint.__name__ if isinstance(hint, type) else str(hint)
 
 
 def _is_settings(value: Any) -> bool:

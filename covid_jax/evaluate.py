@@ -17,7 +17,7 @@ from absl import flags
 
 from covid_jax.config import IGNORED
 from covid_jax.data.datasets import label_values
-from covid_jax.data.scans import listed, scans_in
+from covid_jax.data.scans import files_in, listed, masks_in
 from covid_jax.device import announce_cpu
 from covid_jax.errors import UserError, run_command
 from covid_jax.evaluation.folders import evaluate_folders, save_metrics
@@ -51,8 +51,9 @@ def main() -> None:
     names, ignored = described(references, predictions)
     ignored = ignored if _IGNORE_LABEL.value is None else _IGNORE_LABEL.value
     label = _LABEL.value
-    for found in (scans_in(predictions), scans_in(references)):
-        for line in found.left_out:
+    _, truths = masks_in(predictions, references)
+    for folder in (predictions, references):
+        for line in files_in(folder).left_out:
             print(line)
     metrics = evaluate_folders(
         predictions,
@@ -68,7 +69,7 @@ def main() -> None:
     if label is not None and label not in metrics["values"]:
         raise UserError(f"--label={label}: no mask and no reference holds it; they hold {held}")
     save_metrics(output, metrics)
-    if unused := scans_in(references).paths.keys() - metrics["cases"].keys():
+    if unused := truths.keys() - metrics["cases"].keys():
         print(f"{len(unused)} references without a prediction, not counted: {listed(unused)}")
     for name, which in metrics["empty"].items():
         print(f"{name}: {which} empty, its scores are a convention")
@@ -103,9 +104,11 @@ def described(*folders: Path) -> tuple[dict[int, str], int | None]:
         try:
             if isinstance(description["labels"], list):  # of a prepared dataset
                 return dict(enumerate(description["labels"], start=1)), IGNORED
+            if any(isinstance(value, list) for value in description["labels"].values()):
+                return {}, None  # of regions, its masks' own values are scored
             values = label_values(description)
-        except UserError:
-            return {}, None  # regions: its masks' own values are scored
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: not a dataset.json with labels") from error
         ignored = values.pop("ignore", None)
@@ -114,9 +117,12 @@ def described(*folders: Path) -> tuple[dict[int, str], int | None]:
 
 
 def summary_line(metrics: dict[str, Any]) -> str:
-    """Mean and deviation of every metric."""
+    """Mean and deviation of every metric, and of how many cases where some have no value."""
+    cases, count = len(metrics["cases"]), metrics["count"]
     return ", ".join(
-        f"{name} {mean:.3f} ± {metrics['std'][name]:.3f}" for name, mean in metrics["mean"].items()
+        f"{name} {mean:.3f} ± {metrics['std'][name]:.3f}"
+        + (f" (of {count[name]} cases)" if count[name] < cases else "")
+        for name, mean in metrics["mean"].items()
     )
 
 

@@ -4,7 +4,8 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,25 @@ def whole_file(path: Path) -> Iterator[Path]:
             os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder to write to that becomes `path` when the block ends well, and is gone otherwise.
+
+    `path` is new, or empty.
+    """
+    partial = path.with_name(f".partial-{path.name}")
+    try:
+        with writing(path):
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            yield partial
+            if path.is_dir():
+                path.rmdir()
+            partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -46,22 +66,20 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def digest(path: Path) -> str:
-    """Of a file's bytes, or of the names and bytes of all files below a folder.
+def digest(files: Sequence[Path]) -> str:
+    """Of the bytes of files, and of the names of several.
 
-    Raises a UserError where there is nothing, or it cannot be read.
+    Raises a UserError where one cannot be read.
     """
-    try:
-        if path.is_file():
+    whole = hashlib.sha256()
+    for path in files:
+        try:
             with path.open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-        names = sorted(file for file in path.rglob("*") if file.is_file())
-        text = "".join(f"{name.relative_to(path)} {digest(name)}\n" for name in names)
-    except OSError as error:
-        raise UserError(f"{error.filename or path}: cannot be read ({error.strerror})") from error
-    if not names:
-        raise UserError(f"{path}: no such file")
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+                part = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        whole.update(f"{path.name} {part}\n".encode() if len(files) > 1 else part.encode())
+    return whole.hexdigest()[:16]
 
 
 def refuse_inside(output: Path, inputs: Path, flag: str) -> None:

@@ -19,7 +19,7 @@ from absl import flags
 
 from covid_jax.device import announce_cpu
 from covid_jax.errors import UserError, run_command
-from covid_jax.files import read_json, whole_file, write_json
+from covid_jax.files import read_json, whole_folder, write_json
 from covid_jax.inference.postprocess import load_postprocessing
 from covid_jax.nnunet.model_folder import (
     Model,
@@ -72,9 +72,11 @@ def import_folds(given: Path, plans: Path | None, out_dir: Path) -> None:
     """Imports the checkpoint at `given`, or each fold of a model's folder, and tells what of it."""
     found = checkpoints_in(given)
     models = {fold: read_model(path, plans) for fold, path in found.items()}
-    runs = [out_dir if len(found) == 1 else out_dir / fold for fold in found]
-    for run, model in zip(runs, models.values(), strict=True):
-        write_run(run, model)
+    places = [Path() if len(found) == 1 else Path(fold) for fold in found]
+    with whole_folder(out_dir) as partial:
+        for place, model in zip(places, models.values(), strict=True):
+            write_run(partial / place, model)
+    runs = [out_dir / place for place in places]
     network, first = model.config.model, next(iter(models.values()))
     for note in first.notes:
         print(note)
@@ -92,12 +94,15 @@ def import_folds(given: Path, plans: Path | None, out_dir: Path) -> None:
 def export(workdir: Path, out_dir: Path) -> None:
     """Writes nnU-Net v2's model of a run, with a README.md on what of the run nnU-Net cannot do."""
     model = read_run(workdir)
-    write_model(out_dir, model)
     postprocessing = load_postprocessing(workdir, model.config.inference)
-    limits = not_in_nnunet(model.config, model.plan, postprocessing)
+    limits = [*not_in_nnunet(model.config, model.plan, postprocessing)]
+    if not (workdir / "dataset.json").is_file():
+        names = ", ".join(name for name in model.dataset["labels"] if name != "background")
+        limits.append(f"A run does not keep the names of its classes: here they are {names}.")
     lines = "\n".join(f"- {limit}" for limit in limits)
-    with whole_file(out_dir / "README.md") as partial:
-        partial.write_text(f"{_README}{lines}\n", "utf-8")
+    with whole_folder(out_dir) as partial:
+        write_model(partial, model)
+        (partial / "README.md").write_text(f"{_README}{lines}\n", "utf-8")
     print(f"nnU-Net v2's model is in {out_dir}; what it cannot do as this run does:\n{lines}")
 
 

@@ -16,15 +16,24 @@ scans before are kept.
 
 import functools
 import os
+from collections import Counter
 from pathlib import Path
 
 from absl import flags
 from tqdm import tqdm
 
 from covid_jax.data.intensities import INTENSITIES
-from covid_jax.data.preprocess import as_volume, gathered, prepare_case, read_scan_as
+from covid_jax.data.plan import Plan
+from covid_jax.data.preprocess import (
+    as_volume,
+    check_extent,
+    gathered,
+    prepare_case,
+    read_scan_as,
+)
 from covid_jax.data.processes import each
 from covid_jax.data.scans import listed, refuse_among, scans_in
+from covid_jax.data.volume import files_of
 from covid_jax.device import announce_device
 from covid_jax.errors import UserError, run_command
 from covid_jax.files import digest
@@ -78,12 +87,19 @@ def main() -> None:
         + [output_dir / f"{name}.nii.gz"]
         for name in found.paths
     }
-    origins = {name: Origin(together.digest, digest(path)) for name, path in found.paths.items()}
+    origins = {
+        name: Origin(together.digest, digest(files_of(path))) for name, path in found.paths.items()
+    }
     todo = {
         name: path
         for name, path in found.paths.items()
         if not (_CONTINUE.value and all(is_from(file, origins[name]) for file in targets[name]))
     }
+    names = Counter(file.name for files in targets.values() for file in files)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise UserError(f"two scans would give {listed(twice)}; rename one of them")
+    if folders := [file.name for files in targets.values() for file in files if file.is_dir()]:
+        raise UserError(f"{output_dir}: {listed(folders)} is a folder there; move it")
     theirs = [
         file.name for name in todo for file in targets[name] if file.exists() and not is_ours(file)
     ]
@@ -92,7 +108,7 @@ def main() -> None:
             f"{output_dir}: holds {len(theirs)} files that this command did not write, or that "
             f"were changed since ({listed(theirs)}); give another --output_dir, or --overwrite"
         )
-    check = functools.partial(_unreadable, told=told)
+    check = functools.partial(_unreadable, told=told, plan=together.plan)
     checked = each(check, list(todo.values()), _NUM_PROCESSES.value, "reading")
     bad = {name: why for name, why in zip(todo, checked, strict=True) if why}
     if bad and not _SKIP_BAD.value:
@@ -119,10 +135,10 @@ def main() -> None:
         raise UserError(f"{len(bad)} scans were left out: {'; '.join(bad.values())}")
 
 
-def _unreadable(path: Path, told: str) -> str:
-    """Why a scan cannot be read; empty where it can."""
+def _unreadable(path: Path, told: str, plan: Plan) -> str:
+    """Why a scan cannot be read, or predicted by a plan; empty where it can."""
     try:
-        read_scan_as(path, told)
+        check_extent(path, read_scan_as(path, told)[0], plan)
     except UserError as error:
         return str(error)
     return ""

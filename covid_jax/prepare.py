@@ -6,7 +6,8 @@ writes prepared/covid19/ and, if it is not there yet, prepared/plan.json from th
 fold 0. Datasets prepared into the same folder share that plan, as pre-training and its transfer
 must. Starting again prepares what is missing and what changed in the raw folder since, and removes
 what is no longer there. --check_only reads everything, writes nothing, and tells what is there,
-what is not taken, what is missing, what would be mended and what would be refused.
+what is not taken, what is missing, what would be mended and what would be refused, and with
+--out_dir what would become of the cases that are there.
 
 A plan is in HU. Scans that cannot be in HU are refused, but for 8-bit grey, which is mapped back;
 --intensities tells how their values are read instead: hu (they are), 8bit, offset1024 (HU + 1024),
@@ -29,7 +30,13 @@ from absl import flags
 from covid_jax.data.datasets import DATASETS
 from covid_jax.data.intensities import INTENSITIES
 from covid_jax.data.phantom import LESIONS, write_raw_dataset
-from covid_jax.data.preparation import check_dataset, open_dataset, prepare_dataset, summary
+from covid_jax.data.preparation import (
+    changes_in,
+    check_dataset,
+    open_dataset,
+    prepare_dataset,
+    summary,
+)
 from covid_jax.device import announce_cpu
 from covid_jax.errors import UserError, run_command
 
@@ -59,8 +66,12 @@ _LESION = flags.DEFINE_enum(
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the synthetic cases.", lower_bound=0)
 
 
-def check(name: str, raw_dir: Path, processes: int, intensities: str) -> None:
-    """Prints what `raw_dir` holds; an error where a case of it would be refused."""
+def check(name: str, raw_dir: Path, out_dir: Path | None, processes: int, intensities: str) -> None:
+    """Prints what `raw_dir` holds, and what would become of what `out_dir` holds of it.
+
+    Raises:
+      UserError: a case would be refused.
+    """
     raw = open_dataset(name, raw_dir, intensities)
     findings = check_dataset(raw, processes)
     label = "SYNTHETIC " if raw.synthetic else ""
@@ -75,6 +86,11 @@ def check(name: str, raw_dir: Path, processes: int, intensities: str) -> None:
         if finding.refused:
             print(f"{finding.case}: REFUSED; {finding.refused}")
     print(summary([finding.read_as for finding in findings]))
+    if raw.ignored is not None:
+        print(f"voxels of the value {raw.ignored} are ignored")
+    if out_dir:
+        changes = changes_in(raw, out_dir, processes)
+        print("\n".join([*changes.lines, f"{len(changes.missing)} cases would be prepared"]))
     refused = [finding.case for finding in findings if finding.refused]
     mended = sum(bool(finding.mended) for finding in findings)
     print(f"{len(findings) - len(refused)} cases can be prepared, {mended} of them are mended")
@@ -92,7 +108,13 @@ def main() -> None:
             raise UserError(f"--{flag.name} is missing (see --help)")
     announce_cpu()
     if _CHECK_ONLY.value:
-        check(_DATASET.value, Path(_RAW_DIR.value), _NUM_PROCESSES.value, _INTENSITIES.value)
+        check(
+            _DATASET.value,
+            Path(_RAW_DIR.value),
+            _OUT_DIR.value and Path(_OUT_DIR.value),
+            _NUM_PROCESSES.value,
+            _INTENSITIES.value,
+        )
         return
     raw_dir, out_dir = Path(_RAW_DIR.value), Path(_OUT_DIR.value)
     if _SYNTHETIC.value or _DATASET.value == "phantom":

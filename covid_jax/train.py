@@ -65,6 +65,7 @@ from covid_jax.training.run import (
     Run,
     announcement,
     as_begun,
+    check_place,
     claim_workdir,
     note_device,
     open_data,
@@ -256,6 +257,7 @@ def train(config: Config, workdir: Path, accept_changes: bool = False) -> None:
     Raises:
       StoppedError: it was asked to stop; starting it again goes on.
     """
+    check_place(workdir, config)
     run = set_up(config, workdir)
     with first_before_others():
         claim_workdir(workdir, run.config, run.plan, run.datasets, accept_changes)

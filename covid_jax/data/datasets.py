@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from covid_jax.data.scans import Scans, ending, files_in, listed, stem
+from covid_jax.config import IGNORED
+from covid_jax.data.scans import Scans, ending, files_in, listed
 from covid_jax.errors import UserError
 from covid_jax.files import read_json
 
@@ -61,6 +62,8 @@ class RawDataset:
       ignored: the label value of voxels that nobody annotated, where there is one.
       notes: what a user should know of it, such as cases of the split that are not there, and
         files that are not taken.
+      folder: of the raw data.
+      left_out: cases that are there and were taken out by `without`.
       channel: what the images are, as dataset.json says.
       intensities: how their values are read (intensities.read_as).
     """
@@ -74,6 +77,8 @@ class RawDataset:
     ignored: int | None = None
     channel: str = "CT"
     intensities: str = "auto"
+    folder: Path = Path()
+    left_out: frozenset[str] = frozenset()
 
     def without(self, names: Collection[str]) -> "RawDataset":
         """The dataset without some of its cases, in its folds too."""
@@ -84,6 +89,7 @@ class RawDataset:
         return replace(
             self,
             cases=tuple(case for case in self.cases if case.name not in names),
+            left_out=self.left_out | frozenset(names),
             splits=tuple(
                 Split(rest(split.train), rest(split.test), rest(split.validation))
                 for split in self.splits
@@ -126,9 +132,15 @@ def nsclc_effusion(raw_dir: Path) -> RawDataset:
     A patient's folder is called LUNG1-NNN, at any depth. A mask's file name carries that id and
     "effusion"; of two reviewers' masks the first one's counts.
     """
-    patients = {
-        folder.name: folder for folder in sorted(raw_dir.rglob("LUNG1-[0-9]*")) if folder.is_dir()
-    }
+    patients: dict[str, Path] = {}
+    for folder in sorted(raw_dir.rglob("LUNG1-[0-9]*")):
+        if folder.is_dir() and patients.setdefault(folder.name, folder) not in (
+            folder,
+            *folder.parents,
+        ):
+            raise UserError(
+                f"{folder}: the patient has another folder, {patients[folder.name]}; keep one"
+            )
     masks: dict[str, Path] = {}
     others = []
     files = [path for path in raw_dir.rglob("*") if path.is_file() and ending(path)]
@@ -171,10 +183,23 @@ def nnunet(raw_dir: Path) -> RawDataset:
             f"{description}: label values {sorted(values.values())} are not 0 (background), 1, 2, "
             "...; nnU-Net wants them so"
         )
+    if len(names) >= IGNORED:
+        raise UserError(f"{description}: {len(names)} labels; at most {IGNORED - 1} work")
     images, masks = _folder(raw_dir, "imagesTr"), _folder(raw_dir, "labelsTr")
     found = files_in(images)
-    first = {name: path for name, path in found.paths.items() if stem(path).endswith("_0000")}
-    unnamed = [path.name for name, path in found.paths.items() if name not in first]
+    first = {
+        name.removesuffix("_0000"): path
+        for name, path in found.paths.items()
+        if name.endswith("_0000")
+    }
+    others = {name: path.name for name, path in found.paths.items() if not name.endswith("_0000")}
+    more = [file for name, file in others.items() if re.fullmatch(r".+_\d{4}", name)]
+    if any(name[:-5] in first for name in others):
+        raise UserError(
+            f"{images}: {listed(more)} are of other channels, and {description} has one; or, if "
+            "they are scans of their own, add nnU-Net's _0000 to the name of each"
+        )
+    unnamed = list(others.values())
     cases, notes = _pairs(Scans(first, found.left_out), masks)
     notes += _not_taken(f"images without nnU-Net's _0000 of their channel in {images}", unnamed)
     expected = content.get("numTraining", len(cases))
@@ -211,9 +236,11 @@ def label_values(description: dict[str, Any]) -> dict[str, int]:
         labels = {name: value for value, name in labels.items()}
     values = {}
     for name, value in labels.items():
-        if not isinstance(value, int | str):
+        if not isinstance(value, int | str) or isinstance(value, bool):
             raise UserError(f"label {name!r} is a region; only plain labels work")
         values[str(name)] = int(value)
+    if len(set(values.values())) < len(values) or len(values) < len(description["labels"]):
+        raise UserError("two of its labels have one name or one value")
     return values
 
 

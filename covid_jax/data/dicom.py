@@ -39,6 +39,7 @@ _HEADER = [
     "ImageOrientationPatient",
     "ImagePositionPatient",
     "ImageType",
+    "Modality",
     "NumberOfFrames",
     "PerFrameFunctionalGroupsSequence",
     "PixelSpacing",
@@ -62,7 +63,7 @@ def find_series(folder: Path) -> tuple[tuple[tuple[Slice, ...], ...], tuple[str,
     """
     series: dict[str, list[Slice]] = defaultdict(list)
     others: dict[str, list[Path]] = defaultdict(list)
-    for file in _files_below(folder):
+    for file in files_below(folder):
         with _damage_is_a_user_error(file):
             if not (file.is_file() and is_dicom(file)):
                 others["not DICOM"].append(file)
@@ -72,6 +73,8 @@ def find_series(folder: Path) -> tuple[tuple[tuple[Slice, ...], ...], tuple[str,
             if kind not in CT_STORAGE:
                 known = kind and kind.name != kind
                 others[f"{kind.name if known else 'unknown DICOM'}, not CT"].append(file)
+            elif header.get("Modality", "CT") != "CT":
+                others[f"of modality {header.Modality}, not CT"].append(file)
             elif header.get("SamplesPerPixel", 1) != 1:
                 others["in colour"].append(file)
             else:
@@ -167,7 +170,7 @@ def _refuse(error: OSError, path: Path | None = None) -> NoReturn:
     ) from error
 
 
-def _files_below(folder: Path) -> Iterator[Path]:
+def files_below(folder: Path) -> Iterator[Path]:
     """Each file below `folder` once, in order of name, through links too."""
     seen: set[str] = set()
     for parent, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
@@ -293,7 +296,9 @@ def _decoded(slices: Sequence[Slice]) -> tuple[np.ndarray, tuple[str, ...]]:
         )
     voxels = np.stack([values[place] for place in range(len(slices))])
     return voxels, (
-        (f"without {' and '.join(missing)}: stored values are taken for HU",) if missing else ()
+        (f"without {' and '.join(missing)}: stored values are taken as they are",)
+        if missing
+        else ()
     )
 
 

@@ -125,6 +125,12 @@ def _turned(volume: Volume, turn: Any) -> Volume:
     )
 
 
+def apart_mm(shape: Sequence[int], affine: np.ndarray, other: np.ndarray) -> float:
+    """How many mm two affines put the corners of a grid apart, at most along an axis."""
+    corners = np.insert(np.array(list(np.ndindex(2, 2, 2))) * shape, 3, 1, axis=1)
+    return float(np.abs(corners @ (affine - other).T).max())
+
+
 def from_spacing(voxels: np.ndarray, spacing_mm: Sequence[float]) -> Volume:
     """The Volume of an array (D, H, W) with its corner at the origin."""
     depth, height, width = spacing_mm

@@ -23,9 +23,13 @@ _READ_AS = {
     "offset1024": "as HU + 1024, of which 1024 is taken off",
     "as_is": "as they are, told to be no HU",
 }
-_AIR_HU = -200.0  # below fat and above lung
+_AIR_HU = (-1200.0, -500.0)  # of air and lung, noise included
 _LEAST_AIR = 1e-3  # of all voxels
 _PADDING_HU = -1500.0  # below anything that a scanner measures
+_MOST_BELOW = 0.02  # of all voxels, below that and not one value: what resampling makes of padding
+_TISSUE_WITH_1024 = (874.0, 1174.0)  # of HU + 1024; as HU it is dense bone
+_MOST_BONE = 0.05  # of all voxels
+_LEAST_GREYS = 16  # of a picture in 8 bits; a label map has fewer
 _HU_RANGE = 500.0  # what a CT spans at least
 _MOST_HU = 40_000.0  # what 16 bits of it span at most, and metal
 
@@ -59,17 +63,27 @@ def _kind(voxels: np.ndarray, low: float, high: float) -> str:
     """Hu or 8bit. Raises a UserError for what is neither, with what it looks like."""
     if low == high:
         raise UserError(f"all its voxels are {low:g}; export the scan again")
+
+    def share(bounds: tuple[float, float]) -> float:
+        return float(((voxels >= bounds[0]) & (voxels <= bounds[1])).mean())
+
     measured = voxels[voxels > _PADDING_HU]
     bottom, top = (float(measured.min()), float(measured.max())) if measured.size else (low, high)
-    if measured.size and (measured <= _AIR_HU).mean() >= _LEAST_AIR:
-        if not _is_offset_with_padding(measured):
-            return "hu"
-        looks = "HU + 1024 with padding below"
-    elif low >= 0 and high <= 255 and (voxels.dtype == np.uint8 or high >= 250):
+    below = voxels.size - measured.size - (int((voxels == low).sum()) if low < bottom else 0)
+    has_air, has_bone = share(_AIR_HU) >= _LEAST_AIR, share(_TISSUE_WITH_1024) >= _MOST_BONE
+    in_8_bits = low >= 0 and high <= 255
+    greys = len(np.unique(voxels.ravel()[:: max(1, voxels.size // 1_000_000)])) if in_8_bits else 0
+    if has_air and not has_bone and below < _MOST_BELOW * voxels.size:
+        return "hu"
+    if greys >= _LEAST_GREYS and (voxels.dtype == np.uint8 or high >= 250):
         return "8bit"
+    if 0 < greys < _LEAST_GREYS:
+        looks = "a label map"
     elif high - low < 50:
         looks = "normalised, such as z-scores or 0 to 1"
-    elif bottom > _AIR_HU and _HU_RANGE < top - bottom < _MOST_HU:
+    elif has_air and has_bone:
+        looks = "HU + 1024 with padding below"
+    elif bottom > _AIR_HU[1] and _HU_RANGE < top - bottom < _MOST_HU:
         looks = "HU + 1024, or MR"
     else:
         looks = "those of another window or modality"
@@ -77,12 +91,3 @@ def _kind(voxels: np.ndarray, low: float, high: float) -> str:
         f"its values {low:g} to {high:g} cannot be HU, which has air far below 0; they look like "
         f"{looks}: export them in HU, or tell by --intensities={'|'.join(INTENSITIES[1:])}"
     )
-
-
-def _is_offset_with_padding(measured: np.ndarray) -> bool:
-    """Whether all that is air is one value, far from all others, which span what HU + 1024 does."""
-    rest = measured[measured > measured.min()]
-    if not rest.size:
-        return False
-    bottom, top = float(rest.min()), float(rest.max())
-    return bottom > _AIR_HU and bottom - measured.min() > _HU_RANGE and top - bottom > _HU_RANGE

@@ -88,6 +88,28 @@ def _read_header(path: Path) -> tuple[list[tuple[str, str]], int]:
     return re.findall(r"^\s*([\w ]+?) *[:=] *(.*?)\s*$", text, re.MULTILINE), length
 
 
+def data_files(path: Path) -> list[Path]:
+    """The files beside a header that hold its voxels; none where they are in the file itself."""
+    lines, length = _read_header(path)
+    data = _data(dict(lines))
+    if data.upper() == "LOCAL":
+        return []
+    if data.upper().startswith("LIST"):
+        names = path.read_bytes()[length:].decode("latin-1").split("\n")
+        found = [path.parent / name.strip() for name in names if name.strip()]
+    elif "%" in data:
+        pattern = re.sub(r"%\d*d", "*", data.split(" ")[0])
+        found = sorted(path.parent.glob(pattern))
+    else:
+        found = [path.parent / data]
+    return [file for file in found if file.is_file()]
+
+
+def _data(said: dict[str, str]) -> str:
+    """Where a header says that its voxels are: LOCAL, LIST, or a file."""
+    return said.get("ElementDataFile", said.get("data file", said.get("datafile", "LOCAL")))
+
+
 def _check_information(
     path: Path, reader: sitk.ImageFileReader, said: dict[str, str], length: int
 ) -> None:
@@ -106,7 +128,7 @@ def _check_information(
     units = set(re.findall(r'"(.*?)"', said.get("space units", ""))) - {"", "mm"}
     if units:
         raise UserError(f"{path}: its space units are {', '.join(sorted(units))}; save it in mm")
-    data = said.get("ElementDataFile", said.get("data file", said.get("datafile", "LOCAL")))
+    data = _data(said)
     if data.upper() == "LOCAL":
         held = path.stat().st_size - length
     elif data.upper().startswith("LIST") or "%" in data:

@@ -8,12 +8,13 @@ import numpy as np
 from nibabel.orientations import aff2axcodes
 
 from covid_jax.config import IGNORED
-from covid_jax.data.geometry import Volume, turned_like
+from covid_jax.data.geometry import Volume, apart_mm, turned_like
 from covid_jax.data.volume import read_volume
 from covid_jax.errors import UserError
 
 _LEAST_BESIDE = 1e-6  # whole numbers: float32's own rounding, of which nothing is said
 _MOST_BESIDE = 0.01  # what scaled storage and float resampling leave
+_APART_MM = 0.1  # what two headers of one grid may differ by, at its corners
 _LARGEST = np.iinfo(np.int32).max
 
 
@@ -47,11 +48,11 @@ def read_label(
         0 .. num_values - 1.
     """
     label = turned_like(read_mask(path), image)
-    check_grid(path, label, image, "its image", 0.1)
+    apart = check_grid(path, label, image, "its image")
     notes = [f"label: {note}" for note in label.notes]
     if aff2axcodes(label.file_affine) != aff2axcodes(image.file_affine):
         notes.append("label: its file's axes are not its image's: turned")
-    if (apart := float(np.abs(label.affine - image.affine).max())) > 1e-6:
+    if apart > 1e-3:  # more than the rounding of a header
         notes.append(f"label: lies {apart:.1g} mm beside its image: taken as the same place")
     values = np.unique(label.voxels)
     check_values(path, values[values != ignored], range(num_values))
@@ -59,15 +60,23 @@ def read_label(
     return replace(label, voxels=voxels, notes=tuple(notes))
 
 
-def check_grid(path: str | Path, mask: Volume, other: Volume, what: str, within_mm: float) -> None:
-    """Raises a UserError where a mask does not lie on the grid of its scan or reference."""
+def check_grid(path: str | Path, mask: Volume, other: Volume, what: str) -> float:
+    """How many mm a mask lies beside its scan or reference, at the grid's corners.
+
+    Raises:
+      UserError: a tenth of a mm or more, or it is of another shape.
+    """
     if mask.voxels.shape != other.voxels.shape:
         raise UserError(
             f"{path}: its shape {mask.voxels.shape} is not that of {what}, {other.voxels.shape}; "
             "export both on one grid"
         )
-    if not np.allclose(mask.affine, other.affine, atol=within_mm):
-        raise UserError(f"{path}: lies elsewhere than {what}; export both on one grid")
+    apart = apart_mm(mask.voxels.shape, mask.affine, other.affine)
+    if not apart < _APART_MM:
+        raise UserError(
+            f"{path}: lies elsewhere than {what}, by {apart:.3g} mm; export both on one grid"
+        )
+    return apart
 
 
 def check_values(path: str | Path, values: np.ndarray, known: Collection[int]) -> None:

@@ -21,6 +21,7 @@ from nibabel.wrapstruct import WrapStructError
 from covid_jax.data.geometry import (
     NiftiHeader,
     Volume,
+    apart_mm,
     check_affine,
     check_numbers,
     check_size,
@@ -119,9 +120,10 @@ def write_nifti(path: Path, volume: Volume, description: str = "") -> None:
 
 def description_of(path: Path) -> str:
     """What write_nifti was given to describe a file that can be read (descrip)."""
-    image = nib.load(path)
-    assert isinstance(image, nib.Nifti1Image)
-    return str(image.header["descrip"].item().decode("latin1"))
+    with path.open("rb") as raw:
+        packed = raw.read(2) == b"\x1f\x8b"
+    with gzip.open(path) if packed else path.open("rb") as stream:
+        return str(_read_header(stream)[1]["descrip"].item().decode("latin1"))
 
 
 def _check_fields(path: Path, header: Any) -> None:
@@ -156,7 +158,7 @@ def _affine_mm(path: Path, header: Any) -> tuple[np.ndarray, tuple[str, ...]]:
     notes = []
     if code in _UNITS:
         notes.append(f"in {_UNITS[code]}: read in mm")
-    corners = np.array(list(np.ndindex(2, 2, 2))) * header.get_data_shape()[:3]
+    shape = header.get_data_shape()[:3]
     sform, qform = (form(coded=True)[0] for form in (header.get_sform, header.get_qform))
     if sform is None and qform is None:
         notes.append(
@@ -166,7 +168,7 @@ def _affine_mm(path: Path, header: Any) -> tuple[np.ndarray, tuple[str, ...]]:
     elif sform is not None and qform is not None:
         rounded = header.copy()
         rounded.set_qform(sform)  # near half a turn a quaternion of float32 is off by 1e-3
-        apart = _apart(corners, to_mm * rounded.get_qform(), to_mm * qform)
+        apart = apart_mm(shape, to_mm * rounded.get_qform(), to_mm * qform)
         if not apart < _APART_MM:  # nor is NaN
             raise UserError(
                 f"{path}: its qform and sform lie {apart:.3g} mm apart, and nothing tells which is "
@@ -178,16 +180,10 @@ def _affine_mm(path: Path, header: Any) -> tuple[np.ndarray, tuple[str, ...]]:
         lengths = np.linalg.norm(affine[:3, :3], axis=0)
         scaled = affine.copy()
         scaled[:3, :3] *= header["pixdim"][1:4] * to_mm[0, 0] / lengths
-        apart = _apart(corners, affine, scaled)
+        apart = apart_mm(shape, affine, scaled)
         if not apart < _APART_MM:  # nor is NaN
             raise UserError(
                 f"{path}: its spacing (pixdim) and its sform lie {apart:.3g} mm apart, and nothing "
                 "tells which is right; export the file again"
             )
     return affine, tuple(notes)
-
-
-def _apart(corners: np.ndarray, affine: np.ndarray, other: np.ndarray) -> float:
-    """How many mm two affines put the corners of a grid apart, at most along an axis."""
-    points = np.insert(corners, 3, 1, axis=1)
-    return float(np.abs(points @ (affine - other).T).max())

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from covid_jax.config import ANISOTROPY
+from covid_jax.config import ANISOTROPY, check_types
 from covid_jax.data.geometry import AXES, Volume
 from covid_jax.errors import UserError
 from covid_jax.files import write_json
@@ -188,11 +188,36 @@ def load_plan(path: Path) -> Plan:
                 f"{path}: written by a newer version of covid_jax "
                 f"({', '.join(sorted(unknown)) or f'version {version}'}); update this one"
             )
-        return Plan(**{name: _from_json(value) for name, value in values.items()})
+        plan = Plan(**{name: _from_json(value) for name, value in values.items()})
+        _check(plan)
+        return plan
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; prepare the data first") from error
     except (AttributeError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: damaged; prepare the data again") from error
+        raise UserError(f"{path}: damaged ({error}); prepare the data again") from error
+
+
+def _check(plan: Plan) -> None:
+    """Raises a ValueError for what no plan holds."""
+    try:
+        check_types(plan, "plan")
+    except UserError as error:
+        raise ValueError(str(error)) from error
+    numbers = (plan.lower_hu, plan.upper_hu, plan.mean_hu, plan.std_hu, *plan.spacing_mm)
+    holds = (
+        np.isfinite(numbers).all()
+        and min(plan.std_hu, *plan.spacing_mm) > 0
+        and plan.lower_hu <= plan.upper_hu
+        and sorted(plan.transpose) == [0, 1, 2]
+        and all(len({*plan.axes} & {*pair}) == 1 for pair in ("RL", "AP", "SI"))
+        and all(
+            0 <= order <= 5
+            for how in (plan.image_resampling, plan.score_resampling)
+            for order in (how.order, how.coarse_order)
+        )
+    )
+    if not holds:
+        raise ValueError("a value that cannot be")
 
 
 def _from_json(value: Any) -> Any:

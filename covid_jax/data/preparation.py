@@ -22,11 +22,13 @@ from covid_jax.data.plan import (
     make_plan,
     save_plan,
 )
-from covid_jax.data.preprocess import nonzero_box, prepare_case, read_scan_as
+from covid_jax.data.preprocess import check_extent, nonzero_box, prepare_case, read_scan_as
 from covid_jax.data.processes import each
 from covid_jax.data.scans import listed
+from covid_jax.data.volume import files_of
 from covid_jax.errors import UserError
 from covid_jax.files import digest, refuse_inside
+from covid_jax.lock import only_here
 
 
 def open_dataset(name: str, raw_dir: Path, intensities: str = "auto") -> RawDataset:
@@ -41,7 +43,7 @@ def open_dataset(name: str, raw_dir: Path, intensities: str = "auto") -> RawData
             f"{raw_dir / 'dataset.json'}: its channel is {raw.channel!r}, and a plan is in HU of "
             "CT; --intensities=as_is takes the values as they are"
         )
-    return replace(raw, intensities=intensities)
+    return replace(raw, intensities=intensities, folder=raw_dir)
 
 
 def prepare_dataset(
@@ -78,6 +80,14 @@ def prepare_dataset(
         raw = raw.without({finding.case for finding in bad})
         if not raw.cases:
             raise UserError(f"{raw_dir}: every case of it is refused; see the lines above")
+    with only_here(folder, "another preparation"):
+        return _prepare(raw, raw_dir, out_dir, plan_fold, processes)
+
+
+def _prepare(
+    raw: RawDataset, raw_dir: Path, out_dir: Path, plan_fold: int, processes: int
+) -> RawDataset:
+    folder = out_dir / raw.name
     sources = _sources(raw, processes)
     known = store.facts_of(folder)
     _refuse_another_dataset(folder, raw_dir, known, sources)
@@ -87,36 +97,81 @@ def prepare_dataset(
     else:
         plan = _plan_of(raw, plan_fold, processes)
         save_plan(plan_path, plan)
-
-    changed = [n for n in sources if n in known and known[n].get("source") != sources[n]]
-    removed = sorted(known.keys() - sources.keys())
-    missing = [
-        case
-        for case in raw.cases
-        if case.name in changed or known.get(case.name, {}).get("plan") != plan.hash
-    ]
-    if missing or removed:
+    changes = _changes(raw, known, sources, plan.hash, plan.training_cases)
+    if changes.missing or changes.removed:
         store.forget_dataset(folder)  # which counts as prepared again when all of it is
-    for case_name in removed:
-        tqdm.write(f"{case_name}: is not in {raw_dir} (any more): removed")
-        store.remove_case(folder, case_name)
-    for case_name in changed:
-        what = _difference(known[case_name].get("source"), sources[case_name])
-        tqdm.write(f"{case_name}: {what} since it was prepared: prepared again")
-    if stale := sorted(set(plan.training_cases) & {*changed, *removed}):
-        tqdm.write(
-            f"{plan_path} was made from cases that changed since ({listed(stale)}) and is kept; "
-            "delete it for a plan of what is there now"
-        )
+    for line in changes.lines:
+        tqdm.write(f"{raw.name}: {line}")
+    for name in changes.removed:
+        store.remove_case(folder, name)
+    missing = [case for case in raw.cases if case.name in changes.missing]
     prepare = functools.partial(_prepare_case, raw=raw, plan=plan, folder=folder, sources=sources)
-    notes = each(prepare, missing, processes, f"preparing {name}")
+    notes = each(prepare, missing, processes, f"preparing {raw.name}")
     for case, of_case in zip(missing, notes, strict=True):
         for note in of_case:
             tqdm.write(f"{case.name}: {note}")
     store.save_dataset(folder, raw, plan.hash)
     read_as = [facts["read_as"] for facts in store.facts_of(folder).values()]
-    tqdm.write(f"{name}: {summary(read_as)}")
+    tqdm.write(f"{raw.name}: {summary(read_as)}")
     return raw
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What is to be done to a prepared dataset: cases to prepare, to remove, and lines to tell."""
+
+    missing: tuple[str, ...]
+    removed: tuple[str, ...]
+    lines: tuple[str, ...]
+
+
+def changes_in(raw: RawDataset, out_dir: Path, processes: int) -> Changes:
+    """What prepare_dataset would do to what `out_dir` holds of a dataset; writes nothing."""
+    folder, plan_path = out_dir / raw.name, out_dir / "plan.json"
+    plan = load_plan(plan_path) if plan_path.is_file() else None
+    known = store.facts_of(folder)
+    here = [case for case in raw.cases if case.label.is_file()]  # the others are refused
+    sources = _sources(replace(raw, cases=tuple(here)), processes)
+    _refuse_another_dataset(folder, raw.folder, known, sources)
+    return _changes(
+        raw, known, sources, plan.hash if plan else "", plan.training_cases if plan else ()
+    )
+
+
+def _changes(
+    raw: RawDataset,
+    known: dict[str, dict[str, Any]],
+    sources: dict[str, dict[str, Any]],
+    plan_hash: str,
+    planned: Sequence[str],
+) -> Changes:
+    changed = {
+        name: _difference(known[name], source)
+        for name, source in sources.items()
+        if name in known and known[name].get("source") != source
+    }
+    removed = tuple(sorted(known.keys() - sources.keys()))
+    missing = [
+        name for name in sources if name in changed or known.get(name, {}).get("plan") != plan_hash
+    ]
+    lines = [
+        f"{name}: {'cannot be read' if name in raw.left_out else 'is not there any more'} in "
+        f"{raw.folder}: removed"
+        for name in removed
+    ]
+    lines += [f"{name}: {what}: prepared again" for name, what in changed.items()]
+    voxels = {
+        name
+        for name in changed
+        if (before := known[name].get("source"))
+        and any(before[part] != sources[name][part] for part in ("image", "label"))
+    }
+    if stale := sorted(set(planned) & {*voxels, *removed}):
+        lines.append(
+            f"plan.json was made from cases that changed since ({listed(stale)}) and is kept; "
+            "delete it for a plan of what is there now"
+        )
+    return Changes(tuple(missing), removed, tuple(lines))
 
 
 def _sources(raw: RawDataset, processes: int) -> dict[str, dict[str, Any]]:
@@ -128,7 +183,7 @@ def _sources(raw: RawDataset, processes: int) -> dict[str, dict[str, Any]]:
 
 def _digests(case: Case) -> dict[str, str]:
     _check_label(case)
-    return {"image": digest(case.image), "label": digest(case.label)}
+    return {"image": digest(files_of(case.image)), "label": digest(files_of(case.label))}
 
 
 def _refuse_another_dataset(
@@ -143,8 +198,11 @@ def _refuse_another_dataset(
         )
 
 
-def _difference(theirs: dict[str, Any] | None, ours: dict[str, Any]) -> str:
-    """In words, what of a case's source changed."""
+def _difference(known: dict[str, Any], ours: dict[str, Any]) -> str:
+    """In words, why a case that is there is prepared again."""
+    if not known:
+        return "is damaged or lacks a file"
+    theirs = known.get("source")
     if not theirs:
         return "nothing is known of the raw files that it came from"
     names = {"image": "its image", "label": "its label"}
@@ -153,7 +211,7 @@ def _difference(theirs: dict[str, Any] | None, ours: dict[str, Any]) -> str:
         for key, value in ours.items()
         if theirs.get(key) != value
     ]
-    return f"{', '.join(parts)} changed"
+    return f"{', '.join(parts)} changed since it was prepared"
 
 
 @dataclass(frozen=True)
@@ -178,6 +236,8 @@ def check_dataset(raw: RawDataset, processes: int) -> list[Finding]:
 def summary(read_as: Sequence[str]) -> str:
     """A line on how the values of a dataset's scans are read."""
     counts = Counter(how for how in read_as if how)
+    if not counts:
+        return "no scan was read"
     return "values are read " + "; ".join(f"{how} ({n} scans)" for how, n in sorted(counts.items()))
 
 
@@ -194,6 +254,7 @@ def _prepare_case(
 ) -> tuple[str, ...]:
     """Prepares and stores a case; returns what was mended."""
     image, label, how = _read(case, raw)
+    check_extent(case.image, image, plan)
     notes = _notes(image, label)
     facts = {
         "plan": plan.hash,

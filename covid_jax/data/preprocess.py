@@ -22,6 +22,7 @@ from covid_jax.data.volume import read_volume
 from covid_jax.errors import UserError
 
 Box = tuple[slice, slice, slice]
+_MOST_VOXELS = 2e9  # of a prepared image: 8 GB
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,18 @@ def read_scan_as(path: str | Path, told: str) -> tuple[Volume, str]:
         return read_as(volume, told)
     except UserError as error:
         raise UserError(f"{path}: {'; '.join([str(error), *volume.notes])}") from error
+
+
+def check_extent(path: Path, volume: Volume, plan: Plan) -> None:
+    """Raises a UserError where a scan would have more voxels on a plan's grid than memory has."""
+    extent = volume.voxels.shape * volume.spacing_mm
+    voxels = float(np.prod(extent) / np.prod(plan.spacing_mm))
+    if voxels > _MOST_VOXELS:
+        size = " x ".join(f"{mm:.0f}" for mm in extent)
+        raise UserError(
+            f"{path}: is {size} mm large, {voxels:.2g} voxels at the plan's spacing; is its own "
+            "spacing right?"
+        )
 
 
 def nonzero_box(voxels: np.ndarray) -> Box:
@@ -130,10 +143,17 @@ def restore_planes(
     (plane, _), *inside = geometry.box
     size = tuple(stop - start for start, stop in geometry.box)
     shape = resampled_size(size, geometry.spacing_mm, plan.spacing_mm)
-    channels = (np.moveaxis(slab, -1, 0) for slab in slabs)
+    came: set[np.dtype] = set()
+
+    def channels() -> Iterator[np.ndarray]:
+        for slab in slabs:
+            came.add(slab.dtype)
+            yield np.moveaxis(slab, -1, 0).astype(np.float32, copy=False)  # scipy takes no half
+
     spacings = plan.spacing_mm, geometry.spacing_mm
-    for piece in resample_planes(channels, shape, size, *spacings, plan.score_resampling):
-        wide = piece.astype(np.float32, copy=False)
+    for piece in resample_planes(channels(), shape, size, *spacings, plan.score_resampling):
+        (dtype,) = came
+        wide = piece.astype(dtype, copy=False).astype(np.float32, copy=False)
         count, depth = piece.shape[:2]
         full = np.zeros((count, depth, *geometry.shape[1:]), np.float32)
         full[0] = 1

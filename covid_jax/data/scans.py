@@ -6,11 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from covid_jax.data.volume import ITK, NIFTI
+from covid_jax.data.volume import ITK, NIFTI, files_of
 from covid_jax.errors import UserError
 
 ENDINGS = tuple(sorted((*NIFTI, *ITK), key=len, reverse=True))
 _MOST_NAMED = 8
+_FOLDER = "a folder"
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,6 @@ def stem(path: Path) -> str:
     return path.name.removesuffix(ending(path)) if ending(path) else path.name
 
 
-def case_name(path: Path) -> str:
-    """The name of a scan's case: without the ending, and without nnU-Net's _0000 of a channel."""
-    return stem(path).removesuffix("_0000") or stem(path)
-
-
 def listed(names: Iterable[str]) -> str:
     """The first names, and how many more there are."""
     names = sorted(names)
@@ -66,9 +62,10 @@ def listed(names: Iterable[str]) -> str:
 
 
 def scans_in(path: Path) -> Scans:
-    """The scans at `path`: a file, a folder of files, of DICOM slices, or of folders of such.
+    """The scans at `path`: a file, a folder of DICOM slices, or a folder of files and such folders.
 
-    A scan NAME_0000.nii.gz is of the case NAME, as in nnU-Net's folders.
+    A scan NAME_0000.nii.gz is of the case NAME, as in nnU-Net's folders, unless NAME_0001 and the
+    like are there: networks here see one channel, so these are scans of their own.
 
     Raises:
       UserError: there are none, or two of one name.
@@ -76,68 +73,103 @@ def scans_in(path: Path) -> Scans:
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
     if path.is_file():
-        return Scans({case_name(path): path})
-    found = files_in(path)
-    if found.paths:
-        return found
-    from covid_jax.data.dicom import find_series, is_dicom
+        return Scans({_without_channel(stem(path)): path})
+    from covid_jax.data.dicom import is_dicom
 
-    files = [file for file in visible(path) if file.is_file()]
-    if any(is_dicom(file) for file in files):
+    found = files_in(path)
+    if not found.paths and any(is_dicom(file) for file in visible(path) if file.is_file()):
         return Scans({path.resolve().name: path})
-    looked_into = {f: find_series(f) for f in visible(path) if f.is_dir()}
-    folders = {folder.name: folder for folder, (volumes, _) in looked_into.items() if volumes}
-    passed_over = [
-        f"{folder}: {line}"
-        for folder, (volumes, lines) in looked_into.items()
-        if not volumes
-        for line in lines
+    names = {stem: _without_channel(stem) for stem in found.paths}
+    # Where NAME_0001 and the like are there, NAME_0000 is one of several scans.
+    several = {_base_of_channel(name) for name in names if not name.endswith("_0000")}
+    names = {stem: stem if name in several else name for stem, name in names.items()}
+    numbered = sorted(stem for stem, name in names.items() if stem == name and "_0000" in stem)
+    notes = []
+    if numbered:
+        some = listed(f"{stem} and others" for stem in numbered)
+        notes.append(f"{path}: taken as scans, not as channels of one: {some}")
+
+    looked_into = {folder: _series_in(folder) for folder in visible(path) if folder.is_dir()}
+    notes += [
+        f"{folder}: not taken, {line}"
+        for folder, (is_scan, lines) in looked_into.items()
+        if not is_scan
+        for line in lines or ["no DICOM series in it"]
     ]
-    if not folders:
-        raise UserError(
-            "; ".join(
-                [
-                    f"{path}: no scan in it; put {', '.join(NIFTI + ITK)} files or DICOM folders "
-                    "there",
-                    *found.left_out,
-                    *passed_over,
-                ]
+    paths: dict[str, Path] = {}
+    series = {folder.name: folder for folder, (is_scan, _) in looked_into.items() if is_scan}
+    files = [(names[stem], file) for stem, file in found.paths.items()]
+    for name, scan in (*files, *series.items()):
+        if name in paths:
+            raise UserError(
+                f"{path}: {paths[name].name} and {scan.name} are both of the case {name}; "
+                "keep one of them there"
             )
-        )
-    rest = _Rest()
-    for other in sorted(path.iterdir()):
-        if other.name not in folders:
-            rest.add("no scan and no folder of a DICOM series", other)
-    return Scans(folders, (*rest.lines(path), *passed_over))
+        paths[name] = scan
+    left_out = [line for line in found.left_out if f", {_FOLDER}: " not in line]
+    if not paths:
+        wanted = f"put {', '.join(NIFTI + ITK)} files or DICOM folders there"
+        raise UserError("; ".join([f"{path}: no scan in it; {wanted}", *left_out, *notes]))
+    return Scans(paths, (*left_out, *notes))
+
+
+def _series_in(folder: Path) -> tuple[bool, tuple[str, ...]]:
+    """Whether a folder is to be read as a DICOM series, and what is said of it if not."""
+    from covid_jax.data.dicom import find_series
+
+    try:
+        volumes, lines = find_series(folder)
+    except UserError:
+        return True, ()  # damaged: told where it is read
+    return bool(volumes), lines
+
+
+def masks_in(predictions: Path, references: Path) -> tuple[dict[str, Path], dict[str, Path]]:
+    """The masks in both folders by the names of the references; NAME_0000 may be of NAME.
+
+    Raises:
+      UserError: a folder is missing or empty, or has two files of one name.
+    """
+    for folder in (predictions, references):
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder")
+    masks, truths = files_in(predictions), files_in(references)
+    for folder, found in ((predictions, masks), (references, truths)):
+        if not found.paths:
+            wanted = f"{folder}: no mask in it; put {', '.join(NIFTI + ITK)} files there"
+            raise UserError("; ".join([wanted, *found.left_out]))
+    named: dict[str, Path] = {}
+    for name, path in masks.paths.items():
+        short = _without_channel(name)
+        is_short = name not in truths.paths and short in truths.paths and short not in masks.paths
+        named[short if is_short else name] = path
+    return named, truths.paths
 
 
 def files_in(folder: Path) -> Scans:
-    """The scans that are files in `folder`, by case.
+    """The scans that are files in `folder`, by their names without ending.
 
     Raises:
-      UserError: two files of one case.
+      UserError: two files of one name.
     """
     rest = _Rest()
     found: dict[str, list[Path]] = defaultdict(list)
     stems = {stem(file) for file in visible(folder) if ending(file)}
     data_of_mhd = {f"{name}{end}" for name in stems for end in (".raw", ".zraw")}
     for file in sorted(folder.iterdir()):
-        channel = re.fullmatch(r"(.+)_\d{4}", stem(file))
         probability = re.fullmatch(r"(.+)_probability_\d+", stem(file))
         if file.name.startswith("."):
             rest.add("hidden", file)
         elif file.is_dir():
-            rest.add("a folder", file)
+            rest.add(_FOLDER, file)
         elif file.name in data_of_mhd:
             pass  # the voxels of the .mhd beside it
         elif not ending(file):
             rest.add("by its ending no scan", file)
         elif probability and probability[1] in stems:
             rest.add("probabilities of a mask beside them", file)
-        elif channel and not stem(file).endswith("_0000") and f"{channel[1]}_0000" in stems:
-            rest.add("another channel of a scan beside it", file)
         else:
-            found[case_name(file)].append(file)
+            found[stem(file)].append(file)
     for name, files in found.items():
         if len(files) > 1:
             raise UserError(
@@ -145,6 +177,17 @@ def files_in(folder: Path) -> Scans:
                 f"{name}; keep one of them there"
             )
     return Scans({name: files[0] for name, files in found.items()}, rest.lines(folder))
+
+
+def _without_channel(name: str) -> str:
+    """NAME of NAME_0000, nnU-Net's first channel."""
+    return name.removesuffix("_0000") or name
+
+
+def _base_of_channel(name: str) -> str:
+    """NAME of NAME_0001 and the like; "" of another."""
+    found = re.fullmatch(r"(.+)_\d{4}", name)
+    return found[1] if found else ""
 
 
 def visible(folder: Path) -> list[Path]:
@@ -161,6 +204,8 @@ def refuse_among(output_dir: Path, scans: Iterable[Path]) -> None:
     target = output_dir.resolve()
     for scan in scans:
         holds = {scan.parent.resolve(), scan.resolve().parent}
+        if scan.is_dir():
+            holds |= {file.resolve().parent for file in files_of(scan)}
         if target in holds or scan.resolve() in (target, *target.parents):
             raise UserError(
                 f"--output_dir={output_dir}: holds the input {scan}; give a folder of its own"

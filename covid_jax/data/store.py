@@ -28,6 +28,7 @@ from covid_jax.data.volume import write_volume
 from covid_jax.errors import UserError, writing
 from covid_jax.files import read_json, write_json
 
+_FILES = {"case.json", "image.npy", "label.npy", "foreground.npy"}
 _FOREGROUND_PER_CLASS = 10_000  # nnU-Net's number of voxels kept to centre patches on
 
 
@@ -124,20 +125,33 @@ def facts_of(folder: Path) -> dict[str, dict[str, Any]]:
     """What is known of each case of the dataset in `folder`, by its name; of a damaged one nothing.
 
     {"plan", "source", "notes", ...}: save_case's facts, and the case's geometry and digest.
+
+    Raises:
+      UserError: there is something that prepare did not write.
     """
-    return {
-        case.name: _facts(case)
-        for case in sorted((folder / "cases").glob("*"))
-        if case.is_dir() and not case.name.startswith(".")
-    }
+    description = folder / "dataset.json"
+    if description.is_file() and not {"splits", "plan"} & read_json(description).keys():
+        raise UserError(f"{description}: is of no prepared dataset; give another --out_dir")
+    found = {}
+    for case in sorted((folder / "cases").glob("[!.]*")):
+        if not case.is_dir() or not {file.name for file in case.iterdir()} <= _FILES:
+            raise UserError(f"{case}: prepare did not write this; give another --out_dir")
+        found[case.name] = _facts(case)
+    return found
 
 
 def _facts(case: Path) -> dict[str, Any]:
+    """Of a case whose files are all there and as long as they were."""
     try:
         facts = read_json(case / "case.json")
+        open_case(case)
     except UserError:  # damaged: the case is prepared again
         return {}
-    return facts if "sha256" in facts else {}
+    source = facts.get("source")
+    is_sound = isinstance(source, dict) and {"image", "label"} <= source.keys()
+    has_reference = (case.parent.parent / "references" / f"{case.name}.nii.gz").is_file()
+    sound = {"source": source if is_sound else None, "read_as": str(facts.get("read_as", ""))}
+    return facts | sound if has_reference else {}
 
 
 def remove_case(folder: Path, name: str) -> None:
@@ -163,12 +177,11 @@ def open_case(folder: Path, verified: bool = False) -> StoredCase:
         image = np.load(folder / "image.npy", mmap_mode="r")
         label = np.load(folder / "label.npy", mmap_mode="r")
         foreground = np.load(folder / "foreground.npy")
-        digest = facts["sha256"]
-    except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
+        digest, geometry = facts["sha256"], _geometry(facts["geometry"])
+    except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError) as error:
         raise UserError(damaged) from error
     if verified and _digest(facts["geometry"], image, label, foreground) != digest:
         raise UserError(f"{damaged} (its files are not those that were written)")
-    geometry = _geometry(facts["geometry"])
     classes = tuple(
         foreground[foreground[:, 0] == value, 1:] for value in np.unique(foreground[:, 0])
     )

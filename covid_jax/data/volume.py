@@ -53,6 +53,27 @@ def _read(path: Path) -> Volume:
     )
 
 
+def files_of(path: Path) -> list[Path]:
+    """The files that read_volume reads: of a series all below its folder, of a header its data too.
+
+    Raises:
+      UserError: there are none, or a folder cannot be read.
+    """
+    if path.is_dir():
+        from covid_jax.data.dicom import files_below
+
+        files = list(files_below(path))
+    elif path.name.lower().endswith(ITK):
+        from covid_jax.data.itk import data_files
+
+        files = [path, *data_files(path)]
+    else:
+        files = [path]
+    if not files:
+        raise UserError(f"{path}: no file in it")
+    return files
+
+
 def write_volume(path: str | Path, volume: Volume, description: str = "") -> None:
     """Writes the volume in the axes of the file that it came from; whole or not at all.
 

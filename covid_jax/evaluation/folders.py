@@ -10,7 +10,7 @@ import numpy as np
 from covid_jax.data.geometry import turned_like
 from covid_jax.data.labels import check_grid, check_values, read_mask
 from covid_jax.data.processes import each
-from covid_jax.data.scans import scans_in
+from covid_jax.data.scans import masks_in
 from covid_jax.errors import UserError
 from covid_jax.evaluation.metrics import mean_over_labels, segmentation_metrics, summarise
 from covid_jax.files import write_json
@@ -31,6 +31,7 @@ def evaluate_folders(
     tolerance_mm: float = 3.0,
     processes: int = 1,
     skip_bad: bool = False,
+    cases: Collection[str] = (),
 ) -> dict[str, Any]:
     """The content of metrics.json for every mask in `predictions`.
 
@@ -41,12 +42,14 @@ def evaluate_folders(
       known: all values that files may hold; empty: any.
       ignored: value of the references' voxels that are left out.
       skip_bad: leave out what cannot be scored, and say why in "left_out".
+      cases: score these alone; empty: all.
 
     Raises:
       UserError: predictions without a reference, on another grid, or that are no masks; all of
         them are named.
     """
-    masks, truths = scans_in(predictions).paths, scans_in(references).paths
+    masks, truths = masks_in(predictions, references)
+    masks = {name: path for name, path in masks.items() if not cases or name in cases}
     pairs = [(masks[name], truths[name]) for name in masks if name in truths]
     score = functools.partial(
         _scored, labels=labels, known=known, ignored=ignored, tolerance_mm=tolerance_mm
@@ -93,7 +96,7 @@ def _scored(
     try:
         mask, truth = map(read_mask, paths)
         mask = turned_like(mask, truth)
-        check_grid(paths[0], mask, truth, str(paths[1]), 1e-2)
+        check_grid(paths[0], mask, truth, str(paths[1]))
         counted = (
             truth.voxels != ignored if ignored is not None else np.ones_like(truth.voxels, bool)
         )
@@ -110,6 +113,7 @@ def _scored(
     for value in labels or found:
         prediction, reference = mask.voxels == value, truth.voxels == value
         which = _EMPTY.get((not (prediction & counted).any(), not (reference & counted).any()))
+        which = which if counted.any() else "all voxels are ignored, so both masks"
         metrics = segmentation_metrics(
             prediction, reference, truth.spacing_mm, tolerance_mm, counted
         )

@@ -211,6 +211,7 @@ def summarise(
         "cases": {name: dict(case) for name, case in cases.items()},
         "mean": {name: float(np.mean(value)) for name, value in values.items() if value},
         "std": {name: float(np.std(value)) for name, value in values.items() if value},
+        "count": {name: len(value) for name, value in values.items()},
         "empty": dict(empty),
         "tolerance_mm": tolerance_mm,
     }

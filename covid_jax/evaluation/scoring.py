@@ -72,6 +72,7 @@ def score_run(
         dataset.references,
         labels=dict(enumerate(dataset.labels, start=1)),
         ignored=IGNORED,
+        cases=split.test,  # of a test before, with other cases, masks may be there
     )
     save_metrics(workdir / "metrics.json", metrics)
     return metrics

@@ -8,8 +8,9 @@ from pathlib import Path
 import cc3d
 import numpy as np
 
-from covid_jax.config import InferenceConfig
+from covid_jax.config import InferenceConfig, check_types
 from covid_jax.data.preprocess import Piece
+from covid_jax.errors import UserError
 from covid_jax.files import read_json, write_json
 
 _FILE = "postprocessing.json"
@@ -56,9 +57,19 @@ def save_postprocessing(workdir: Path, postprocessing: Postprocessing) -> None:
 
 
 def load_postprocessing(workdir: Path, config: InferenceConfig) -> Postprocessing:
-    """What was chosen for a run, or what its config says."""
+    """What was chosen for a run, or what its config says.
+
+    Raises a UserError where what was chosen is damaged.
+    """
     if chosen := read_json(workdir / _FILE):
-        return Postprocessing(**chosen)
+        try:
+            found = Postprocessing(**chosen)
+            check_types(found, "postprocessing")
+        except (TypeError, UserError) as error:
+            raise UserError(f"{workdir / _FILE}: damaged ({error})") from error
+        if not 0 <= found.threshold < 1:
+            raise UserError(f"{workdir / _FILE}: a threshold lies in 0 to below 1")
+        return found
     return Postprocessing(config.threshold, config.largest_only)
 
 

@@ -23,7 +23,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from covid_jax.config import Config, check_network, read_config
+from covid_jax.config import Config, check_prediction, read_config
 from covid_jax.data.plan import Plan, load_plan
 from covid_jax.errors import UserError, system_error, writing
 from covid_jax.training.cost import abstract_params
@@ -217,7 +217,7 @@ def load_config(workdir: str | Path) -> Config:
         raise UserError(f"{workdir}: not the work directory of a run, it has no config.json")
     config = read_config(path)
     try:
-        check_network(config.model)
+        check_prediction(config)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     return config

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from covid_jax.transfer.freezing import split
 
 Tree = Any
 _PHANTOM_CASES = 6
+_MADE = ("predictions", "metrics.json", "postprocessing.json", "model", "log.jsonl", "progress.png")
 _MAY_CHANGE = (
     "data.prepared_dir",
     "data.workers",
@@ -302,18 +304,21 @@ def claim_workdir(
     may, but for config.deterministic: another one rounds otherwise.
 
     Raises:
-      UserError: the work directory lies in the prepared data; it belongs to a run with another
-        config, plan or provenance; or it was tested with other settings of inference.
+      UserError: the work directory belongs to a run with another config, plan or provenance; or
+        it was tested with other settings of inference.
     """
-    if config.data.prepared_dir:
-        refuse_inside(workdir, Path(config.data.prepared_dir), "--workdir")
     check_settings(workdir, config, plan)
     is_new = not (workdir / "config.json").is_file()
     origin, path = provenance(datasets, config.pretrained), workdir / "provenance.json"
     known = read_json(path)
     devices = known.get("devices", [])
+    changed = differences(_compared(origin), _compared(known)) if known else []
+    if changed and accept_changes:
+        for name in ("metrics.json", "postprocessing.json"):
+            (workdir / name).unlink(missing_ok=True)
+        shutil.rmtree(workdir / "model", ignore_errors=True)
+        print(f"{workdir}: goes on with changes ({changed[0]}); its test is done again")
     if known and not accept_changes:
-        changed = differences(_compared(origin), _compared(known))
         what = "data or program"
         if not changed and config.deterministic and devices:
             changed, what = differences(device_here(), devices[-1]), "the device"
@@ -331,6 +336,21 @@ def claim_workdir(
         save_plan(workdir / "plan.json", plan)
     if is_new or load_config(workdir) != config:
         write_json(workdir / "config.json", to_dict(config))
+
+
+def check_place(workdir: Path, config: Config) -> None:
+    """Raises a UserError where `workdir` is no run and holds what a run would write over.
+
+    Or where it lies in the prepared data.
+    """
+    if config.data.prepared_dir:
+        refuse_inside(workdir, Path(config.data.prepared_dir), "--workdir")
+    held = [name for name in _MADE if (workdir / name).exists()]
+    if held and not (workdir / "config.json").is_file():
+        raise UserError(
+            f"{workdir}: is no run, it has no config.json, and holds {', '.join(held)}, which a "
+            "run writes over; give another --workdir"
+        )
 
 
 def _compared(origin: dict[str, Any]) -> dict[str, Any]:

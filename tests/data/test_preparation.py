@@ -1,5 +1,6 @@
 """Prepared data is what the raw data is now."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -7,12 +8,15 @@ import shutil
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from covid_jax.data.phantom import write_raw_dataset
-from covid_jax.data.plan import load_plan
-from covid_jax.data.preparation import prepare_dataset
+from covid_jax.data.plan import load_plan, save_plan
+from covid_jax.data.preparation import changes_in, open_dataset, prepare_dataset
 from covid_jax.data.store import load_case, load_dataset
+from covid_jax.data.volume import files_of
 from covid_jax.errors import UserError
+from covid_jax.files import digest
 
 
 def small_dataset(folder, count=3, seed=0):
@@ -107,7 +111,7 @@ def test_a_case_that_is_gone_from_the_raw_folder_goes(raw, prepared, capsys):
     (raw / "imagesTr" / "c2_0000.nii.gz").unlink()
     prepare_dataset("nnunet", raw, prepared)
     said = capsys.readouterr().out
-    assert f"c2: is not in {raw} (any more): removed" in said
+    assert f"c2: is not there any more in {raw}: removed" in said
     assert f"1 not taken, labels without an image in {raw / 'labelsTr'}: c2.nii.gz" in said
     assert "says numTraining" in said
     assert not (prepared / "nnunet" / "cases" / "c2").exists()
@@ -193,3 +197,111 @@ def test_synthetic_cases_whose_writing_was_stopped_are_written_again(tmp_path):
     write_raw_dataset("phantom", tmp_path / "part", 2, seed=0)
     files = {p.relative_to(tmp_path / "whole") for p in (tmp_path / "whole").rglob("*.*")}
     assert files == {p.relative_to(tmp_path / "part") for p in (tmp_path / "part").rglob("*.*")}
+
+
+def test_what_prepare_did_not_write_is_never_removed(raw, tmp_path):
+    precious = tmp_path / "out" / "nnunet" / "cases" / "patient" / "slice.dcm"
+    precious.parent.mkdir(parents=True)
+    precious.write_bytes(b"precious")
+    with pytest.raises(UserError, match="patient: prepare did not write this"):
+        prepare_dataset("nnunet", raw, tmp_path / "out")
+    assert precious.read_bytes() == b"precious"
+    shutil.rmtree(precious.parents[1])
+    describe(tmp_path / "out" / "nnunet", {"background": 0, "theirs": 1})
+    with pytest.raises(UserError, match=r"dataset\.json: is of no prepared dataset"):
+        prepare_dataset("nnunet", raw, tmp_path / "out")
+    assert "theirs" in (tmp_path / "out" / "nnunet" / "dataset.json").read_text()
+
+
+@pytest.mark.parametrize("how", ["cut", "no reference", "no facts", "facts of another kind"])
+def test_a_damaged_case_is_prepared_again(raw, prepared, capsys, how):
+    folder = prepared / "nnunet" / "cases" / "c1"
+    if how == "cut":
+        (folder / "image.npy").write_bytes((folder / "image.npy").read_bytes()[:-9])
+    elif how == "no reference":
+        (prepared / "nnunet" / "references" / "c1.nii.gz").unlink()
+    elif how == "no facts":
+        (folder / "case.json").unlink()
+    else:
+        facts = json.loads((folder / "case.json").read_text())
+        (folder / "case.json").write_text(json.dumps(facts | {"geometry": 3, "source": "x"}))
+    prepare_dataset("nnunet", raw, prepared)
+    assert "c1: is damaged or lacks a file: prepared again" in capsys.readouterr().out
+    assert stored(prepared, "c1").label.sum() == 27
+
+
+def test_the_voxels_beside_a_header_are_of_the_raw_files_too(raw, tmp_path):
+    """As are those that a linked folder of slices leads to."""
+    label = raw / "labelsTr" / "c1.nii.gz"
+    sitk.WriteImage(sitk.ReadImage(label), raw / "labelsTr" / "c1.mhd")
+    label.unlink()
+    prepare_dataset("nnunet", raw, tmp_path / "out")
+    voxels = raw / "labelsTr" / "c1.raw"
+    voxels.write_bytes(b"\1" + voxels.read_bytes()[1:])
+    prepare_dataset("nnunet", raw, tmp_path / "out")
+    assert stored(tmp_path / "out", "c1").label.sum() == 28
+
+
+def test_the_files_of_a_series_are_found_through_links(tmp_path, lidc_series):
+    (tmp_path / "case").mkdir()
+    (tmp_path / "case" / "series").symlink_to(lidc_series)
+    assert digest(files_of(tmp_path / "case")) == digest(files_of(lidc_series))
+
+
+def test_check_only_tells_what_would_become_of_what_is_there(raw, prepared):
+    (raw / "imagesTr" / "c2_0000.nii.gz").unlink()
+    save(raw / "labelsTr" / "c1.nii.gz", np.zeros((10, 9, 8), np.uint8))
+    before = times(prepared)
+    changes = changes_in(open_dataset("nnunet", raw), prepared, 1)
+    assert (changes.missing, changes.removed) == (("c1",), ("c2",))
+    assert times(prepared) == before
+
+
+def test_a_case_that_is_left_out_as_bad_is_not_said_to_be_gone(raw, prepared, capsys):
+    (raw / "labelsTr" / "c1.nii.gz").write_bytes(b"bad")
+    prepare_dataset("nnunet", raw, prepared, skip_bad=True)
+    assert f"c1: cannot be read in {raw}: removed" in capsys.readouterr().out
+
+
+def test_numbered_files_without_a_channel_are_refused_in_a_dataset_of_one(raw, tmp_path):
+    shutil.copy(raw / "imagesTr" / "c1_0000.nii.gz", raw / "imagesTr" / "c1_0001.nii.gz")
+    with pytest.raises(UserError, match=r"c1_0001\.nii\.gz are of other channels"):
+        prepare_dataset("nnunet", raw, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ({"background": 0, "a": 1, "b": 1}, "one name or one value"),
+        ({"0": "background", "1": "lesion", "2": "lesion"}, "one name or one value"),
+        ({"background": 0, **{f"l{i}": i for i in range(1, 256)}}, "at most 254 work"),
+    ],
+)
+def test_labels_that_would_be_lost_are_refused(raw, tmp_path, labels, message):
+    describe(raw, labels)
+    with pytest.raises(UserError, match=rf"dataset\.json: .*{message}"):
+        prepare_dataset("nnunet", raw, tmp_path / "out")
+
+
+@pytest.mark.parametrize("by", ["spacing", "turn"])
+def test_a_label_that_leaves_its_image_towards_the_far_corner_is_refused(raw, tmp_path, by):
+    affine = np.diag([-2.0, -2.0, 3.0, 1.0])
+    if by == "spacing":
+        affine[0, 0] += 0.02  # 0.2 mm at the tenth voxel
+    else:
+        affine[:2, :2] = affine[:2, :2] @ [[1, 0.02], [-0.02, 1]]
+    label = np.asarray(nib.load(raw / "labelsTr" / "c1.nii.gz").dataobj)
+    nib.Nifti1Image(label, affine).to_filename(raw / "labelsTr" / "c1.nii.gz")
+    with pytest.raises(UserError, match=r"c1\.nii\.gz: lies elsewhere than its image, by 0\."):
+        prepare_dataset("nnunet", raw, tmp_path / "out")
+
+
+def test_a_scan_that_is_metres_large_is_refused_before_it_takes_the_memory(raw, prepared):
+    for part, name in (("imagesTr", "c1_0000.nii.gz"), ("labelsTr", "c1.nii.gz")):
+        image = nib.load(raw / part / name)
+        large = nib.Nifti1Image(np.asarray(image.dataobj), np.diag([-99.0, -99.0, 99.0, 1.0]))
+        large.to_filename(raw / part / name)
+    plan = dataclasses.replace(load_plan(prepared / "plan.json"), spacing_mm=(0.1, 0.1, 0.1))
+    save_plan(prepared / "plan.json", plan)
+    with pytest.raises(UserError, match=r"990 mm large.*is its own spacing right"):
+        prepare_dataset("nnunet", raw, prepared)

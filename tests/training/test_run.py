@@ -13,6 +13,7 @@ from covid_jax.errors import UserError
 from covid_jax.training.checkpoint import load_config, load_pretrained, load_run, save_params
 from covid_jax.training.run import (
     as_begun,
+    check_place,
     claim_workdir,
     device_here,
     note_device,
@@ -196,5 +197,13 @@ def test_a_run_never_lies_in_its_prepared_data(tmp_path):
     config = tiny(data=dataclasses.replace(tiny().data, prepared_dir=str(tmp_path)))
     for workdir in (tmp_path, tmp_path / "runs" / "one"):
         with pytest.raises(UserError, match=r"--workdir=.*which holds inputs"):
-            claim_workdir(workdir, config, PLAN)
+            check_place(workdir, config)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_no_run_is_not_written_over(tmp_path):
+    (tmp_path / "predictions").mkdir()
+    with pytest.raises(UserError, match=r"no config\.json, and holds predictions"):
+        check_place(tmp_path, tiny())
+    (tmp_path / "config.json").write_text("{}")
+    check_place(tmp_path, tiny())

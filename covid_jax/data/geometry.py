@@ -92,11 +92,15 @@ def turned_to_file_axes(volume: Volume) -> Volume:
 
 def turned(volume: Volume, axes: tuple[str, str, str]) -> Volume:
     """A volume whose D, H, W point to AXES, with them pointing to `axes`."""
+    if axes == AXES:
+        return volume
     return _turned(volume, ornt_transform(axcodes2ornt(AXES), axcodes2ornt(axes)))
 
 
 def transposed(volume: Volume, order: Sequence[int]) -> Volume:
     """The same volume with its axes in another order: `order[0]` of them is the new D."""
+    if tuple(order) == (0, 1, 2):
+        return volume
     return _turned(volume, [(order.index(axis), 1) for axis in range(3)])
 
 

@@ -16,6 +16,9 @@ from covid_jax.errors import UserError
 Network = Callable[[Array], Array]
 """image (N, D, H, W, C) -> logits (N, D, H, W, K) at full resolution"""
 
+_SLAB_BYTES = 1 << 27
+"""Of the planes that leave predict_slabs at once."""
+
 _PEAK = {"float32": 1, "float16": 10}
 """The largest weight of a window: nnU-Net's 10, of which fewer round to 0 in half precision."""
 
@@ -74,32 +77,35 @@ def predict_slabs(
     total: np.ndarray | None = None
     weights = np.zeros((depth, *plane), sums)
 
-    def mean(stop: int) -> np.ndarray:
-        """Of the planes from `first` to `stop`, as far as they are not padding."""
+    def means(stop: int) -> Iterator[np.ndarray]:
+        """Of the planes from `first` to `stop`, as far as they are not padding, a few at once."""
         assert total is not None
         low, high = (np.clip(at, inside[0].start, inside[0].stop) - first for at in (first, stop))
-        planes = total[low:high] / weights[low:high, ..., None]
-        if not np.isfinite(planes).all():
-            raise UserError(
-                f"the network's scores do not fit into {sums}; predict with inference.sums "
-                "of float32 in the run's config.json"
-            )
-        return planes[:, *inside[1:]]
+        step = max(1, _SLAB_BYTES // total[0].nbytes)
+        for begin in range(low, high, step):
+            end = min(begin + step, high)
+            planes = total[begin:end] / weights[begin:end, ..., None]
+            if not np.isfinite(planes).all():
+                raise UserError(
+                    f"the network's scores do not fit into {sums}; predict with inference.sums "
+                    "of float32 in the run's config.json"
+                )
+            yield planes[:, *inside[1:]]
 
     for some, averaged in _predicted(scores, padded, corners, patch_size, mirror_axes, batch_size):
         if total is None:
             total = np.zeros((depth, *plane, averaged.shape[-1]), sums)
         for (d, h, w), window in zip(some, averaged, strict=False):
             if d > first:
-                yield mean(d)
+                yield from means(d)
                 for held in (total, weights):
-                    held[: depth - (d - first)] = held[d - first :].copy()
-                    held[depth - (d - first) :] = 0
+                    for at in range(depth):  # one by one, without a copy of all
+                        held[at] = held[at + d - first] if at + d - first < depth else 0
                 first = d
             place = np.s_[:, h : h + patch_size[1], w : w + patch_size[2]]
             total[place] += window * weight[..., None]
             weights[place] += weight
-    yield mean(first + depth)
+    yield from means(first + depth)
 
 
 def window_starts(length: int, window: int, step_size: float) -> list[int]:

@@ -14,6 +14,7 @@ from scipy import ndimage
 
 from covid_jax.data.preprocess import as_volume, prepare_case, read_scan
 from covid_jax.data.volume import write_volume
+from covid_jax.inference.postprocess import Postprocessing, mask_of
 from covid_jax.inference.scan import make_ensemble
 from covid_jax.nnunet.model_folder import checkpoints_in, plain_dataset, read_model
 from covid_jax.training.platform import platform_of
@@ -112,9 +113,10 @@ def our_mask(folder, scan):
     models = [read_model(path) for path in checkpoints_in(folder).values()]
     runs = [(model.config, model.plan, model.params) for model in models]
     case = prepare_case(read_scan(scan), None, runs[0][1])
-    probabilities = make_ensemble(runs, False, platform_of("cpu"))(case)
+    pieces = make_ensemble(runs, False, platform_of("cpu"))(case)
+    mask = mask_of(pieces, case.geometry.shape, Postprocessing())
     target = scan.with_name("ours.nii.gz")
-    write_volume(target, as_volume(probabilities.argmax(0).astype(np.uint8), case.geometry))
+    write_volume(target, as_volume(mask, case.geometry))
     return np.asarray(nib.load(target).dataobj)
 
 

@@ -52,7 +52,7 @@ def read_label(
     notes = [f"label: {note}" for note in label.notes]
     if aff2axcodes(label.file_affine) != aff2axcodes(image.file_affine):
         notes.append("label: its file's axes are not its image's: turned")
-    if apart > 1e-3:  # more than the rounding of a header
+    if apart > 1e-5:  # more than the rounding of a header
         notes.append(f"label: lies {apart:.1g} mm beside its image: taken as the same place")
     values = np.unique(label.voxels)
     check_values(path, values[values != ignored], range(num_values))

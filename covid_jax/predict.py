@@ -19,6 +19,7 @@ import os
 from collections import Counter
 from pathlib import Path
 
+import jax
 from absl import flags
 from tqdm import tqdm
 
@@ -41,6 +42,7 @@ from covid_jax.inference.ensemble import open_ensemble
 from covid_jax.inference.masks import Origin, is_from, is_ours, write_mask
 from covid_jax.inference.postprocess import mask_of
 from covid_jax.training.parallel import keep_compiled_programs
+from covid_jax.training.platform import platform_of
 
 _CHECKPOINT = flags.DEFINE_list("checkpoint", [], "Work directory of a run, or of several.")
 _INPUT = flags.DEFINE_string("input", None, "A scan or a folder of scans.")
@@ -76,7 +78,9 @@ def main() -> None:
     output_dir, told = Path(_OUTPUT_DIR.value), _INTENSITIES.value
     found = scans_in(Path(_INPUT.value))
     refuse_among(output_dir, found.paths.values())
-    together = open_ensemble([Path(folder) for folder in _CHECKPOINT.value], _MIRROR.value, told)
+    platform = platform_of(jax.local_devices()[0].platform)
+    workdirs = [Path(folder) for folder in _CHECKPOINT.value]
+    together = open_ensemble(workdirs, _MIRROR.value, told, platform)
     for line in (*found.left_out, *together.notes):
         print(line)
 

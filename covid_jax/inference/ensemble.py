@@ -15,7 +15,7 @@ from covid_jax.errors import UserError
 from covid_jax.inference.postprocess import Postprocessing, load_postprocessing
 from covid_jax.inference.scan import Predictor, make_ensemble
 from covid_jax.training.checkpoint import load_run
-from covid_jax.training.platform import platform_of
+from covid_jax.training.platform import Platform
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,9 @@ class Ensemble:
     notes: tuple[str, ...]
 
 
-def open_ensemble(workdirs: Sequence[Path], mirror: bool | None, intensities: str) -> Ensemble:
+def open_ensemble(
+    workdirs: Sequence[Path], mirror: bool | None, intensities: str, platform: Platform
+) -> Ensemble:
     """The runs in these folders as one, the same in whatever order they are given.
 
     Args:
@@ -78,7 +80,7 @@ def open_ensemble(workdirs: Sequence[Path], mirror: bool | None, intensities: st
     return Ensemble(
         plan,
         classes,
-        make_ensemble(in_order, mirror, platform_of(jax.local_devices()[0].platform)),
+        make_ensemble(in_order, mirror, platform),
         postprocessing,
         _digest(json.dumps([asdict(postprocessing), *sorted(digests)])),
         tuple(notes),

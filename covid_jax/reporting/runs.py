@@ -11,7 +11,6 @@ import numpy as np
 
 from covid_jax.config import Config, read_config
 from covid_jax.data.scans import listed
-from covid_jax.data.store import facts_of
 from covid_jax.errors import UserError
 from covid_jax.evaluation.metrics import METRICS
 from covid_jax.files import read_json
@@ -97,8 +96,9 @@ def _changed_since(study: Path, run: Path) -> list[str]:
     """A line for each dataset of which the study now has other cases than the run was made from."""
     lines = []
     for name, theirs in read_json(run / "provenance.json").get("data", {}).items():
-        ours = facts_of(study / "prepared" / name)
-        changed = [case for case in theirs if ours.get(case, {}).get("sha256") != theirs[case]]
+        cases = (study / "prepared" / name / "cases").glob("*/case.json")
+        ours = {path.parent.name: read_json(path).get("sha256") for path in cases}
+        changed = [case for case in theirs if ours.get(case) != theirs[case]]
         if ours and changed:  # a study whose data is gone can be reported all the same
             lines.append(
                 f"runs/{run.name}: trained or tested on {name} as it was before it changed "

@@ -171,7 +171,7 @@ def test_values_without_a_rescale_are_said_to_be_taken_as_they_are(images, folde
     volume = read_series(save(folder, images))
     np.testing.assert_array_equal(volume.voxels[0], images[0].pixel_array)
     (note,) = volume.notes
-    assert note == "without RescaleSlope and RescaleIntercept: stored values are taken for HU"
+    assert note == "without RescaleSlope and RescaleIntercept: stored values are taken as they are"
 
 
 def test_one_slice_without_a_rescale_is_named(images, folder):

@@ -101,7 +101,7 @@ def write_nifti(path: Path, volume: Volume, description: str = "") -> None:
     Where it was read from another, both forms have its affine, in mm.
     """
     voxels, said = in_file_axes(volume), volume.header
-    if said is None:
+    if said is None or said.shape[:3] != voxels.shape:  # a grid of another size is no longer its
         image = nib.Nifti1Image(voxels, volume.file_affine)
         image.set_qform(volume.file_affine, "scanner")
         image.set_sform(volume.file_affine, "scanner")

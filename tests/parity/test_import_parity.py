@@ -113,7 +113,7 @@ def our_mask(folder, scan):
     models = [read_model(path) for path in checkpoints_in(folder).values()]
     runs = [(model.config, model.plan, model.params) for model in models]
     case = prepare_case(read_scan(scan), None, runs[0][1])
-    pieces = make_ensemble(runs, False, platform_of("cpu"))(case)
+    pieces = make_ensemble(runs, None, platform_of("cpu"))(case)
     mask = mask_of(pieces, case.geometry.shape, Postprocessing())
     target = scan.with_name("ours.nii.gz")
     write_volume(target, as_volume(mask, case.geometry))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from covid_jax.config import IGNORED
-from covid_jax.data.scans import Scans, ending, files_in, listed
+from covid_jax.data.scans import Scans, base_of_channel, ending, files_in, listed
 from covid_jax.errors import UserError
 from covid_jax.files import read_json
 
@@ -193,15 +193,15 @@ def nnunet(raw_dir: Path) -> RawDataset:
         if name.endswith("_0000")
     }
     others = {name: path.name for name, path in found.paths.items() if not name.endswith("_0000")}
-    more = [file for name, file in others.items() if re.fullmatch(r".+_\d{4}", name)]
-    if any(name[:-5] in first for name in others):
+    if more := [file for name, file in others.items() if base_of_channel(name) in first]:
         raise UserError(
             f"{images}: {listed(more)} are of other channels, and {description} has one; or, if "
             "they are scans of their own, add nnU-Net's _0000 to the name of each"
         )
-    unnamed = list(others.values())
     cases, notes = _pairs(Scans(first, found.left_out), masks)
-    notes += _not_taken(f"images without nnU-Net's _0000 of their channel in {images}", unnamed)
+    notes += _not_taken(
+        f"images without nnU-Net's _0000 of their channel in {images}", others.values()
+    )
     expected = content.get("numTraining", len(cases))
     if expected != len(cases):
         notes.append(f"{description} says numTraining {expected}, and there are {len(cases)} cases")
@@ -229,7 +229,7 @@ def label_values(description: dict[str, Any]) -> dict[str, int]:
 
     Raises:
       KeyError, AttributeError, TypeError, ValueError: it has no labels.
-      UserError: a label is a region.
+      UserError: a label is a region, or two have one name or one value.
     """
     labels = description["labels"]
     if all(str(key).isdigit() for key in labels):  # v1 maps values to names, v2 names to values

@@ -81,16 +81,14 @@ def prepare_dataset(
         if not raw.cases:
             raise UserError(f"{raw_dir}: every case of it is refused; see the lines above")
     with only_here(folder, "another preparation"):
-        return _prepare(raw, raw_dir, out_dir, plan_fold, processes)
+        return _prepare(raw, out_dir, plan_fold, processes)
 
 
-def _prepare(
-    raw: RawDataset, raw_dir: Path, out_dir: Path, plan_fold: int, processes: int
-) -> RawDataset:
+def _prepare(raw: RawDataset, out_dir: Path, plan_fold: int, processes: int) -> RawDataset:
     folder = out_dir / raw.name
     sources = _sources(raw, processes)
     known = store.facts_of(folder)
-    _refuse_another_dataset(folder, raw_dir, known, sources)
+    _refuse_another_dataset(folder, raw.folder, known, sources)
     plan_path = out_dir / "plan.json"
     if plan_path.is_file():
         plan = load_plan(plan_path)
@@ -106,13 +104,14 @@ def _prepare(
         store.remove_case(folder, name)
     missing = [case for case in raw.cases if case.name in changes.missing]
     prepare = functools.partial(_prepare_case, raw=raw, plan=plan, folder=folder, sources=sources)
-    notes = each(prepare, missing, processes, f"preparing {raw.name}")
-    for case, of_case in zip(missing, notes, strict=True):
-        for note in of_case:
+    read_as = {name: known[name]["read_as"] for name in sources.keys() - set(changes.missing)}
+    prepared = each(prepare, missing, processes, f"preparing {raw.name}")
+    for case, (how, notes) in zip(missing, prepared, strict=True):
+        read_as[case.name] = how
+        for note in notes:
             tqdm.write(f"{case.name}: {note}")
     store.save_dataset(folder, raw, plan.hash)
-    read_as = [facts["read_as"] for facts in store.facts_of(folder).values()]
-    tqdm.write(f"{raw.name}: {summary(read_as)}")
+    tqdm.write(f"{raw.name}: {summary(list(read_as.values()))}")
     return raw
 
 
@@ -251,8 +250,8 @@ def _check_case(case: Case, raw: RawDataset) -> Finding:
 
 def _prepare_case(
     case: Case, raw: RawDataset, plan: Plan, folder: Path, sources: dict[str, dict[str, Any]]
-) -> tuple[str, ...]:
-    """Prepares and stores a case; returns what was mended."""
+) -> tuple[str, tuple[str, ...]]:
+    """Prepares and stores a case; returns how its values were read, and what was mended."""
     image, label, how = _read(case, raw)
     check_extent(case.image, image, plan)
     notes = _notes(image, label)
@@ -264,7 +263,7 @@ def _prepare_case(
         "synthetic": raw.synthetic,
     }
     store.save_case(folder, case.name, prepare_case(image, label, plan), label, facts)
-    return notes
+    return how, notes
 
 
 def _notes(image: Volume, label: Volume) -> tuple[str, ...]:

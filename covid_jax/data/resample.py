@@ -47,9 +47,7 @@ def resample(
     if how.coarse_order and size[coarse] != len(slices):
         full = (size[coarse], *plane)
         return np.moveaxis(_zoom(resampled, full, how.coarse_order, clip=False), 0, coarse)
-    position = (np.arange(size[coarse]) + 0.5) * len(slices) / size[coarse] - 0.5
-    nearest = np.clip(np.floor(position + 0.5).astype(int), 0, len(slices) - 1)
-    return np.moveaxis(resampled[nearest], 0, coarse)
+    return np.moveaxis(resampled[_nearest(len(slices), size[coarse])], 0, coarse)
 
 
 def resample_planes(
@@ -82,8 +80,7 @@ def resample_planes(
         whole = np.concatenate(list(slabs), axis=1)
         yield np.stack([resample(c, size, spacing_mm, target_mm, how) for c in whole])
         return
-    position = (np.arange(size[0]) + 0.5) * shape[0] / size[0] - 0.5
-    nearest = np.clip(np.floor(position + 0.5).astype(int), 0, shape[0] - 1)
+    position, nearest = _positions(shape[0], size[0]), _nearest(shape[0], size[0])
     low = nearest if coarse == 0 else np.clip(np.floor(position).astype(int), 0, shape[0] - 1)
     high = nearest if coarse == 0 else np.clip(low + 1, 0, shape[0] - 1)
     held: np.ndarray | None = None
@@ -155,9 +152,17 @@ def _planes(
     if coarse is None:
         return zoomed(block, [0, 1, 2])
     slices = np.stack([zoomed(part, [0, 3 - coarse]) for part in np.moveaxis(block, coarse, 0)])
-    position = (np.arange(size[coarse]) + 0.5) * scale[coarse] - 0.5
-    nearest = np.clip(np.floor(position + 0.5).astype(int), 0, len(slices) - 1)
-    return np.moveaxis(slices[nearest], 0, coarse)
+    return np.moveaxis(slices[_nearest(len(slices), size[coarse])], 0, coarse)
+
+
+def _positions(before: int, after: int) -> np.ndarray:
+    """Where the `after` voxels of an axis lie among the `before` that it had."""
+    return (np.arange(after) + 0.5) * before / after - 0.5
+
+
+def _nearest(before: int, after: int) -> np.ndarray:
+    """The nearest of the `before` voxels to each."""
+    return np.clip(np.floor(_positions(before, after) + 0.5).astype(int), 0, before - 1)
 
 
 def _zoom(voxels: np.ndarray, size: Sequence[int], order: int, *, clip: bool = True) -> np.ndarray:

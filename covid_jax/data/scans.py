@@ -11,7 +11,6 @@ from covid_jax.errors import UserError
 
 ENDINGS = tuple(sorted((*NIFTI, *ITK), key=len, reverse=True))
 _MOST_NAMED = 8
-_FOLDER = "a folder"
 
 
 @dataclass(frozen=True)
@@ -76,12 +75,12 @@ def scans_in(path: Path) -> Scans:
         return Scans({_without_channel(stem(path)): path})
     from covid_jax.data.dicom import is_dicom
 
-    found = files_in(path)
-    if not found.paths and any(is_dicom(file) for file in visible(path) if file.is_file()):
+    found, rest = _sorted(path)
+    if not found and any(is_dicom(file) for file in visible(path) if file.is_file()):
         return Scans({path.resolve().name: path})
-    names = {stem: _without_channel(stem) for stem in found.paths}
+    names = {stem: _without_channel(stem) for stem in found}
     # Where NAME_0001 and the like are there, NAME_0000 is one of several scans.
-    several = {_base_of_channel(name) for name in names if not name.endswith("_0000")}
+    several = {base_of_channel(name) for name in names if not name.endswith("_0000")}
     names = {stem: stem if name in several else name for stem, name in names.items()}
     numbered = sorted(stem for stem, name in names.items() if stem == name and "_0000" in stem)
     notes = []
@@ -96,17 +95,10 @@ def scans_in(path: Path) -> Scans:
         if not is_scan
         for line in lines or ["no DICOM series in it"]
     ]
-    paths: dict[str, Path] = {}
-    series = {folder.name: folder for folder, (is_scan, _) in looked_into.items() if is_scan}
-    files = [(names[stem], file) for stem, file in found.paths.items()]
-    for name, scan in (*files, *series.items()):
-        if name in paths:
-            raise UserError(
-                f"{path}: {paths[name].name} and {scan.name} are both of the case {name}; "
-                "keep one of them there"
-            )
-        paths[name] = scan
-    left_out = [line for line in found.left_out if f", {_FOLDER}: " not in line]
+    series = [folder for folder, (is_scan, _) in looked_into.items() if is_scan]
+    files = [(names[stem], file) for stem, file in found.items()]
+    paths = _each_once(path, [*files, *((folder.name, folder) for folder in series)])
+    left_out = rest.lines(path)
     if not paths:
         wanted = f"put {', '.join(NIFTI + ITK)} files or DICOM folders there"
         raise UserError("; ".join([f"{path}: no scan in it; {wanted}", *left_out, *notes]))
@@ -152,31 +144,46 @@ def files_in(folder: Path) -> Scans:
     Raises:
       UserError: two files of one name.
     """
+    found, rest = _sorted(folder)
+    for path in visible(folder):
+        if path.is_dir():
+            rest.add("a folder", path)
+    return Scans(found, rest.lines(folder))
+
+
+def _sorted(folder: Path) -> tuple[dict[str, Path], _Rest]:
+    """The scans that are files in a folder, and what else stands there but folders."""
     rest = _Rest()
-    found: dict[str, list[Path]] = defaultdict(list)
+    found: list[tuple[str, Path]] = []
     stems = {stem(file) for file in visible(folder) if ending(file)}
     data_of_mhd = {f"{name}{end}" for name in stems for end in (".raw", ".zraw")}
     for file in sorted(folder.iterdir()):
         probability = re.fullmatch(r"(.+)_probability_\d+", stem(file))
         if file.name.startswith("."):
             rest.add("hidden", file)
-        elif file.is_dir():
-            rest.add(_FOLDER, file)
-        elif file.name in data_of_mhd:
+        elif file.is_dir() or file.name in data_of_mhd:
             pass  # the voxels of the .mhd beside it
         elif not ending(file):
             rest.add("by its ending no scan", file)
         elif probability and probability[1] in stems:
             rest.add("probabilities of a mask beside them", file)
         else:
-            found[stem(file)].append(file)
-    for name, files in found.items():
-        if len(files) > 1:
+            found.append((stem(file), file))
+    return _each_once(folder, found), rest
+
+
+def _each_once(folder: Path, named: Iterable[tuple[str, Path]]) -> dict[str, Path]:
+    """Scans by their names. Raises a UserError for those of one name."""
+    found: dict[str, list[Path]] = defaultdict(list)
+    for name, path in named:
+        found[name].append(path)
+    for name, paths in found.items():
+        if len(paths) > 1:
             raise UserError(
-                f"{folder}: {' and '.join(file.name for file in files)} are both of the case "
+                f"{folder}: {' and '.join(path.name for path in paths)} are both of the case "
                 f"{name}; keep one of them there"
             )
-    return Scans({name: files[0] for name, files in found.items()}, rest.lines(folder))
+    return {name: path for name, (path,) in found.items()}
 
 
 def _without_channel(name: str) -> str:
@@ -184,7 +191,7 @@ def _without_channel(name: str) -> str:
     return name.removesuffix("_0000") or name
 
 
-def _base_of_channel(name: str) -> str:
+def base_of_channel(name: str) -> str:
     """NAME of NAME_0001 and the like; "" of another."""
     found = re.fullmatch(r"(.+)_\d{4}", name)
     return found[1] if found else ""

@@ -23,7 +23,6 @@ _PEAK = {"float32": 1, "float16": 10}
 """The largest weight of a window: nnU-Net's 10, of which fewer round to 0 in half precision."""
 
 
-@np.errstate(over="ignore", invalid="ignore")  # told in one line at the end
 def predict_volume(
     apply: Network, volume: np.ndarray, patch_size: Sequence[int], **settings: Any
 ) -> np.ndarray:
@@ -84,7 +83,8 @@ def predict_slabs(
         step = max(1, _SLAB_BYTES // total[0].nbytes)
         for begin in range(low, high, step):
             end = min(begin + step, high)
-            planes = total[begin:end] / weights[begin:end, ..., None]
+            with np.errstate(over="ignore", invalid="ignore"):  # told in one line
+                planes = total[begin:end] / weights[begin:end, ..., None]
             if not np.isfinite(planes).all():
                 raise UserError(
                     f"the network's scores do not fit into {sums}; predict with inference.sums "
@@ -103,7 +103,8 @@ def predict_slabs(
                         held[at] = held[at + d - first] if at + d - first < depth else 0
                 first = d
             place = np.s_[:, h : h + patch_size[1], w : w + patch_size[2]]
-            total[place] += window * weight[..., None]
+            with np.errstate(over="ignore", invalid="ignore"):  # told in one line
+                total[place] += window * weight[..., None]
             weights[place] += weight
     yield from means(first + depth)
 

@@ -263,6 +263,12 @@ def test_a_case_that_is_left_out_as_bad_is_not_said_to_be_gone(raw, prepared, ca
     assert f"c1: cannot be read in {raw}: removed" in capsys.readouterr().out
 
 
+def test_a_copy_beside_an_image_is_no_other_channel_of_it(raw, tmp_path, capsys):
+    shutil.copy(raw / "imagesTr" / "c1_0000.nii.gz", raw / "imagesTr" / "c1_copy.nii.gz")
+    prepare_dataset("nnunet", raw, tmp_path / "out")
+    assert "images without nnU-Net's _0000" in capsys.readouterr().out
+
+
 def test_numbered_files_without_a_channel_are_refused_in_a_dataset_of_one(raw, tmp_path):
     shutil.copy(raw / "imagesTr" / "c1_0000.nii.gz", raw / "imagesTr" / "c1_0001.nii.gz")
     with pytest.raises(UserError, match=r"c1_0001\.nii\.gz are of other channels"):

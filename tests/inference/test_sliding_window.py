@@ -1,5 +1,7 @@
 """Windows: where they lie, how they weigh, and that together they are the volume."""
 
+import warnings
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -117,3 +119,13 @@ def test_planes_are_given_away_in_order_when_no_window_reaches_them(depth):
     np.testing.assert_allclose(np.concatenate(slabs), expected(volume), atol=1e-5)
     assert seen == sorted(seen)
     assert (seen[-1] > 0) == (depth > 4)
+
+
+def test_scores_that_half_precision_cannot_hold_are_one_line_without_warnings():
+    """Whether the planes are taken together or as they come."""
+    volume = np.full((8, 6, 6), 1e5, np.float32)
+    slabs = predict_slabs(voxelwise, volume, (4, 6, 6), average="logits", sums="float16")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserError, match="do not fit into float16"):
+            next(slabs)

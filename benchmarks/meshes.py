@@ -65,12 +65,15 @@ Tree = Any
 
 
 def first_params(config: Config) -> Tree:
-    """The parameters that every mesh starts from, some of them as if pre-trained."""
+    """The parameters that every mesh starts from, as if pre-trained where the strategy needs it."""
     shape = (1, *config.data.patch_size, config.model.in_channels)
+    strategy = STRATEGIES[config.strategy]
     single = dataclasses.replace(config, strategy="scratch", dtype="float32")
-    pretrained = new_params(network_of(single, "lax"), 1, shape)
+    pretrained = (
+        new_params(network_of(single, "lax"), 1, shape) if strategy.needs_pretraining else None
+    )
     new = new_params(network_of(dataclasses.replace(config, dtype="float32"), "lax"), 0, shape)
-    params = initial_params(STRATEGIES[config.strategy], new, pretrained)
+    params = initial_params(strategy, new, pretrained)
     return jax.tree.map(lambda leaf: leaf.astype(config.dtype), params)
 
 

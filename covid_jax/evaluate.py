@@ -15,13 +15,15 @@ from typing import Any
 
 from absl import flags
 
-from covid_jax.config import IGNORED
-from covid_jax.data.datasets import label_values
 from covid_jax.data.scans import files_in, listed, masks_in
 from covid_jax.device import announce_cpu
 from covid_jax.errors import UserError, run_command
-from covid_jax.evaluation.folders import evaluate_folders, save_metrics
-from covid_jax.files import read_json
+from covid_jax.evaluation.folders import (
+    check_output,
+    described,
+    evaluate_folders,
+    save_metrics,
+)
 
 _PREDICTIONS = flags.DEFINE_string("predictions", None, "Folder of predicted masks.")
 _REFERENCES = flags.DEFINE_string("references", None, "Folder of reference masks.")
@@ -80,40 +82,6 @@ def main() -> None:
     print(f"{len(metrics['cases'])} cases: " + summary_line(metrics))
     if bad := metrics.get("left_out"):
         raise UserError(f"{len(bad)} masks were left out: {'; '.join(bad.values())}")
-
-
-def check_output(path: Path) -> None:
-    """Raises a UserError where `path` is a file that evaluate did not write."""
-    try:
-        ours = not path.exists() or "tolerance_mm" in read_json(path)
-    except UserError:
-        ours = False
-    if not ours:
-        raise UserError(f"--output={path}: is there, and no metrics of this command; give another")
-
-
-def described(*folders: Path) -> tuple[dict[int, str], int | None]:
-    """Names of label values, and the ignored value, from the first dataset.json in or above these.
-
-    Raises:
-      UserError: it is damaged.
-    """
-    places = [place / "dataset.json" for folder in folders for place in (folder, folder.parent)]
-    for path in (place for place in places if place.is_file()):
-        description = read_json(path)
-        try:
-            if isinstance(description["labels"], list):  # of a prepared dataset
-                return dict(enumerate(description["labels"], start=1)), IGNORED
-            if any(isinstance(value, list) for value in description["labels"].values()):
-                return {}, None  # of regions, its masks' own values are scored
-            values = label_values(description)
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path}: not a dataset.json with labels") from error
-        ignored = values.pop("ignore", None)
-        return {value: name for name, value in values.items() if value != 0}, ignored
-    return {}, None
 
 
 def summary_line(metrics: dict[str, Any]) -> str:

@@ -19,18 +19,16 @@ from absl import flags
 
 from covid_jax.device import announce_cpu
 from covid_jax.errors import UserError, run_command
-from covid_jax.files import read_json, whole_folder, write_json
+from covid_jax.files import whole_folder
 from covid_jax.inference.postprocess import load_postprocessing
 from covid_jax.nnunet.model_folder import (
-    Model,
     checkpoints_in,
-    plain_dataset,
     read_model,
+    read_run,
     write_model,
+    write_run,
 )
 from covid_jax.nnunet.plans import not_in_nnunet
-from covid_jax.training.checkpoint import load_run, save_params
-from covid_jax.training.run import claim_workdir
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
@@ -104,20 +102,6 @@ def export(workdir: Path, out_dir: Path) -> None:
         write_model(partial, model)
         (partial / "README.md").write_text(f"{_README}{lines}\n", "utf-8")
     print(f"nnU-Net v2's model is in {out_dir}; what it cannot do as this run does:\n{lines}")
-
-
-def read_run(workdir: Path) -> Model:
-    """A run of ours, with the dataset.json that it was imported with, or a plain one."""
-    config, plan, params = load_run(workdir)
-    dataset = read_json(workdir / "dataset.json") or plain_dataset(config.model.num_classes)
-    return Model(config, plan, params, dataset)
-
-
-def write_run(workdir: Path, model: Model) -> None:
-    """Writes a run folder; config.json, by which it counts as one, comes last."""
-    save_params(workdir, model.params)
-    write_json(workdir / "dataset.json", model.dataset)
-    claim_workdir(workdir, model.config, model.plan)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ STUDY/steps/       what each step printed, and how it ended
 """
 
 import contextlib
-import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -29,7 +28,7 @@ from covid_jax.errors import StoppedError, UserError, run_command, stop_signals_
 from covid_jax.lock import only_here
 from covid_jax.reporting.page import terminal_summary, write_report
 from covid_jax.studies import executors
-from covid_jax.studies.grid import Step, check_folds, check_places, claim_study, plan_steps
+from covid_jax.studies.grid import Step, check_folds, check_places, claim_study, only, plan_steps
 from covid_jax.studies.schedule import STUDY_STOPS, run_steps, states
 
 _CONFIG = define_config_flag()
@@ -89,22 +88,6 @@ def stopped_by_signals() -> Iterator[None]:
     ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
     with stop_signals_go_to(stop, STUDY_STOPS - ignored):  # under nohup it outlives its terminal
         yield
-
-
-def only(steps: Sequence[Step], expression: str) -> list[Step]:
-    """The steps whose name the regular expression finds.
-
-    Raises:
-      UserError: it is none, or finds no step.
-    """
-    try:
-        found = [step for step in steps if re.search(expression, step.name)]
-    except re.error as error:
-        raise UserError(f"--only={expression}: no regular expression ({error})") from error
-    if not found:
-        names = ", ".join(step.name for step in steps)
-        raise UserError(f"--only={expression}: finds none of the steps, which are {names}")
-    return found
 
 
 def listed(steps: Sequence[Step], workdir: Path) -> list[str]:

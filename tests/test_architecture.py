@@ -1,11 +1,13 @@
 """The floors: a module imports only from its own floor or below."""
 
 import ast
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).resolve().parent.parent / "covid_jax"
+TESTS = Path(__file__).resolve().parent
+PACKAGE = TESTS.parent / "covid_jax"
 FLOORS = {
     "errors": 0,
     "device": 0,
@@ -51,6 +53,19 @@ def test_a_module_imports_only_from_its_floor_or_below(path):
         assert other in FLOORS, f"{path} imports the command {name}"
         assert FLOORS[other] <= floor, f"{path} imports {name} from above"
         assert {part, other} != {"data", "model"}, f"{path}: data and model do not know each other"
+
+
+def test_no_test_imports_a_command():
+    """Two commands' flags of one name cannot be defined in one process."""
+    for path in TESTS.rglob("*.py"):
+        commands = [name for name in imports(path) if part_of(name) not in {*FLOORS, ""}]
+        assert not commands, f"{path} imports {commands}"
+
+
+def test_no_two_test_files_have_one_name():
+    """Tests are no package: a process that is started would find the wrong one."""
+    counts = Counter(path.name for path in TESTS.rglob("*.py"))
+    assert [name for name, count in counts.items() if count > 1] == []
 
 
 def test_the_step_needs_no_image_library():

@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from covid_jax.config import IGNORED
+from covid_jax.data.datasets import label_values
 from covid_jax.data.geometry import turned_like
 from covid_jax.data.labels import check_grid, check_values, read_mask
 from covid_jax.data.processes import each
 from covid_jax.data.scans import masks_in
 from covid_jax.errors import UserError
 from covid_jax.evaluation.metrics import mean_over_labels, segmentation_metrics, summarise
-from covid_jax.files import write_json
+from covid_jax.files import read_json, write_json
 
 _EMPTY = {(True, True): "both masks", (True, False): "prediction", (False, True): "reference"}
 _MOST_LABELS = 255  # more values than that are no labels
@@ -133,3 +135,37 @@ def _of(
 def save_metrics(path: Path, metrics: dict[str, Any]) -> None:
     """Writes metrics.json."""
     write_json(path, metrics)
+
+
+def check_output(path: Path) -> None:
+    """Raises a UserError where `path` is a file that evaluate did not write."""
+    try:
+        ours = not path.exists() or "tolerance_mm" in read_json(path)
+    except UserError:
+        ours = False
+    if not ours:
+        raise UserError(f"--output={path}: is there, and no metrics of this command; give another")
+
+
+def described(*folders: Path) -> tuple[dict[int, str], int | None]:
+    """Names of label values, and the ignored value, from the first dataset.json in or above these.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    places = [place / "dataset.json" for folder in folders for place in (folder, folder.parent)]
+    for path in (place for place in places if place.is_file()):
+        description = read_json(path)
+        try:
+            if isinstance(description["labels"], list):  # of a prepared dataset
+                return dict(enumerate(description["labels"], start=1)), IGNORED
+            if any(isinstance(value, list) for value in description["labels"].values()):
+                return {}, None  # of regions, its masks' own values are scored
+            values = label_values(description)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}: not a dataset.json with labels") from error
+        ignored = values.pop("ignore", None)
+        return {value: name for name, value in values.items() if value != 0}, ignored
+    return {}, None

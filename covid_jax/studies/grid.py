@@ -1,6 +1,7 @@
 """The steps of a study: which command makes what, and what each one needs."""
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,6 +114,22 @@ def plan_steps(
             for scan in config.study.scans:
                 steps.append(_predict(scan, folder, workdir / "scans" / name))
     return steps
+
+
+def only(steps: Sequence[Step], expression: str) -> list[Step]:
+    """The steps whose name the regular expression finds.
+
+    Raises:
+      UserError: it is none, or finds no step.
+    """
+    try:
+        found = [step for step in steps if re.search(expression, step.name)]
+    except re.error as error:
+        raise UserError(f"--only={expression}: no regular expression ({error})") from error
+    if not found:
+        names = ", ".join(step.name for step in steps)
+        raise UserError(f"--only={expression}: finds none of the steps, which are {names}")
+    return found
 
 
 def check_places(workdir: Path, config: Config) -> None:

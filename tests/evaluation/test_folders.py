@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from covid_jax.errors import UserError
-from covid_jax.evaluate import check_output, described
-from covid_jax.evaluation.folders import evaluate_folders
+from covid_jax.evaluation.folders import check_output, described, evaluate_folders
 from covid_jax.evaluation.metrics import METRICS
 
 AFFINE = np.diag([-1.5, -1.5, 3.0, 1.0])

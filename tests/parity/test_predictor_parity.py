@@ -14,10 +14,15 @@ from covid_jax.config import Config, DataConfig, InferenceConfig, UNetConfig
 from covid_jax.data.plan import Plan
 from covid_jax.data.preprocess import gathered, prepare_case, read_scan
 from covid_jax.errors import UserError
-from covid_jax.import_nnunet import read_run
 from covid_jax.inference.scan import make_predictor
 from covid_jax.model.nnunet_weights import to_params, to_state_dict
-from covid_jax.nnunet.model_folder import Model, plain_dataset, read_model, write_model
+from covid_jax.nnunet.model_folder import (
+    Model,
+    plain_dataset,
+    read_model,
+    read_run,
+    write_model,
+)
 from covid_jax.training.checkpoint import load_params
 from covid_jax.training.platform import platform_of
 from tests.conftest import ROOT

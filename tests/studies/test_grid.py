@@ -9,8 +9,14 @@ import pytest
 from covid_jax.config import Config, StudyConfig, to_dict
 from covid_jax.errors import UserError
 from covid_jax.files import write_json
-from covid_jax.studies.grid import Step, check_folds, check_places, claim_study, load_study
-from covid_jax.study import only
+from covid_jax.studies.grid import (
+    Step,
+    check_folds,
+    check_places,
+    claim_study,
+    load_study,
+    only,
+)
 from tests.conftest import tiny
 
 

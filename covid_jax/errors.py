@@ -26,7 +26,17 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 _ONE_WISH_SECONDS = 5.0  # in which several signals are one, as Ctrl-C's and then a study's
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
+_UNWRITABLE = (
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENOTEMPTY,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+)
 
 
 @contextlib.contextmanager
@@ -86,14 +96,14 @@ def _is_full(target: Path) -> bool:
 
 @contextlib.contextmanager
 def writing(target: str | Path) -> Iterator[None]:
-    """Turns a full disk, and a folder that cannot be written, into one line."""
+    """Turns a full disk, and a file that cannot be written where it is to be, into one line."""
     try:
         yield
     except (OSError, ValueError) as error:
         number = system_error(error)
         if number is None and isinstance(error, OSError) and _is_full(Path(target)):
             number = errno.ENOSPC  # numpy reports a short write, which a full disk causes, without
-        if number in _FORBIDDEN:
+        if number in _UNWRITABLE:
             raise UserError(f"{target}: cannot be written ({os.strerror(number)})") from error
         if number not in _FULL:
             raise
@@ -148,7 +158,7 @@ def _outcome(main: Callable[[], None]) -> tuple[str, int]:
     except StoppedError as stop:
         return f"stopped: {stop}", REQUEUE_STATUS
     except OSError as error:
-        if error.errno not in (*_FULL, *_FORBIDDEN):
+        if error.errno not in (*_FULL, *_UNWRITABLE):
             raise
         where = error.filename or "output"
         return f"error: {where}: {error.strerror}; mend that and start it again", 1

@@ -11,37 +11,42 @@ from typing import Any
 
 from covid_jax.errors import UserError, writing
 
+_LONGEST_TAIL = 200  # bytes; a file system takes names of 255
+
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A name to write to that becomes `path` when the block ends well, and is gone otherwise."""
-    partial = path.with_name(f".partial-{path.name}")
-    try:
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+    # Of this process alone; and no longer than a name may be, with the ending of the format.
+    tail = os.fsencode(path.name)[-_LONGEST_TAIL:].decode(errors="ignore")
+    partial = path.with_name(f".partial-{os.getpid()}-{tail}")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
             yield partial
             os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """A folder to write to that becomes `path` when the block ends well, and is gone otherwise.
 
-    `path` is new, or empty.
+    `path` is new, or empty; where it is a link, what it leads to.
     """
-    partial = path.with_name(f".partial-{path.name}")
-    try:
-        with writing(path):
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
+    path = path.resolve()
+    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
+    with writing(path):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
             yield partial
             if path.is_dir():
                 path.rmdir()
             partial.rename(path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -73,6 +78,7 @@ def digest(files: Sequence[Path]) -> str:
     """
     whole = hashlib.sha256()
     for path in files:
+        check_regular(path)
         try:
             with path.open("rb") as file:
                 part = hashlib.file_digest(file, "sha256").hexdigest()
@@ -80,6 +86,12 @@ def digest(files: Sequence[Path]) -> str:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from error
         whole.update(f"{path.name} {part}\n".encode() if len(files) > 1 else part.encode())
     return whole.hexdigest()[:16]
+
+
+def check_regular(path: Path) -> None:
+    """Raises a UserError for a pipe or a device, which would be read for ever."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(f"{path}: is a pipe or a device, no file; take it away")
 
 
 def refuse_inside(output: Path, inputs: Path, flag: str) -> None:

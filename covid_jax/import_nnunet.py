@@ -19,7 +19,7 @@ from absl import flags
 
 from covid_jax.device import announce_cpu
 from covid_jax.errors import UserError, run_command
-from covid_jax.files import whole_folder
+from covid_jax.files import refuse_inside, whole_folder
 from covid_jax.inference.postprocess import load_postprocessing
 from covid_jax.nnunet.model_folder import (
     checkpoints_in,
@@ -63,6 +63,8 @@ def main() -> None:
     if _EXPORT.value:
         export(given, out_dir)
     else:
+        if given.is_dir():
+            refuse_inside(out_dir, given, "--out_dir")
         import_folds(given, _PLANS.value and Path(_PLANS.value), out_dir)
 
 

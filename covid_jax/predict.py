@@ -15,8 +15,11 @@ scans before are kept.
 """
 
 import functools
+import glob
 import os
+import tempfile
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -36,10 +39,10 @@ from covid_jax.data.processes import each
 from covid_jax.data.scans import listed, refuse_among, scans_in
 from covid_jax.data.volume import files_of
 from covid_jax.device import announce_device
-from covid_jax.errors import UserError, run_command
-from covid_jax.files import digest
+from covid_jax.errors import StoppedError, UserError, run_command, writing
+from covid_jax.files import digest, refuse_inside
 from covid_jax.inference.ensemble import open_ensemble
-from covid_jax.inference.masks import Origin, is_from, is_ours, write_mask
+from covid_jax.inference.masks import Origin, is_from, is_of_another_scan, is_ours, write_mask
 from covid_jax.inference.postprocess import mask_of
 from covid_jax.training.parallel import keep_compiled_programs
 from covid_jax.training.platform import platform_of
@@ -70,6 +73,14 @@ _NUM_PROCESSES = flags.DEFINE_integer(
 
 def main() -> None:
     """Predicts what the flags say."""
+    try:
+        predict()
+    except StoppedError as stop:
+        raise StoppedError(f"{stop}, and keeps with --continue what is done") from None
+
+
+def predict() -> None:
+    """Predicts what the flags say."""
     for flag in (_CHECKPOINT, _INPUT, _OUTPUT_DIR):
         if not flag.value:
             raise UserError(f"--{flag.name} is missing (see --help)")
@@ -78,6 +89,8 @@ def main() -> None:
     output_dir, told = Path(_OUTPUT_DIR.value), _INTENSITIES.value
     found = scans_in(Path(_INPUT.value))
     refuse_among(output_dir, found.paths.values())
+    if Path(_INPUT.value).is_dir():
+        refuse_inside(output_dir, Path(_INPUT.value), "--output_dir")
     platform = platform_of(jax.local_devices()[0].platform)
     workdirs = [Path(folder) for folder in _CHECKPOINT.value]
     together = open_ensemble(workdirs, _MIRROR.value, told, platform)
@@ -91,35 +104,28 @@ def main() -> None:
         + [output_dir / f"{name}.nii.gz"]
         for name in found.paths
     }
-    origins = {
-        name: Origin(together.digest, digest(files_of(path))) for name, path in found.paths.items()
-    }
-    todo = {
-        name: path
-        for name, path in found.paths.items()
-        if not (_CONTINUE.value and all(is_from(file, origins[name]) for file in targets[name]))
-    }
-    names = Counter(file.name for files in targets.values() for file in files)
-    if twice := [name for name, count in names.items() if count > 1]:
-        raise UserError(f"two scans would give {listed(twice)}; rename one of them")
-    if folders := [file.name for files in targets.values() for file in files if file.is_dir()]:
-        raise UserError(f"{output_dir}: {listed(folders)} is a folder there; move it")
-    theirs = [
-        file.name for name in todo for file in targets[name] if file.exists() and not is_ours(file)
+    origins, bad = _origins(found.paths, together.digest)
+    todo = [
+        name
+        for name, origin in origins.items()
+        if not (_CONTINUE.value and all(is_from(file, origin) for file in targets[name]))
     ]
-    if theirs and not _OVERWRITE.value:
-        raise UserError(
-            f"{output_dir}: holds {len(theirs)} files that this command did not write, or that "
-            f"were changed since ({listed(theirs)}); give another --output_dir, or --overwrite"
-        )
+    _check_targets(output_dir, targets, {name: origins[name] for name in todo})
     check = functools.partial(_unreadable, told=told, plan=together.plan)
-    checked = each(check, list(todo.values()), _NUM_PROCESSES.value, "reading")
-    bad = {name: why for name, why in zip(todo, checked, strict=True) if why}
-    if bad and not _SKIP_BAD.value:
-        raise UserError(f"{'; '.join(bad.values())}; --skip_bad goes on without")
+    checked = each(check, [found.paths[name] for name in todo], _NUM_PROCESSES.value, "reading")
+    bad |= {name: why for name, why in zip(todo, checked, strict=True) if why}
+    if bad and not (_SKIP_BAD.value and len(bad) < len(found.paths)):
+        goes_on = "; --skip_bad goes on without" if len(bad) < len(found.paths) else ""
+        raise UserError("; ".join(bad.values()) + goes_on)
+    with writing(output_dir):
+        output_dir.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=output_dir).close()
+    for file in _stale(output_dir, targets, origins):
+        print(f"{file}: is not of the mask that is now beside it: removed")
+        file.unlink()
 
     for name in tqdm([name for name in todo if name not in bad], "predicting", unit="scan"):
-        scan, how = read_scan_as(todo[name], told)
+        scan, how = read_scan_as(found.paths[name], told)
         for note in dict.fromkeys([f"values are read {how}", *scan.notes]):
             tqdm.write(f"{name}: {note}")
         case = prepare_case(scan, None, together.plan)
@@ -132,11 +138,60 @@ def main() -> None:
                 write_mask(file, as_volume(probabilities[k], case.geometry), origins[name])
         mask = mask_of(pieces, case.geometry.shape, together.postprocessing)
         write_mask(last, as_volume(mask, case.geometry), origins[name])
-    kept = len(found.paths) - len(todo)
+    kept = len(origins) - len(todo)
     already = f", {kept} of them from before" if kept else ""
     print(f"{len(found.paths) - len(bad)} masks are in {output_dir}{already}")
     if bad:
         raise UserError(f"{len(bad)} scans were left out: {'; '.join(bad.values())}")
+
+
+def _check_targets(
+    output_dir: Path, targets: Mapping[str, Sequence[Path]], todo: Mapping[str, Origin]
+) -> None:
+    """Raises a UserError where a file that is to be written would take another one's place."""
+    names = Counter(file.name for files in targets.values() for file in files)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise UserError(f"two scans would give {listed(twice)}; rename one of them")
+    if folders := [file.name for files in targets.values() for file in files if file.is_dir()]:
+        raise UserError(f"{output_dir}: {listed(folders)} is a folder there; move it")
+    there = [(name, file) for name in todo for file in targets[name] if file.exists()]
+    held = {
+        "this command did not write, or that were changed since": [
+            file.name for _, file in there if not is_ours(file)
+        ],
+        "it made of other scans of these names": [
+            file.name for name, file in there if is_of_another_scan(file, todo[name])
+        ],
+    }
+    for what, files in held.items():
+        if files and not _OVERWRITE.value:
+            raise UserError(
+                f"{output_dir}: holds {len(files)} files that {what} ({listed(files)}); give "
+                "another --output_dir, or --overwrite"
+            )
+
+
+def _origins(scans: Mapping[str, Path], run: str) -> tuple[dict[str, Origin], dict[str, str]]:
+    """What the mask of each scan is made from, by its name; and why one cannot be read."""
+    origins, bad = {}, {}
+    for name, path in scans.items():
+        try:
+            origins[name] = Origin(run, digest(files_of(path)))
+        except UserError as error:
+            bad[name] = str(error)
+    return origins, bad
+
+
+def _stale(
+    output_dir: Path, targets: Mapping[str, Sequence[Path]], origins: Mapping[str, Origin]
+) -> list[Path]:
+    """Probabilities that predict wrote, of other runs than the masks that will be beside them."""
+    return [
+        file
+        for name, origin in origins.items()
+        for file in sorted(output_dir.glob(f"{glob.escape(name)}_probability_*.nii.gz"))
+        if file not in targets[name] and is_ours(file) and not is_from(file, origin)
+    ]
 
 
 def _unreadable(path: Path, told: str, plan: Plan) -> str:

@@ -54,7 +54,10 @@ def inputs(tmp_path_factory, tiny_run, lidc_series):
         ("predict --checkpoint=run --input=scans --output_dir=scans", "holds the input"),
         ("predict --checkpoint=run --input=link --output_dir=scans --overwrite", "holds the input"),
         ("predict --checkpoint=run --input=series --output_dir=series", "holds the input"),
+        ("predict --checkpoint=run --input=scans --output_dir=scans/masks", "which holds inputs"),
         ("predict --checkpoint=run --input=scans --output_dir=masks", "did not write"),
+        ("predict --checkpoint=run --input=scans --output_dir=scans/a.nii.gz", "holds the input"),
+        ("predict --checkpoint=run --input=scans --output_dir=raw/dataset.json", "cannot be wri"),
         ("predict --checkpoint=run --input=twins --output_dir=new", "both of the case a"),
         ("evaluate --predictions=masks --references=masks --output=masks/a.nii.gz", "no metrics"),
         ("evaluate --predictions=masks --references=raw/labelsTr --output=raw/dataset.json", "no "),
@@ -64,6 +67,7 @@ def inputs(tmp_path_factory, tiny_run, lidc_series):
         ("prepare --dataset=phantom --raw_dir=scans --out_dir=new", "holds other files"),
         ("prepare --dataset=covid19 --synthetic --raw_dir=raw --out_dir=new", "holds other files"),
         ("import_nnunet --checkpoint=model --out_dir=model", "not an empty folder"),
+        ("import_nnunet --checkpoint=model --out_dir=model/new", "which holds inputs"),
         ("import_nnunet --export --checkpoint=run --out_dir=run", "not an empty folder"),
     ],
 )
@@ -90,17 +94,20 @@ def test_predict_goes_on_past_a_bad_scan_and_keeps_what_it_has(inputs, tmp_path,
     shutil.copytree(inputs / "scans", scans)
     (scans / "a.nii.gz").rename(scans / "a_0000.nii.gz")
     (scans / "c.nii.gz").write_bytes(b"no scan")
+    (scans / "d.nii.gz").symlink_to(scans / "nowhere")
     before = digests(scans)
     run = f"--checkpoint={inputs / 'run'}", f"--input={scans}", f"--output_dir={masks}"
     finished = command("predict", *run)
     assert finished.returncode == 1
     assert "c.nii.gz: damaged or not NIfTI" in finished.stderr.splitlines()[-1]
+    assert "d.nii.gz: cannot be read" in finished.stderr.splitlines()[-1]
     assert not masks.exists()
     finished = command("predict", *run, "--skip_bad")
     assert finished.returncode == 1
-    assert "1 scans were left out" in finished.stderr.splitlines()[-1]
+    assert "2 scans were left out" in finished.stderr.splitlines()[-1]
     assert sorted(path.name for path in masks.iterdir()) == ["a.nii.gz", "b.nii.gz"]
     (scans / "c.nii.gz").unlink()
+    (scans / "d.nii.gz").unlink()
     made = {path.name: path.stat().st_mtime_ns for path in masks.iterdir()}
     (masks / "b.nii.gz").unlink()
     finished = command("predict", *run, "--continue")
@@ -113,7 +120,19 @@ def test_predict_goes_on_past_a_bad_scan_and_keeps_what_it_has(inputs, tmp_path,
     finished = command("predict", *run)
     assert "holds 1 files that this command did not write, or that were changed" in finished.stderr
     np.testing.assert_array_equal(nib.load(masks / "b.nii.gz").dataobj, voxels)
-    assert command("predict", *run, "--overwrite").returncode == 0
+    assert command("predict", *run, "--overwrite", "--save_probabilities").returncode == 0
+    assert len(list(masks.glob("*_probability_1.nii.gz"))) == 2
     assert read_volume(masks / "b.nii.gz").voxels.max() <= 1
+    # Another patient's scan of the name is not what the mask is of.
+    (scans / "b.nrrd").rename(tmp_path / "b.nrrd")
+    nib.save(nib.load(scans / "a_0000.nii.gz").slicer[:30], scans / "b.nii.gz")
+    finished = command("predict", *run, "--continue")
+    assert "holds 1 files that it made of other scans of these names" in finished.stderr
+    finished = command("predict", *run, "--overwrite")
+    assert finished.returncode == 0
+    assert "b_probability_1.nii.gz: is not of the mask" in finished.stdout
+    assert len(list(masks.glob("*_probability_1.nii.gz"))) == 1
+    (scans / "b.nii.gz").unlink()
+    (tmp_path / "b.nrrd").rename(scans / "b.nrrd")
     del before[scans.joinpath("c.nii.gz").relative_to(scans)]
     assert digests(scans) == before

@@ -16,6 +16,7 @@ from typing import NoReturn
 
 import numpy as np
 import pydicom
+from pydicom.config import disable_value_validation
 from pydicom.pixels import apply_modality_lut, get_decoder, pixel_array
 from pydicom.uid import (
     CTImageStorage,
@@ -138,9 +139,13 @@ def read_series(folder: Path) -> Volume:
 
 @contextlib.contextmanager
 def _damage_is_a_user_error(path: Path) -> Iterator[None]:
-    """Turns what pydicom raises on damaged bytes, and what the system does, into one line."""
+    """Turns what pydicom raises on damaged bytes, and what the system does, into one line.
+
+    And keeps pydicom from warning of what no reader needs, such as a UID that is too long.
+    """
     try:
-        yield
+        with disable_value_validation():
+            yield
     except (
         ArithmeticError,
         AttributeError,

@@ -98,8 +98,8 @@ def data_files(path: Path) -> list[Path]:
         names = path.read_bytes()[length:].decode("latin-1").split("\n")
         found = [path.parent / name.strip() for name in names if name.strip()]
     elif "%" in data:
-        pattern = re.sub(r"%\d*d", "*", data.split(" ")[0])
-        found = sorted(path.parent.glob(pattern))
+        pattern = Path(re.sub(r"%\d*d", "*", data.split(" ")[0]))
+        found = sorted((path.parent / pattern.parent).glob(pattern.name))
     else:
         found = [path.parent / data]
     return [file for file in found if file.is_file()]

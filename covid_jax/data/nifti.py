@@ -7,6 +7,7 @@ the same one. What they would put in different places is refused.
 import gzip
 import logging
 import zlib
+from collections.abc import Callable
 from dataclasses import replace
 from io import BufferedIOBase
 from pathlib import Path
@@ -32,6 +33,15 @@ from covid_jax.data.geometry import (
     three_axes,
 )
 from covid_jax.errors import UserError
+
+Describe = Callable[[bytes], str]
+"""What a NIfTI header says of the voxels' place, as bytes -> a description of the file"""
+
+_OF_PLACE = (
+    *("dim", "pixdim", "xyzt_units", "qform_code", "sform_code"),
+    *("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
+    *("srow_x", "srow_y", "srow_z"),
+)
 
 _KINDS: dict[int, Any] = {1: nib.Nifti1Image, 2: nib.Nifti2Image}
 _MM = {1: 1000.0, 2: 1.0, 3: 0.001}
@@ -95,10 +105,11 @@ def _read_header(stream: BufferedIOBase) -> tuple[int, Any]:
     return version, kind(start + stream.read(kind.sizeof_hdr - 4), check=False)
 
 
-def write_nifti(path: Path, volume: Volume, description: str = "") -> None:
+def write_nifti(path: Path, volume: Volume, describe: Describe | None = None) -> None:
     """Writes the volume with shape, units and forms of the NIfTI file that it was read from.
 
-    Where it was read from another, both forms have its affine, in mm.
+    Where it was read from another, both forms have its affine, in mm. `describe` says at most 79
+    letters of what its header says of its place (descrip).
     """
     voxels, said = in_file_axes(volume), volume.header
     if said is None or said.shape[:3] != voxels.shape:  # a grid of another size is no longer its
@@ -114,16 +125,23 @@ def write_nifti(path: Path, volume: Volume, description: str = "") -> None:
         for field, value in said.fields.items():
             header[field] = value
         image = kind(voxels.reshape(said.shape), None, header)
-    image.header["descrip"] = description
+    if describe:
+        image.update_header()
+        image.header["descrip"] = describe(_place(image.header))
     image.to_filename(path)
 
 
-def description_of(path: Path) -> str:
-    """What write_nifti was given to describe a file that can be read (descrip)."""
+def description_of(path: Path) -> tuple[str, bytes]:
+    """What describes a file that can be read (descrip), and what its header says of its place."""
     with path.open("rb") as raw:
         packed = raw.read(2) == b"\x1f\x8b"
     with gzip.open(path) if packed else path.open("rb") as stream:
-        return str(_read_header(stream)[1]["descrip"].item().decode("latin1"))
+        header = _read_header(stream)[1]
+    return str(header["descrip"].item().decode("latin1")), _place(header)
+
+
+def _place(header: Any) -> bytes:
+    return b"".join(np.asarray(header[field]).tobytes() for field in _OF_PLACE)
 
 
 def _check_fields(path: Path, header: Any) -> None:

@@ -9,9 +9,9 @@ import tempfile
 from pathlib import Path
 
 from covid_jax.data.geometry import Volume, in_file_axes, one_line
-from covid_jax.data.nifti import read_nifti, write_nifti
+from covid_jax.data.nifti import Describe, read_nifti, write_nifti
 from covid_jax.errors import UserError, writing
-from covid_jax.files import whole_file
+from covid_jax.files import check_regular, whole_file
 
 NIFTI = (".nii", ".nii.gz")
 ITK = (".nrrd", ".mha", ".mhd")
@@ -39,6 +39,7 @@ def _read(path: Path) -> Volume:
         return read_series(path)
     if not path.exists():
         raise UserError(f"{path}: no such file")
+    check_regular(path)
     name = path.name.lower()
     if name.endswith(NIFTI):
         return read_nifti(path)
@@ -62,7 +63,7 @@ def files_of(path: Path) -> list[Path]:
     if path.is_dir():
         from covid_jax.data.dicom import files_below
 
-        files = list(files_below(path))
+        files = [file for file in files_below(path) if file.is_file()]  # no pipe, no dead link
     elif path.name.lower().endswith(ITK):
         from covid_jax.data.itk import data_files
 
@@ -74,11 +75,11 @@ def files_of(path: Path) -> list[Path]:
     return files
 
 
-def write_volume(path: str | Path, volume: Volume, description: str = "") -> None:
+def write_volume(path: str | Path, volume: Volume, describe: Describe | None = None) -> None:
     """Writes the volume in the axes of the file that it came from; whole or not at all.
 
     As NIfTI it has shape, units and both forms of that file where it was NIfTI, and else its affine
-    in mm as both forms. NIfTI keeps the `description`, of at most 79 letters (descrip).
+    in mm as both forms. NIfTI keeps what `describe` says of it (write_nifti).
     """
     path = Path(path)
     if path.name.endswith(".mhd"):
@@ -86,7 +87,7 @@ def write_volume(path: str | Path, volume: Volume, description: str = "") -> Non
         return
     with whole_file(path) as partial:
         if path.name.endswith(NIFTI):
-            write_nifti(partial, volume, description)
+            write_nifti(partial, volume, describe)
         elif path.name.endswith(ITK):
             _write_itk(partial, path, volume)
         else:

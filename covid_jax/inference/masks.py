@@ -1,7 +1,7 @@
 """The files that predict writes, and how it knows them again: by a mark in their header.
 
-The mark names the run and the scan, and has a digest of the voxels: a mask that somebody corrected
-is no longer the program's, and is not overwritten.
+The mark names the run and the scan, and has a digest of the voxels and of their place: a mask that
+somebody corrected or moved is no longer the program's, and is not overwritten.
 """
 
 import hashlib
@@ -30,14 +30,25 @@ class Origin:
 
 def write_mask(path: Path, mask: Volume, origin: Origin) -> None:
     """Writes a mask, or probabilities, with its mark; whole or not at all."""
-    voxels = _digest(in_file_axes(mask))
-    mark = _MARK.format(run=origin.run[:_DIGITS], scan=origin.scan[:_DIGITS], voxels=voxels)
+    voxels = in_file_axes(mask)
+
+    def mark(place: bytes) -> str:
+        return _MARK.format(
+            run=origin.run[:_DIGITS], scan=origin.scan[:_DIGITS], voxels=_digest(voxels, place)
+        )
+
     write_volume(path, mask, mark)
 
 
 def is_ours(path: Path) -> bool:
     """Whether predict wrote the file, and nobody changed its voxels since."""
     return _origin(path) is not None
+
+
+def is_of_another_scan(path: Path, origin: Origin) -> bool:
+    """Whether predict wrote the file, by whatever run, and not from this scan."""
+    found = _origin(path)
+    return found is not None and found.scan != origin.scan[:_DIGITS]
 
 
 def is_from(path: Path, origin: Origin) -> bool:
@@ -48,15 +59,16 @@ def is_from(path: Path, origin: Origin) -> bool:
 def _origin(path: Path) -> Origin | None:
     """What the mark in a file says; None where there is none, or the voxels are not of it."""
     try:
-        voxels, mark = in_file_axes(read_volume(path)), description_of(path)
+        voxels, (mark, place) = in_file_axes(read_volume(path)), description_of(path)
     except UserError:  # no file that predict writes
         return None
     found = re.fullmatch(_MARK.format(run=r"(\w+)", scan=r"(\w+)", voxels=r"(\w+)"), mark)
-    if not found or found[3] != _digest(voxels):
+    if not found or found[3] != _digest(voxels, place):
         return None
     return Origin(found[1], found[2])
 
 
-def _digest(voxels: np.ndarray) -> str:
-    text = f"{voxels.dtype.str} {voxels.shape}".encode()
-    return hashlib.sha256(text + np.ascontiguousarray(voxels).tobytes()).hexdigest()[:_DIGITS]
+def _digest(voxels: np.ndarray, place: bytes) -> str:
+    whole = hashlib.sha256(f"{voxels.dtype.str} {voxels.shape}".encode() + place)
+    whole.update(np.ascontiguousarray(voxels).data)
+    return whole.hexdigest()[:_DIGITS]

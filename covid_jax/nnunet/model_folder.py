@@ -1,6 +1,7 @@
 """Trained models of nnU-Net v1 and v2 as runs of ours, and a run of ours as a model of v2."""
 
 import contextlib
+import io
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -123,8 +124,10 @@ def write_model(folder: Path, model: Model) -> None:
         },
         "inference_allowed_mirroring_axes": model.config.inference.mirror_axes or None,
     }
+    packed = io.BytesIO()  # written by Python, which tells a full disk
+    torch.save(checkpoint, packed)
     with whole_file(folder / "fold_0" / "checkpoint_final.pth") as partial:
-        torch.save(checkpoint, partial)
+        partial.write_bytes(packed.getbuffer())
     for name, text in {"dataset.json": model.dataset, "plans.json": plans}.items():
         write_json(folder / name, text)
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import warnings
 from dataclasses import replace
 
 import highdicom
@@ -286,6 +287,19 @@ def test_mr_is_refused_as_mr(images, folder):
 def test_a_single_slice_is_no_volume(images, folder):
     with pytest.raises(UserError, match=r"no CT volume in it; .*a single image\): 000\.dcm"):
         read_series(save(folder, images[:1]))
+
+
+def test_what_is_written_against_the_rules_and_not_needed_is_no_warning(images, folder, caplog):
+    of_66_letters = "1.2.3" + ".4" * 30 + "5"
+    for image in images:
+        image.SeriesInstanceUID = of_66_letters
+        image.PatientAge = "about forty"
+    save(folder, images)
+    caplog.clear()  # it warned here too
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_series(folder).voxels.shape == (8, 40, 32)
+    assert caplog.text == ""
 
 
 def test_two_volumes_in_one_folder_are_refused_with_the_files_of_both(images, folder):

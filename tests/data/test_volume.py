@@ -12,7 +12,7 @@ import SimpleITK as sitk
 
 from covid_jax.data.geometry import from_file_axes, from_spacing, in_file_axes
 from covid_jax.data.scans import scans_in
-from covid_jax.data.volume import read_volume, write_volume
+from covid_jax.data.volume import files_of, read_volume, write_volume
 from covid_jax.errors import UserError
 
 
@@ -340,6 +340,17 @@ def test_a_mhd_without_its_voxels_is_refused_by_their_name(tmp_path):
     (tmp_path / "scan.raw").unlink()
     with pytest.raises(UserError, match=r"in scan\.raw, which is not beside it"):
         read_volume(tmp_path / "scan.mhd")
+
+
+def test_slices_by_a_pattern_are_found_wherever_they_lie(tmp_path):
+    """Their digests are what prepare and predict know them by."""
+    header = "ObjectType = Image\nNDims = 3\nDimSize = 2 2 2\nElementType = MET_UCHAR\n"
+    for folder in ("", f"{tmp_path}/"):
+        (tmp_path / "scan.mhd").write_text(f"{header}ElementDataFile = {folder}s%02d.raw 1 2 1\n")
+        for k in (1, 2):
+            (tmp_path / f"s{k:02d}.raw").write_bytes(bytes(4))
+        names = [file.name for file in files_of(tmp_path / "scan.mhd")]
+        assert names == ["scan.mhd", "s01.raw", "s02.raw"]
 
 
 def test_a_written_mhd_names_its_voxels_and_is_whole_or_not_there(tmp_path):

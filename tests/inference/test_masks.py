@@ -1,12 +1,14 @@
 """predict knows its own masks again, and those that somebody changed."""
 
+from dataclasses import replace
+
 import nibabel as nib
 import numpy as np
 import pytest
 
 from covid_jax.data.geometry import from_spacing
-from covid_jax.data.volume import write_volume
-from covid_jax.inference.masks import Origin, is_from, is_ours, write_mask
+from covid_jax.data.volume import read_volume, write_volume
+from covid_jax.inference.masks import Origin, is_from, is_of_another_scan, is_ours, write_mask
 
 ORIGIN = Origin("a" * 64, "b" * 64)
 
@@ -38,6 +40,32 @@ def test_a_mask_that_somebody_corrected_is_theirs_though_the_mark_is_in_it(mask)
     nib.Nifti1Image(voxels, image.affine, image.header).to_filename(mask)
     assert b"covid_jax run=" in nib.load(mask).header["descrip"].item()
     assert not is_ours(mask)
+
+
+def test_a_mask_that_somebody_moved_is_theirs(mask):
+    image = nib.load(mask)
+    image.header["srow_x"][3] += 50
+    nib.Nifti1Image(np.asarray(image.dataobj), None, image.header).to_filename(mask)
+    assert b"covid_jax run=" in nib.load(mask).header["descrip"].item()
+    assert not is_ours(mask)
+
+
+def test_a_mask_on_the_grid_of_a_nifti_file_is_ours(tmp_path):
+    """Its header says of its place what that file's said, in whatever form."""
+    affine = np.array([[-0.7, 0.1, 0, 11.3], [0.1, 0.7, 0, -7.7], [0, 0, 2.5, 3.1], [0, 0, 0, 1]])
+    image = nib.Nifti1Image(np.zeros((4, 5, 6), np.float32), affine)
+    image.header.set_xyzt_units("mm")
+    nib.save(image, tmp_path / "scan.nii.gz")
+    scan = read_volume(tmp_path / "scan.nii.gz")
+    mask = replace(scan, voxels=(scan.voxels > 1).astype(np.uint8))
+    write_mask(tmp_path / "mask.nii.gz", mask, ORIGIN)
+    assert is_from(tmp_path / "mask.nii.gz", ORIGIN)
+
+
+def test_a_mask_of_another_scan_is_told_apart(mask):
+    assert not is_of_another_scan(mask, ORIGIN)
+    assert not is_of_another_scan(mask, Origin("c" * 64, "b" * 64))
+    assert is_of_another_scan(mask, Origin("a" * 64, "c" * 64))
 
 
 @pytest.mark.parametrize("content", [b"", b"no NIfTI", None])

@@ -9,6 +9,7 @@ references (or above them, or beside the masks) names, else every value that the
 to ignore, are left out.
 """
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from covid_jax.evaluation.folders import (
     evaluate_folders,
     save_metrics,
 )
+from covid_jax.evaluation.metrics import NOT_OVER_LABELS, never_predicted, unscored
 
 _PREDICTIONS = flags.DEFINE_string("predictions", None, "Folder of predicted masks.")
 _REFERENCES = flags.DEFINE_string("references", None, "Folder of reference masks.")
@@ -41,6 +43,9 @@ _SKIP_BAD = flags.DEFINE_bool(
 )
 
 
+_BY_CONVENTION = "1 where both masks are empty, and 0 where one is"
+
+
 def main() -> None:
     """Evaluates what the flags say."""
     for flag in (_PREDICTIONS, _REFERENCES, _OUTPUT):
@@ -50,6 +55,8 @@ def main() -> None:
     predictions, references = Path(_PREDICTIONS.value), Path(_REFERENCES.value)
     output = Path(_OUTPUT.value)
     check_output(output)
+    if not math.isfinite(_TOLERANCE_MM.value):
+        raise UserError(f"--tolerance_mm={_TOLERANCE_MM.value}: give a number of mm")
     names, ignored = described(references, predictions)
     ignored = ignored if _IGNORE_LABEL.value is None else _IGNORE_LABEL.value
     label = _LABEL.value
@@ -74,12 +81,18 @@ def main() -> None:
     if unused := truths.keys() - metrics["cases"].keys():
         print(f"{len(unused)} references without a prediction, not counted: {listed(unused)}")
     for name, which in metrics["empty"].items():
-        print(f"{name}: {which} empty, its scores are a convention")
+        print(f"{name}: {which} empty; by convention its scores are {_BY_CONVENTION}")
+    for name in unscored(metrics):
+        print(f"{name}: has no scores, every voxel of its reference is ignored")
     left_out = "" if ignored is None else f"; {ignored} is left out"
     print(f"label values in these files: {held}{left_out}")
-    for name, of_label in metrics.get("labels", {}).items():
-        print(f"{name}: " + summary_line(of_label))
+    of_labels = metrics.get("labels", {})
+    for name, of_label in of_labels.items():
+        never = ", in no mask though in a reference" if never_predicted(of_label) else ""
+        print(f"{name}{never}: " + summary_line(of_label))
     print(f"{len(metrics['cases'])} cases: " + summary_line(metrics))
+    if of_labels:
+        print(f"over labels {NOT_OVER_LABELS}")
     if bad := metrics.get("left_out"):
         raise UserError(f"{len(bad)} masks were left out: {'; '.join(bad.values())}")
 
@@ -87,10 +100,13 @@ def main() -> None:
 def summary_line(metrics: dict[str, Any]) -> str:
     """Mean and deviation of every metric, and of how many cases where some have no value."""
     cases, count = len(metrics["cases"]), metrics["count"]
-    return ", ".join(
-        f"{name} {mean:.3f} ± {metrics['std'][name]:.3f}"
-        + (f" (of {count[name]} cases)" if count[name] < cases else "")
-        for name, mean in metrics["mean"].items()
+    return (
+        ", ".join(
+            f"{name} {mean:.3f} ± {metrics['std'][name]:.3f}"
+            + (f" (of {count[name]} cases)" if count[name] < cases else "")
+            for name, mean in metrics["mean"].items()
+        )
+        or "no scores"
     )
 
 

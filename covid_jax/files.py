@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,11 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: damaged; it says nothing by name")
     return content
+
+
+def is_number(value: Any) -> bool:
+    """Whether what was read from JSON is a finite number."""
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def digest(files: Sequence[Path]) -> str:

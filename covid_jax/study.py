@@ -28,8 +28,8 @@ from covid_jax.errors import StoppedError, UserError, run_command, stop_signals_
 from covid_jax.lock import only_here
 from covid_jax.reporting.page import terminal_summary, write_report
 from covid_jax.studies import executors
-from covid_jax.studies.grid import Step, check_folds, check_places, claim_study, only, plan_steps
-from covid_jax.studies.schedule import STUDY_STOPS, run_steps, states
+from covid_jax.studies.grid import check_folds, check_places, claim_study, only, plan_steps
+from covid_jax.studies.schedule import STUDY_STOPS, listed, run_steps
 
 _CONFIG = define_config_flag()
 flags.declare_key_flag("config")
@@ -88,24 +88,6 @@ def stopped_by_signals() -> Iterator[None]:
     ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
     with stop_signals_go_to(stop, STUDY_STOPS - ignored):  # under nohup it outlives its terminal
         yield
-
-
-def listed(steps: Sequence[Step], workdir: Path) -> list[str]:
-    """A line for each step with its state and seconds, and a last one for what is left."""
-    found = states(steps, workdir)
-    lines = []
-    for step in steps:
-        state = found[step.name]
-        seconds = "?" if state.seconds is None else f"{state.seconds:.0f}"
-        lines.append(f"{state.word:12}{seconds:>8} s  {step.name}  {state.cause}".rstrip())
-    left = [state for state in found.values() if state.word != "done"]
-    known = sum(state.seconds for state in left if state.seconds is not None)
-    unknown = sum(state.seconds is None for state in left)
-    lines.append(
-        f"{len(steps) - len(left)} of {len(steps)} steps are done; the rest, one after another: "
-        f"{known:.0f} s" + (f" and {unknown} steps like which none was measured" if unknown else "")
-    )
-    return lines
 
 
 def _slurm_parameters(options: Sequence[str]) -> dict[str, str | int]:

@@ -82,9 +82,10 @@ def test_predict_reads_a_dicom_series_and_evaluate_scores_a_mask(
     scan = read_volume(lidc_series)
     assert mask.voxels.shape == scan.voxels.shape
     np.testing.assert_allclose(mask.affine, scan.affine, atol=1e-4)
+    shutil.copytree(tmp_path / "masks", tmp_path / "same")
     finished = command(
         "evaluate",
-        f"--predictions={tmp_path / 'masks'}",
+        f"--predictions={tmp_path / 'same'}",
         f"--references={tmp_path / 'masks'}",
         f"--output={tmp_path / 'metrics.json'}",
     )
@@ -155,6 +156,11 @@ def test_a_damaged_case_stops_prepare_with_its_name_and_no_dataset(raw, tmp_path
             "no synthetic cases of it",
         ),
         ("evaluate", ["--predictions=nowhere", "--references=x", "--output=x"], "nowhere"),
+        (
+            "evaluate",
+            ["--predictions=x", "--references=x", "--output=x", "--tolerance_mm=nan"],
+            "--tolerance_mm=nan: give a number of mm",
+        ),
         ("prepare", ["--dataset=zap"], "--dataset=zap: value should be one of"),
         ("study", ["--config", f"{ROOT}/configs/tiny.py", "--workdir=x"], "equals sign"),
         ("study", ["--config=nowhere.py", "--workdir=x"], "nowhere.py"),

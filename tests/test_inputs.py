@@ -35,13 +35,14 @@ def inputs(tmp_path_factory, tiny_run, lidc_series):
     shutil.copytree(ROOT / "tests" / "files" / "nnunet_version_1", folder / "model")
     scan = next((folder / "raw" / "imagesTr").glob("*.nii.gz"))
     label = next((folder / "raw" / "labelsTr").glob("*.nii.gz"))
-    for name in ("scans", "masks", "twins"):
+    for name in ("scans", "masks", "truths", "twins"):
         (folder / name).mkdir()
     image = nib.load(scan).slicer[:40, :40]
     nib.save(image, folder / "scans" / "a.nii.gz")
     sitk.WriteImage(sitk.ReadImage(folder / "scans" / "a.nii.gz"), folder / "scans" / "b.nrrd")
     for name in ("a", "b"):
-        nib.save(nib.load(label).slicer[:40, :40], folder / "masks" / f"{name}.nii.gz")
+        for place in ("masks", "truths"):
+            nib.save(nib.load(label).slicer[:40, :40], folder / place / f"{name}.nii.gz")
     nib.save(image, folder / "twins" / "a.nii")
     nib.save(image, folder / "twins" / "a.nii.gz")
     (folder / "link").symlink_to(folder / "scans")
@@ -61,7 +62,8 @@ def inputs(tmp_path_factory, tiny_run, lidc_series):
         ("predict --checkpoint=run --input=twins --output_dir=new", "both of the case a"),
         ("evaluate --predictions=masks --references=masks --output=masks/a.nii.gz", "no metrics"),
         ("evaluate --predictions=masks --references=raw/labelsTr --output=raw/dataset.json", "no "),
-        ("evaluate --predictions=masks --references=masks --output=new.json", ""),
+        ("evaluate --predictions=masks --references=truths --output=new.json", ""),
+        ("evaluate --predictions=masks --references=masks --output=new.json", "the very files"),
         ("prepare --dataset=nnunet --raw_dir=raw --out_dir=raw", "holds inputs"),
         ("prepare --dataset=nnunet --raw_dir=raw --check_only", ""),
         ("prepare --dataset=phantom --raw_dir=scans --out_dir=new", "holds other files"),

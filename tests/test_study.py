@@ -93,7 +93,7 @@ def test_a_second_start_finds_everything_done(study, command):
     assert device.startswith("device of the runs: cpu")
     assert len(lines) == 5
     assert all(line.startswith("done") for line in lines), lines
-    assert last == "5 of 5 steps are done; the rest, one after another: 0 s"
+    assert last == "5 of 5 steps are done"
 
 
 def test_what_is_to_do_is_listed_with_the_seconds_that_it_will_take(study, command):

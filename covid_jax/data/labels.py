@@ -24,14 +24,16 @@ def read_mask(path: str | Path) -> Volume:
     Masks are stored as integers, as floats, or scaled, which leaves them beside whole numbers.
 
     Raises:
-      UserError: values that are not whole numbers; and as read_volume.
+      UserError: values that are not whole numbers, or beyond int32; and as read_volume.
     """
     mask = read_volume(path)
     voxels = mask.voxels.astype(np.float64)
     whole = np.rint(voxels)
     beside = float(np.abs(voxels - whole).max())
-    if not (beside <= _MOST_BESIDE and np.abs(whole).max() <= _LARGEST):  # nor is NaN
+    if not beside <= _MOST_BESIDE:  # nor is NaN
         raise UserError(f"{path}: holds values that are not whole numbers; it is no label")
+    if (largest := np.abs(whole).max()) > _LARGEST:
+        raise UserError(f"{path}: holds {largest:.0f}, more than a label may be ({_LARGEST})")
     notes = mask.notes
     if beside > _LEAST_BESIDE:
         notes = (*notes, f"values up to {beside:.1g} beside whole numbers: rounded")

@@ -117,7 +117,7 @@ def _series_in(folder: Path) -> tuple[bool, tuple[str, ...]]:
 
 
 def masks_in(predictions: Path, references: Path) -> tuple[dict[str, Path], dict[str, Path]]:
-    """The masks in both folders by the names of the references; NAME_0000 may be of NAME.
+    """The masks in both folders by the names of the references; NAME_0000 and NAME are one case.
 
     Raises:
       UserError: a folder is missing or empty, or has two files of one name.
@@ -132,9 +132,9 @@ def masks_in(predictions: Path, references: Path) -> tuple[dict[str, Path], dict
             raise UserError("; ".join([wanted, *found.left_out]))
     named: dict[str, Path] = {}
     for name, path in masks.paths.items():
-        short = _without_channel(name)
-        is_short = name not in truths.paths and short in truths.paths and short not in masks.paths
-        named[short if is_short else name] = path
+        others = (_without_channel(name), f"{name}_0000")
+        free = (other for other in others if other in truths.paths and other not in masks.paths)
+        named[name if name in truths.paths else next(free, name)] = path
     return named, truths.paths
 
 

@@ -1,12 +1,12 @@
 """The paper's metrics of a binary mask (section IV-C), and two more. A new one is a function here.
 
 Where both masks are empty a score is 1, and 0 where one is; accuracy needs no such convention, and
-the Hausdorff distance has no value there.
+the Hausdorff distance has no value there. Where no voxel is counted nothing has a value.
 """
 
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,13 @@ from skimage.measure import marching_cubes, mesh_surface_area
 METRICS = ("dsc", "nsd", "sensitivity", "f1", "accuracy")
 """The paper's."""
 EXTRAS = ("hd95_mm", "volume_difference_ml")
+
+BOTH_EMPTY, NO_PREDICTION, NO_REFERENCE = "both masks", "prediction", "reference"
+"""What "empty" of metrics.json says of a case: which of its masks is."""
+NOT_OVER_LABELS = (
+    "there is no volume_difference_ml, nor hd95_mm of a case where one mask alone has a label"
+)
+"""What a mean over labels does not have, in words."""
 
 Spacing = Sequence[float] | np.ndarray
 
@@ -53,6 +60,7 @@ def segmentation_metrics(
     Returns:
       {"dsc", "nsd", "sensitivity", "f1", "accuracy"}, each in 0 .. 1, and of EXTRAS "hd95_mm",
       None where a mask is empty, and "volume_difference_ml", of the prediction over the reference.
+      All are None where no voxel is counted.
 
     Raises:
       ValueError: the masks differ in shape.
@@ -61,6 +69,8 @@ def segmentation_metrics(
     if prediction.shape != reference.shape:
         raise ValueError(f"shapes differ: {prediction.shape} and {reference.shape}")
     counted = np.ones(reference.shape, bool) if counted is None else counted
+    if not counted.any():
+        return dict.fromkeys((*METRICS, *EXTRAS))
     prediction, reference = prediction & counted, reference & counted
     surfaces = surface_distances(prediction, reference, spacing_mm)
     return {
@@ -222,15 +232,15 @@ def mean_over_labels(
 ) -> dict[str, Any]:
     """The content of metrics.json from that of each label: the mean over them of every case.
 
-    Of one label it is that label's own. "labels" keeps each one's.
+    Of one label it is that label's own. "labels" keeps each one's. There is no mean of distances
+    where a label of the case has none, as what was not found would make it better; and none of
+    volumes, as too much of one label would make up for too little of another.
     """
     if len(summaries) == 1:
         return dict(next(iter(summaries.values())))
     cases = {
         name: {
-            metric: float(np.mean(values)) if values else None
-            for metric in (*METRICS, *EXTRAS)
-            if (values := _values(summaries, name, metric)) or metric in EXTRAS
+            metric: _over_labels(summaries.values(), name, metric) for metric in (*METRICS, *EXTRAS)
         }
         for name in next(iter(summaries.values()))["cases"]
     }
@@ -241,6 +251,26 @@ def mean_over_labels(
     return summarise(cases, empty, tolerance_mm) | {"labels": dict(summaries)}
 
 
-def _values(summaries: Mapping[str, Mapping[str, Any]], case: str, metric: str) -> list[float]:
-    found = (summary["cases"][case][metric] for summary in summaries.values())
-    return [value for value in found if value is not None]
+def never_predicted(summary: Mapping[str, Any]) -> bool:
+    """Whether no mask has the label that this summary is of, though a reference does."""
+    scored = summary["cases"].keys() - set(unscored(summary))
+    found = [summary["empty"].get(name) for name in scored]
+    return NO_PREDICTION in found and set(found) <= {NO_PREDICTION, BOTH_EMPTY}
+
+
+def unscored(metrics: Mapping[str, Any]) -> list[str]:
+    """The cases of metrics.json that have no scores, as all their voxels are ignored."""
+    return [name for name, case in metrics["cases"].items() if case["dsc"] is None]
+
+
+def _over_labels(summaries: Iterable[Mapping[str, Any]], case: str, metric: str) -> float | None:
+    """The mean over labels; None where there is none."""
+    # Of a label that the case does not have there is no distance to miss.
+    values = [
+        summary["cases"][case][metric]
+        for summary in summaries
+        if metric in METRICS or summary["empty"].get(case) != BOTH_EMPTY
+    ]
+    if metric == "volume_difference_ml" or not values or None in values:
+        return None
+    return float(np.mean(values))

@@ -1,21 +1,29 @@
 """The test of a run: the masks of its fold's test cases, and their metrics."""
 
+import hashlib
 import itertools
+import json
+import os
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
-from covid_jax.config import IGNORED, Config
+from covid_jax.config import IGNORED, Config, to_dict
 from covid_jax.data.geometry import turned_like
 from covid_jax.data.plan import Plan
 from covid_jax.data.preprocess import Geometry, Piece, PreparedCase, as_volume, gathered
-from covid_jax.data.store import StoredDataset, load_case
-from covid_jax.data.volume import read_volume, write_volume
+from covid_jax.data.scans import ending, listed, stem, visible
+from covid_jax.data.store import StoredDataset, digests, load_case
+from covid_jax.data.volume import read_volume
+from covid_jax.errors import writing
 from covid_jax.evaluation.folders import evaluate_folders, save_metrics
 from covid_jax.evaluation.metrics import dice
+from covid_jax.inference.masks import Origin, is_ours, write_mask
 from covid_jax.inference.postprocess import (
     Postprocessing,
     load_postprocessing,
@@ -26,6 +34,7 @@ from covid_jax.inference.postprocess import (
 from covid_jax.inference.scan import make_predictor
 from covid_jax.training.platform import Platform
 
+_ENDING = ".nii.gz"
 _THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 
 
@@ -39,6 +48,7 @@ def score_run(
 ) -> dict[str, Any]:
     """Predicts the fold's test cases as predict would; writes predictions/ and metrics.json.
 
+    Masks in predictions/ that somebody made or corrected are moved to predictions_kept/ before.
     `platform` is that of one device.
 
     Returns:
@@ -63,10 +73,13 @@ def score_run(
         selected_by = split.validation or split.train
         save_postprocessing(workdir, choose(compared(name) for name in selected_by))
     postprocessing = load_postprocessing(workdir, config.inference)
+    keep_others(folder, workdir / "predictions_kept")
+    run, scans = _digest(config, plan, postprocessing, params), digests(dataset)
     for name in tqdm(split.test, "testing", unit="case", mininterval=1):
         pieces, geometry = predicted(name)
         mask = mask_of(pieces, geometry.shape, postprocessing)
-        write_volume(folder / f"{name}.nii.gz", as_volume(mask, geometry))
+        origin = Origin(run, scans[name])
+        write_mask(folder / f"{name}{_ENDING}", as_volume(mask, geometry), origin)
     metrics = evaluate_folders(
         folder,
         dataset.references,
@@ -76,6 +89,39 @@ def score_run(
     )
     save_metrics(workdir / "metrics.json", metrics)
     return metrics
+
+
+def keep_others(folder: Path, kept: Path) -> None:
+    """Moves masks that this program did not write, or that were changed since, and says so.
+
+    They go from `folder` to `kept`, or where that holds one of their names to kept_2, and so on.
+    """
+    entries = visible(folder) if folder.is_dir() else []
+    files = [path for path in entries if path.is_file() and ending(path) == _ENDING]
+    ours = {path for path in files if is_ours(path)}
+    theirs = [path for path in entries if ending(path) and path not in ours]
+    data_of_mhd = {f"{stem(path)}{end}" for path in theirs for end in (".raw", ".zraw")}
+    theirs += [path for path in entries if path.name in data_of_mhd]
+    if not theirs:
+        return
+    numbered = (kept.with_name(f"{kept.name}_{number}") for number in itertools.count(2))
+    places = itertools.chain([kept], numbered)
+    place = next(p for p in places if not any(os.path.lexists(p / path.name) for path in theirs))
+    with writing(place):
+        place.mkdir(parents=True, exist_ok=True)
+        for path in theirs:
+            path.rename(place / path.name)
+    names = listed(path.name for path in theirs)
+    print(f"{folder}: not written by this program, or changed since, kept in {place}: {names}")
+
+
+def _digest(config: Config, plan: Plan, postprocessing: Postprocessing, params: Any) -> str:
+    """Of all that a mask depends on but the scan."""
+    settings = json.dumps([to_dict(config), plan.hash, asdict(postprocessing)])
+    digest = hashlib.sha256(settings.encode())
+    for leaf in jax.tree.leaves(params):
+        digest.update(np.ascontiguousarray(leaf).data)
+    return digest.hexdigest()
 
 
 def choose(cases: Iterable[tuple[np.ndarray, np.ndarray]]) -> Postprocessing:

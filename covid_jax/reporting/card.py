@@ -1,6 +1,7 @@
 """A trained network as a folder to share: weights, config, plan, and a card of what it is."""
 
 import dataclasses
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +13,11 @@ from covid_jax import __version__
 from covid_jax.config import Config, RawDirs, to_dict
 from covid_jax.data.plan import Plan
 from covid_jax.errors import writing
-from covid_jax.files import read_json, write_json
+from covid_jax.evaluation.folders import load_metrics
+from covid_jax.evaluation.metrics import NOT_OVER_LABELS, never_predicted
+from covid_jax.files import write_json
 from covid_jax.training.checkpoint import copy_newest, load_run
+from covid_jax.training.run import load_provenance
 from covid_jax.transfer.strategies import STRATEGIES
 
 LICENCES = {
@@ -42,7 +46,8 @@ def export_model(workdir: Path) -> Path:
         study=dataclasses.replace(config.study, raw=RawDirs(), scans=()),
     )
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
-    origin, metrics = (read_json(workdir / f"{name}.json") for name in ("provenance", "metrics"))
+    origin, tested = load_provenance(workdir), workdir / "metrics.json"
+    metrics = load_metrics(tested) if tested.is_file() else {}
     card = model_card(config, plan, size, origin, metrics)
     with writing(final):
         shutil.rmtree(partial, ignore_errors=True)
@@ -136,13 +141,25 @@ def _scores(metrics: dict[str, Any]) -> Sequence[str]:
         "| --- | --- | --- |",
     ]
     for name, mean in metrics["mean"].items():
-        lines.append(f"| {name} | {mean:.3f} | {metrics['std'][name]:.3f} |")
+        lines.append(
+            f"| {name}{_of_cases(metrics, name)} | {mean:.3f} | {metrics['std'][name]:.3f} |"
+        )
     if labels:
+        if "volume_difference_ml" not in metrics["mean"]:  # as in runs of before
+            lines += ["", f"Over labels {NOT_OVER_LABELS}."]
         lines += ["", "| label | DSC | deviation |", "| --- | --- | --- |"]
         for label, of_label in labels.items():
-            dsc, deviation = of_label["mean"]["dsc"], of_label["std"]["dsc"]
-            lines.append(f"| {label} | {dsc:.3f} | {deviation:.3f} |")
+            of_what = f"{label}{_of_cases(of_label, 'dsc')}"
+            of_what += " (in no mask, though in a reference)" if never_predicted(of_label) else ""
+            dsc, deviation = (of_label[what].get("dsc", math.nan) for what in ("mean", "std"))
+            lines.append(f"| {of_what} | {dsc:.3f} | {deviation:.3f} |")
     return lines
+
+
+def _of_cases(metrics: dict[str, Any], name: str) -> str:
+    """Of how many cases a mean is, where some have no value."""
+    count = sum(case.get(name) is not None for case in metrics["cases"].values())
+    return f" (of {count} cases)" if count < len(metrics["cases"]) else ""
 
 
 def _terms(dataset: str, synthetic: bool) -> str:

@@ -35,6 +35,7 @@ from covid_jax.reporting.tables import (
 )
 from covid_jax.reporting.viewer import write_case, write_viewer
 from covid_jax.studies.grid import load_study, scan_name
+from covid_jax.training.run import load_provenance
 
 _MOST_NETWORKS = 5  # side by side in one picture
 
@@ -90,7 +91,7 @@ def write_report(study: Path) -> Path:
         tables=tables,
         comparisons={HEADINGS[metric]: comparisons(runs, metric) for metric in METRICS[:3]},
         runs={kind: [run for run in runs if run.kind == kind] for kind in kinds_of(runs)},
-        problems=list(dict.fromkeys(problems)),
+        problems=list(dict.fromkeys(line.replace(f"{study}/", "") for line in problems)),
         pictures=pictures,
         cases=shown,
         version=__version__,
@@ -114,9 +115,9 @@ def honest_note(study: Path, config: Config, problems: list[str]) -> str:
     for path in sorted(study.glob("prepared/*/dataset.json")):
         with _told(problems):
             synthetic |= {path.parent.name} if read_json(path).get("synthetic") else set()
-    for path in sorted(study.glob("runs/*/provenance.json")):
+    for run in sorted(study.glob("runs/*")):
         with _told(problems):
-            origin = read_json(path)
+            origin = load_provenance(run)
             while origin:  # of the run, of what it started from, and so on
                 synthetic |= set(origin.get("synthetic", ()))
                 origin = origin.get("pretrained", {})

@@ -1,6 +1,5 @@
 """The runs of a study, read from its folders; and what of the folders cannot be read."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,13 +8,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from covid_jax.config import Config, read_config
+from covid_jax.config import Config
 from covid_jax.data.scans import listed
 from covid_jax.errors import UserError
-from covid_jax.evaluation.metrics import METRICS
+from covid_jax.evaluation.folders import load_metrics
+from covid_jax.evaluation.metrics import unscored
 from covid_jax.files import read_json
 from covid_jax.reporting.paper import paper_table
+from covid_jax.training.checkpoint import load_config
 from covid_jax.training.progress import read_log
+from covid_jax.training.run import load_provenance
 
 
 class Kind(NamedTuple):
@@ -83,8 +85,9 @@ def read_runs(study: Path) -> tuple[list[Run], list[str]]:
     for folder in sorted((study / "runs").glob("*")):
         if folder.is_dir():
             try:
-                runs.append(_read_run(folder))
-                problems += _changed_since(study, folder)
+                run, origin = _read_run(folder), load_provenance(folder)
+                runs.append(run)
+                problems += _changed_since(study, folder, origin)
             except UserError as error:
                 problems.append(str(error))
     order = {Kind(row.strategy, row.source): place for place, row in enumerate(paper_table(1))}
@@ -92,10 +95,10 @@ def read_runs(study: Path) -> tuple[list[Run], list[str]]:
     return sorted(runs, key=place), problems
 
 
-def _changed_since(study: Path, run: Path) -> list[str]:
+def _changed_since(study: Path, run: Path, origin: dict[str, Any]) -> list[str]:
     """A line for each dataset of which the study now has other cases than the run was made from."""
     lines = []
-    for name, theirs in read_json(run / "provenance.json").get("data", {}).items():
+    for name, theirs in origin.get("data", {}).items():
         cases = (study / "prepared" / name / "cases").glob("*/case.json")
         ours = {path.parent.name: read_json(path).get("sha256") for path in cases}
         changed = [case for case in theirs if ours.get(case) != theirs[case]]
@@ -116,26 +119,24 @@ def _read_run(folder: Path) -> Run:
     name = f"runs/{folder.name}"
     if not (folder / "config.json").is_file():
         raise UserError(f"{name}: no config.json, not a run")
-    config = read_config(folder / "config.json", f"{name}/config.json")
-    try:
-        log = read_log(folder)
-        if not (folder / "metrics.json").is_file():
-            done = log[-1]["step"] if log else 0
-            total = config.epochs * config.steps_per_epoch
-            raise UserError(f"{name}: not finished, step {done} of {total} is the last logged")
-        metrics = json.loads((folder / "metrics.json").read_text())
-        cases = metrics["cases"]
-        timed = log[1:] or log
-        if not cases or not all(set(METRICS) <= set(case) for case in cases.values()):
-            raise UserError(f"{name}/metrics.json: damaged (cases or metrics are missing)")
-        return Run(
-            name=folder.name,
-            config=config,
-            cases=cases,
-            log=log,
-            epoch_seconds=median(line["seconds"] for line in timed),
-            validation_seconds=median(line.get("validation_seconds", 0.0) for line in timed),
-            labels={name: of["cases"] for name, of in metrics.get("labels", {}).items()},
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{name}: damaged log.jsonl or metrics.json ({error})") from error
+    config = load_config(folder)
+    log = read_log(folder)
+    if not (folder / "metrics.json").is_file():
+        done = log[-1]["step"] if log else 0
+        total = config.epochs * config.steps_per_epoch
+        raise UserError(f"{name}: not finished, step {done} of {total} is the last logged")
+    metrics = load_metrics(folder / "metrics.json")
+    if not log:
+        raise UserError(f"{name}: no epoch in its log.jsonl")
+    if len(unscored(metrics)) == len(metrics["cases"]):
+        raise UserError(f"{name}: no test case has a score, every voxel of them is ignored")
+    timed = log[1:] or log
+    return Run(
+        name=folder.name,
+        config=config,
+        cases=metrics["cases"],
+        log=log,
+        epoch_seconds=median(line["seconds"] for line in timed),
+        validation_seconds=median(line.get("validation_seconds", 0.0) for line in timed),
+        labels={name: of["cases"] for name, of in metrics.get("labels", {}).items()},
+    )

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from covid_jax.evaluation.metrics import EXTRAS, METRICS
+from covid_jax.evaluation.metrics import EXTRAS, METRICS, NOT_OVER_LABELS
 from covid_jax.files import whole_file, write_json
 from covid_jax.reporting.paper import Pair, PaperRow, paper_table
 from covid_jax.reporting.runs import Kind, Run, kinds_of
@@ -143,7 +143,7 @@ def summary_table(runs: Sequence[Run], note: str) -> str:
     """Table III as text, and other kinds of run over their folds: the paper's in brackets."""
     metrics = ("dsc", "nsd", "sensitivity")
     lines = [["strategy", *(HEADINGS[name] for name in metrics), "s an epoch"]]
-    table_1, table_2, table_3, _ = all_tables(runs)
+    table_1, table_2, table_3, *_ = all_tables(runs)
     for row in table_3.rows:
         assert row.seconds
         name = row.kind.strategy if "paper" in row.seconds else row.kind.label
@@ -242,6 +242,8 @@ def _table_4(runs: Sequence[Run]) -> Table:
         for kind in kinds_of(runs)
     ]
     title = "Not in the paper: Hausdorff distance and volume, over all folds"
+    if any(run.labels for run in runs):
+        title += f"; over labels {NOT_OVER_LABELS}"
     return Table("4", title, (_headed(EXTRAS),), tuple(rows))
 
 

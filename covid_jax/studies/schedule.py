@@ -13,8 +13,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from covid_jax.errors import REQUEUE_STATUS, STOP_SIGNALS, stop_signals_go_to
-from covid_jax.files import read_json, write_json
+from covid_jax.errors import REQUEUE_STATUS, STOP_SIGNALS, UserError, stop_signals_go_to
+from covid_jax.files import is_number, read_json, write_json
 from covid_jax.lock import is_held
 from covid_jax.studies.executors import Job, Order, Start
 from covid_jax.studies.grid import Step
@@ -113,8 +113,12 @@ def _end(jobs: Mapping[str, Job]) -> None:
 
 
 def states(steps: Sequence[Step], workdir: Path) -> dict[str, State]:
-    """Where each step stands, by name."""
-    records = {step.name: read_json(_record(workdir, step)) for step in steps}
+    """Where each step stands, by name.
+
+    Raises:
+      UserError: a record or a log of one is damaged.
+    """
+    records = {step.name: _read_record(workdir, step) for step in steps}
     logs = {step.name: read_log(step.training.folder) for step in steps if step.training}
     measured = _measured(steps, records, logs)
     found = {}
@@ -129,6 +133,26 @@ def states(steps: Sequence[Step], workdir: Path) -> dict[str, State]:
         seconds = _expected(step, measured, logs.get(step.name, []))
         found[step.name] = State(word, seconds, record.get("cause", ""))
     return found
+
+
+def listed(steps: Sequence[Step], workdir: Path) -> list[str]:
+    """A line for each step with its state and seconds, and a last one for what is left."""
+    found = states(steps, workdir)
+    lines = []
+    for step in steps:
+        state = found[step.name]
+        seconds = "?" if state.seconds is None else f"{state.seconds:.0f}"
+        lines.append(f"{state.word:12}{seconds:>8} s  {step.name}  {state.cause}".rstrip())
+    left = [state for state in found.values() if state.word != "done"]
+    known = sum(state.seconds for state in left if state.seconds is not None)
+    unknown = sum(state.seconds is None for state in left)
+    rest = []
+    if len(left) > unknown:
+        rest.append(f"{len(left) - unknown} more take {known:.0f} s, one after another")
+    if unknown:
+        rest.append(f"how long {unknown} others take is known once steps like them are done")
+    lines.append("; ".join([f"{len(steps) - len(left)} of {len(steps)} steps are done", *rest]))
+    return lines
 
 
 @dataclass(frozen=True)
@@ -200,6 +224,16 @@ def _last_words(log: Path) -> str:
     ]
     errors = [line for line in lines if line.startswith("error: ")]
     return (errors or lines or [""])[-1].removeprefix("error: ")
+
+
+def _read_record(workdir: Path, step: Step) -> dict[str, Any]:
+    """What is known of how a step ended; nothing where there is no record."""
+    path = _record(workdir, step)
+    record = read_json(path)
+    words = (record.get("state", ""), record.get("cause", ""))
+    if not (all(isinstance(word, str) for word in words) and is_number(record.get("seconds", 0))):
+        raise UserError(f"{path}: damaged; it is no record of a step. Delete it")
+    return record
 
 
 def _record(workdir: Path, step: Step) -> Path:

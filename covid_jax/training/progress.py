@@ -18,7 +18,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from tqdm import tqdm
 
 from covid_jax.errors import UserError, writing
-from covid_jax.files import whole_file
+from covid_jax.files import is_number, whole_file
 
 _PICTURE_SECONDS = 60.0  # between two pictures: drawing one takes half a second
 
@@ -180,12 +180,34 @@ class Progress:
 
 
 def read_log(workdir: Path) -> list[dict[str, Any]]:
-    """The lines of log.jsonl; a last line that was cut short is left out."""
+    """The lines of log.jsonl; a last line that was cut short is left out.
+
+    Raises:
+      UserError: another line is damaged.
+    """
     path = workdir / "log.jsonl"
     if not path.is_file():
         return []
-    lines = path.read_text().split("\n")[:-1]
-    return [json.loads(line) for line in lines]
+    read: list[dict[str, Any]] = []
+    for number, text in enumerate(path.read_text(errors="replace").split("\n")[:-1], start=1):
+        try:
+            line = json.loads(text)
+        except ValueError:
+            line = None
+        after = read[-1]["step"] if read else 0
+        if not (_is_line(line) and line["step"] > after):
+            raise UserError(f"{path}: line {number} is damaged; delete that line")
+        read.append(line)
+    return read
+
+
+def _is_line(line: Any) -> bool:
+    """Whether this is what an epoch wrote: numbers, and at least these, which are finite."""
+    return (
+        isinstance(line, dict)
+        and all(is_number(line.get(name)) for name in ("step", "epoch", "seconds"))
+        and all(type(value) in (int, float) for value in line.values())
+    )
 
 
 def draw_progress(epochs: list[dict[str, Any]], title: str, path: Path) -> None:

@@ -265,13 +265,53 @@ def provenance(datasets: Sequence[StoredDataset], pretrained: str = "") -> dict[
         "data": {data.name: digests(data) for data in datasets},
         "synthetic": sorted(data.name for data in datasets if data.synthetic),
     }
-    if pretrained and (before := read_json(Path(pretrained) / "provenance.json")):
+    if pretrained and (before := load_provenance(Path(pretrained))):
         origin["pretrained"] = before
-        if dataset := read_json(Path(pretrained) / "dataset.json"):  # as import_nnunet leaves it
-            labels = [name for name, value in dataset.get("labels", {}).items() if value != 0]
-            name = dataset.get("name") or f"of the labels {', '.join(labels)}"
-            origin["pretrained"] = before | {"imported": name}
+        if (path := Path(pretrained) / "dataset.json").is_file():
+            origin["pretrained"] = before | {"imported": _imported(path)}
     return origin
+
+
+def _imported(path: Path) -> str:
+    """What an imported network is called, by the dataset.json that import_nnunet leaves."""
+    dataset = read_json(path)
+    labels = dataset.get("labels", {})
+    if not isinstance(labels, dict):
+        raise UserError(f"{path}: damaged, its labels have no names; import the network again")
+    named = ", ".join(name for name, value in labels.items() if value != 0)
+    return str(dataset.get("name") or f"of the labels {named}")
+
+
+def load_provenance(workdir: Path) -> dict[str, Any]:
+    """What provenance.json says of the run in `workdir`; nothing where there is none.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    path = workdir / "provenance.json"
+    if path.is_file() and not _is_provenance(read_json(path)):
+        raise UserError(
+            f"{path}: damaged; it does not say what the run was made of. Delete it, and the run "
+            "that is started again makes it anew"
+        )
+    return read_json(path)
+
+
+def _is_provenance(origin: Any) -> bool:
+    """Whether this is what `provenance` says of a run, and of what it started from, and so on."""
+    if not isinstance(origin, dict):
+        return False
+    data, synthetic, devices = (origin.get(n) for n in ("data", "synthetic", "devices"))
+    return (
+        isinstance(data, dict)
+        and all(isinstance(cases, dict) for cases in data.values())
+        and isinstance(synthetic, list)
+        and all(isinstance(name, str) for name in synthetic)
+        and ("devices" not in origin or isinstance(devices, list))
+        and all(isinstance(device, dict) for device in devices or ())
+        and isinstance(origin.get("imported", ""), str)
+        and ("pretrained" not in origin or _is_provenance(origin["pretrained"]))
+    )
 
 
 def device_here() -> dict[str, Any]:
@@ -285,9 +325,10 @@ def device_here() -> dict[str, Any]:
 def note_device(workdir: Path) -> None:
     """Adds this device to those that the run was trained on, in provenance.json."""
     path, here = workdir / "provenance.json", device_here()
-    origin = read_json(path)
-    if origin["devices"][-1:] != [here]:
-        write_json(path, origin | {"devices": [*origin["devices"], here]})
+    origin = load_provenance(workdir)
+    devices = origin.get("devices", [])
+    if devices[-1:] != [here]:
+        write_json(path, origin | {"devices": [*devices, here]})
 
 
 def claim_workdir(
@@ -310,7 +351,7 @@ def claim_workdir(
     check_settings(workdir, config, plan)
     is_new = not (workdir / "config.json").is_file()
     origin, path = provenance(datasets, config.pretrained), workdir / "provenance.json"
-    known = read_json(path)
+    known = load_provenance(workdir)
     devices = known.get("devices", [])
     changed = differences(_compared(origin), _compared(known)) if known else []
     if changed and accept_changes:

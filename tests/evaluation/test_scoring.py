@@ -2,14 +2,19 @@
 
 import dataclasses
 
+import nibabel as nib
 import numpy as np
+import SimpleITK as sitk
 
 from covid_jax.config import InferenceConfig, UNetConfig
+from covid_jax.data.geometry import from_spacing
 from covid_jax.data.phantom import write_raw_dataset
 from covid_jax.data.plan import load_plan, save_plan
 from covid_jax.data.preparation import prepare_dataset
 from covid_jax.data.store import load_dataset
-from covid_jax.evaluation.scoring import choose, score_run
+from covid_jax.data.volume import write_volume
+from covid_jax.evaluation.scoring import choose, keep_others, score_run
+from covid_jax.inference.masks import Origin, is_ours, write_mask
 from covid_jax.inference.postprocess import Postprocessing
 from covid_jax.training.platform import platform_of, with_dtype
 from covid_jax.training.state import new_params
@@ -58,3 +63,45 @@ def test_settings_are_chosen_by_references_on_the_grid_of_the_probabilities(tmp_
     metrics = score_run(config, plan, dataset, params, tmp_path / "run", platform)
     assert set(metrics["cases"]) == set(dataset.split(0).test)
     assert (tmp_path / "run" / "postprocessing.json").is_file()
+    masks = [tmp_path / "run" / "predictions" / f"{name}.nii.gz" for name in metrics["cases"]]
+    assert all(is_ours(mask) for mask in masks)
+    # Somebody corrects one, and has the test done again.
+    correct(masks[0])
+    corrected = masks[0].read_bytes()
+    assert score_run(config, plan, dataset, params, tmp_path / "run", platform) == metrics
+    assert (tmp_path / "run" / "predictions_kept" / masks[0].name).read_bytes() == corrected
+    assert all(is_ours(mask) for mask in masks)
+
+
+def correct(path):
+    image = nib.load(path)
+    voxels = 1 - np.asarray(image.dataobj)
+    nib.Nifti1Image(voxels, image.affine, image.header).to_filename(path)
+
+
+def test_masks_that_somebody_made_or_corrected_are_kept(tmp_path, capsys):
+    """Whether they never had a mark, or lost it, or are in another format; over no other file."""
+    folder, kept = tmp_path / "predictions", tmp_path / "predictions_kept"
+    mask = from_spacing(np.eye(3, dtype=np.uint8)[None], (1, 1, 1))
+    write_mask(folder / "ours.nii.gz", mask, Origin("a", "b"))
+    keep_others(folder, kept)
+    assert not kept.exists()
+    assert capsys.readouterr().out == ""
+    write_mask(folder / "corrected.nii.gz", mask, Origin("a", "b"))
+    correct(folder / "corrected.nii.gz")
+    write_volume(folder / "before marks.nii.gz", mask)
+    sitk.WriteImage(sitk.GetImageFromArray(mask.voxels), folder / "ours.mhd")
+    (folder / "damaged.nii").write_bytes(b"")
+    (folder / "link.nii.gz").symlink_to("ours.nii.gz")
+    theirs = {path.name for path in folder.iterdir()} - {"ours.nii.gz", "link.nii.gz"}
+    assert "ours.raw" in theirs
+    keep_others(folder, kept)
+    assert {path.name for path in kept.iterdir()} == theirs
+    assert {path.name for path in folder.iterdir()} == {"ours.nii.gz", "link.nii.gz"}
+    (line,) = capsys.readouterr().out.splitlines()
+    assert f"kept in {kept}: before marks.nii.gz, corrected.nii.gz, damaged.nii" in line
+    first = (kept / "corrected.nii.gz").read_bytes()
+    write_volume(folder / "corrected.nii.gz", mask)
+    keep_others(folder, kept)
+    assert (kept / "corrected.nii.gz").read_bytes() == first
+    assert (tmp_path / "predictions_kept_2" / "corrected.nii.gz").is_file()

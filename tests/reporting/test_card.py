@@ -7,10 +7,12 @@ import numpy as np
 
 from covid_jax.config import Config
 from covid_jax.data.plan import Plan
+from covid_jax.evaluation.metrics import EXTRAS, METRICS, mean_over_labels, summarise
 from covid_jax.reporting.card import model_card
 from covid_jax.training.checkpoint import load_params, load_run
 from tests.conftest import ROOT, tiny
 
+SCORES = dict.fromkeys(METRICS, 0.5) | {"hd95_mm": 2.0, "volume_difference_ml": 1.0}
 PLAN = Plan((5.0, 3.0, 3.0), -1000.0, 200.0, -500.0, 250.0, (36, 104, 128), ("a",))
 
 
@@ -89,10 +91,15 @@ def test_an_unknown_dataset_has_its_terms_elsewhere():
 
 
 def test_the_card_has_the_dsc_of_each_of_several_labels():
-    numbers = {"dsc": 0.25, "nsd": 0.5}
-    labels = {"lung": {"mean": {"dsc": 0.9}, "std": {"dsc": 0.1}}}
-    metrics = {"cases": {"a": {}}, "mean": numbers, "std": numbers}
-    assert "| label |" not in model_card(tiny(), PLAN, 10, {}, metrics)
-    card = model_card(tiny(), PLAN, 10, {}, metrics | {"labels": labels})
-    assert "1 test cases of the fold, of the mean over labels:" in card
+    lung = summarise({"a": SCORES | {"dsc": 0.8}, "b": SCORES | {"dsc": 1.0}}, {}, 3.0)
+    missed = dict.fromkeys(METRICS, 0.0) | dict.fromkeys(EXTRAS)
+    tumour = summarise({"a": missed, "b": SCORES}, {"a": "prediction", "b": "both masks"}, 3.0)
+    assert "| label |" not in model_card(tiny(), PLAN, 10, {}, lung)
+    both = mean_over_labels({"lung": lung, "tumour": tumour}, 3.0)
+    card = model_card(tiny(), PLAN, 10, {}, both)
+    assert "2 test cases of the fold, of the mean over labels:" in card
     assert "| lung | 0.900 | 0.100 |" in card
+    assert "| tumour (in no mask, though in a reference) | 0.250 | 0.250 |" in card
+    assert "| hd95_mm (of 1 cases) | 2.000 | 0.000 |" in card  # of b, which has no tumour
+    assert "| volume_difference_ml" not in card
+    assert "Over labels there is no volume_difference_ml, nor hd95_mm of a case where" in card

@@ -259,7 +259,8 @@ def test_a_scan_that_is_gone_or_has_no_mask_yet_is_named(study, tmp_path):
 
 
 def test_synthetic_data_is_named_although_the_prepared_data_is_gone_or_damaged(study):
-    origin = {"synthetic": ["phantom"], "pretrained": {"synthetic": ["msd_lung"]}}
+    before = {"data": {}, "synthetic": ["msd_lung"]}
+    origin = {"data": {}, "synthetic": ["phantom"], "pretrained": before}
     write_json(study / "runs" / "body-msd-fold0" / "provenance.json", origin)
     (study / "prepared" / "other").mkdir()
     (study / "prepared" / "other" / "dataset.json").write_text("{")

@@ -6,10 +6,17 @@ import json
 import pytest
 
 from covid_jax.config import Config, to_dict
+from covid_jax.evaluation.metrics import EXTRAS, METRICS, summarise
 from covid_jax.reporting.runs import Kind, Run, read_runs
-from covid_jax.reporting.tables import all_tables, as_latex, comparisons, write_tables
+from covid_jax.reporting.tables import (
+    all_tables,
+    as_latex,
+    comparisons,
+    summary_table,
+    write_tables,
+)
 
-FULL = dict.fromkeys(("dsc", "nsd", "sensitivity", "f1", "accuracy"), 0.5)
+FULL = dict.fromkeys((*METRICS, *EXTRAS), 0.5)
 
 
 def run(strategy="scratch", source="none", fold=0, variant="", **cases):
@@ -74,7 +81,7 @@ def study(tmp_path):
         (folder / "config.json").write_text(json.dumps(to_dict(config)))
         line = {"step": 250, "epoch": 0, "loss": 0.5, "seconds": 10.0}
         (folder / "log.jsonl").write_text(json.dumps(line) + "\n")
-        (folder / "metrics.json").write_text(json.dumps({"cases": {"a": FULL}}))
+        (folder / "metrics.json").write_text(json.dumps(summarise({"a": FULL}, {}, 3.0)))
     return tmp_path
 
 
@@ -88,7 +95,7 @@ def damage(study, what):
     elif what == "another program's":
         (folder / "config.json").write_text('{"learning_rate": 1}')
     else:
-        (folder / what).write_text('{"cases": ')
+        (folder / what).write_text('{"cases": \n')
 
 
 @pytest.mark.parametrize(
@@ -98,7 +105,9 @@ def damage(study, what):
         ("foreign", "runs/notes: no config.json"),
         ("another program's", "runs/scratch-none-fold1/config.json: config has no field"),
         ("config.json", "runs/scratch-none-fold1/config.json: damaged"),
-        ("metrics.json", "runs/scratch-none-fold1: damaged"),
+        ("metrics.json", "runs/scratch-none-fold1/metrics.json: damaged"),
+        ("log.jsonl", "runs/scratch-none-fold1/log.jsonl: line 1 is damaged"),
+        ("provenance.json", "runs/scratch-none-fold1/provenance.json: damaged"),
     ],
 )
 def test_a_folder_that_is_no_finished_run_is_named_and_the_rest_is_read(study, what, told):
@@ -106,7 +115,7 @@ def test_a_folder_that_is_no_finished_run_is_named_and_the_rest_is_read(study, w
     runs, problems = read_runs(study)
     assert [run.fold for run in runs] == ([0, 1] if what == "foreign" else [0])
     assert len(problems) == 1
-    assert problems[0].startswith(told), problems
+    assert problems[0].removeprefix(f"{study}/").startswith(told), problems
 
 
 def test_a_run_whose_data_changed_since_is_reported_with_a_word_on_it(tmp_path):
@@ -115,9 +124,10 @@ def test_a_run_whose_data_changed_since_is_reported_with_a_word_on_it(tmp_path):
     for place in (folder, case):
         place.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(to_dict(Config())))
-    (folder / "metrics.json").write_text(json.dumps({"cases": {"a": FULL}}))
+    (folder / "metrics.json").write_text(json.dumps(summarise({"a": FULL}, {}, 3.0)))
     (folder / "log.jsonl").write_text(json.dumps({"step": 1, "epoch": 0, "seconds": 1.0}) + "\n")
-    (folder / "provenance.json").write_text(json.dumps({"data": {"covid19": {"a": "before"}}}))
+    origin = {"data": {"covid19": {"a": "before"}}, "synthetic": []}
+    (folder / "provenance.json").write_text(json.dumps(origin))
     for digest, expected in (("before", []), ("after", ["as it was before it changed (a)"])):
         (case / "case.json").write_text(json.dumps({"sha256": digest}))
         runs, problems = read_runs(tmp_path)
@@ -134,3 +144,5 @@ def test_of_several_labels_each_has_its_dsc_by_its_name():
     assert table.groups == ({"lung": "lung", "tumour": "tumour"},)
     assert [table.rows[0].cells[name].ours.mean for name in labels] == pytest.approx([0.9, 0.3])
     assert len(all_tables([run(a=0.6)])) == 4
+    assert "over labels there is no volume_difference_ml" in all_tables([one])[3].title
+    assert "0.600" in summary_table([one], "a note")

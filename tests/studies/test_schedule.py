@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from covid_jax.errors import REQUEUE_STATUS, StoppedError
+from covid_jax.errors import REQUEUE_STATUS, StoppedError, UserError
+from covid_jax.files import write_json
 from covid_jax.lock import only_here
 from covid_jax.studies.executors import local
 from covid_jax.studies.grid import Step
-from covid_jax.studies.schedule import run_steps, states
+from covid_jax.studies.schedule import listed, run_steps, states
 
 
 def step(folder, name, script, needs=()):
@@ -196,6 +197,35 @@ def test_a_step_whose_study_is_gone_was_interrupted(folder):
     assert states([one], folder)["long"].word == "interrupted"
     with only_here(folder, "a study"):
         assert states([one], folder)["long"].word == "running"
+
+
+def test_the_list_ends_with_what_is_left_and_what_is_known_of_it(folder):
+    steps = [
+        dataclasses.replace(step(folder, name, ""), command=(name[:3],))
+        for name in ("one_a", "one_b", "two_a")
+    ]
+    (folder / "steps").mkdir()
+    assert listed(steps, folder)[-1] == (
+        "0 of 3 steps are done; how long 3 others take is known once steps like them are done"
+    )
+    steps[0].result.write_text("")
+    (folder / "steps" / "one_a.json").write_text('{"state": "done", "seconds": 4.0}')
+    assert listed(steps, folder)[-1] == (
+        "1 of 3 steps are done; 1 more take 4 s, one after another; how long 1 others take is "
+        "known once steps like them are done"
+    )
+    assert listed(steps[:1], folder)[-1] == "1 of 1 steps are done"
+
+
+@pytest.mark.parametrize(
+    "record", [{"seconds": "x"}, {"seconds": None}, {"state": []}, {"cause": 3}, {"seconds": True}]
+)
+def test_a_damaged_record_of_a_step_is_named(folder, record):
+    one = step(folder, "one", makes("one"))
+    one.result.write_text("")
+    write_json(folder / "steps" / "one.json", record)
+    with pytest.raises(UserError, match=r"steps/one\.json: damaged; .* Delete it"):
+        listed([one], folder)
 
 
 def test_running_steps_end_with_the_study(folder, monkeypatch):

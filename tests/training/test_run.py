@@ -123,6 +123,24 @@ def test_a_provenance_that_is_gone_is_told_and_made_anew(tmp_path, capsys):
     assert devices(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    "part", [{"data": None}, {"data": {"x": 1}}, {"synthetic": None}, {"devices": None}]
+)
+def test_a_damaged_provenance_is_one_line_and_once_deleted_made_anew(tmp_path, part):
+    run, after, file = tmp_path / "run", tmp_path / "after", tmp_path / "run" / "provenance.json"
+    claim_workdir(run, tiny(), PLAN)
+    file.write_text(json.dumps(json.loads(file.read_text()) | part))
+    for use in (
+        lambda: claim_workdir(run, tiny(), PLAN),
+        lambda: note_device(run),
+        lambda: claim_workdir(after, tiny("body-msd", pretrained=str(run)), PLAN),
+    ):
+        with pytest.raises(UserError, match=r"run/provenance\.json: damaged; .* Delete it"):
+            use()
+    file.unlink()
+    claim_workdir(run, tiny(), PLAN)
+
+
 def test_what_of_the_plan_differs_from_the_pretrainings_is_told(tmp_path):
     claim_workdir(tmp_path, tiny(), PLAN)
     config = tiny("body-msd", pretrained=str(tmp_path))
@@ -154,6 +172,9 @@ def test_a_start_from_an_imported_network_names_it_and_an_older_provenance_goes_
     claim_workdir(after, config, PLAN)
     origin = json.loads((after / "provenance.json").read_text())
     assert origin["pretrained"]["imported"] == "of the labels lung, tumour"
+    (before / "dataset.json").write_text(json.dumps({"labels": ["lung"]}))
+    with pytest.raises(UserError, match=r"dataset\.json: damaged, its labels have no names"):
+        claim_workdir(after, config, PLAN)
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def export(workdir: Path, out_dir: Path) -> None:
     limits = [*not_in_nnunet(model.config, model.plan, postprocessing)]
     if not (workdir / "dataset.json").is_file():
         names = ", ".join(name for name in model.dataset["labels"] if name != "background")
-        limits.append(f"A run does not keep the names of its classes: here they are {names}.")
+        limits.append(f"The run is of before runs kept the names of classes: they are {names}.")
     lines = "\n".join(f"- {limit}" for limit in limits)
     with whole_folder(out_dir) as partial:
         write_model(partial, model)

@@ -27,16 +27,11 @@ from pathlib import Path
 
 from absl import flags
 
+from covid_jax.data.check import check
 from covid_jax.data.datasets import DATASETS
 from covid_jax.data.intensities import INTENSITIES
 from covid_jax.data.phantom import LESIONS, write_raw_dataset
-from covid_jax.data.preparation import (
-    changes_in,
-    check_dataset,
-    open_dataset,
-    prepare_dataset,
-    summary,
-)
+from covid_jax.data.preparation import prepare_dataset
 from covid_jax.device import announce_cpu
 from covid_jax.errors import UserError, run_command
 
@@ -66,41 +61,6 @@ _LESION = flags.DEFINE_enum(
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the synthetic cases.", lower_bound=0)
 
 
-def check(name: str, raw_dir: Path, out_dir: Path | None, processes: int, intensities: str) -> None:
-    """Prints what `raw_dir` holds, and what would become of what `out_dir` holds of it.
-
-    Raises:
-      UserError: a case would be refused.
-    """
-    raw = open_dataset(name, raw_dir, intensities)
-    findings = check_dataset(raw, processes)
-    label = "SYNTHETIC " if raw.synthetic else ""
-    print(f"{len(raw.cases)} {label}cases of {name}, labels: {', '.join(raw.labels)}")
-    for number, split in enumerate(raw.splits):
-        print(f"fold {number}: {len(split.train)} to train on, {len(split.test)} to test on")
-    for note in raw.notes:
-        print(note)
-    for finding in findings:
-        for note in finding.mended:
-            print(f"{finding.case}: {note}")
-        if finding.refused:
-            print(f"{finding.case}: REFUSED; {finding.refused}")
-    print(summary([finding.read_as for finding in findings]))
-    if raw.ignored is not None:
-        print(f"voxels of the value {raw.ignored} are ignored")
-    if out_dir:
-        changes = changes_in(raw, out_dir, processes)
-        print("\n".join([*changes.lines, f"{len(changes.missing)} cases would be prepared"]))
-    refused = [finding.case for finding in findings if finding.refused]
-    mended = sum(bool(finding.mended) for finding in findings)
-    print(f"{len(findings) - len(refused)} cases can be prepared, {mended} of them are mended")
-    if refused:
-        raise UserError(
-            f"{raw_dir}: {len(refused)} cases would be refused ({', '.join(refused)}); "
-            "mend them, or leave them out with --skip_bad"
-        )
-
-
 def main() -> None:
     """Prepares what the flags say."""
     for flag in (_DATASET, _RAW_DIR) if _CHECK_ONLY.value else (_DATASET, _RAW_DIR, _OUT_DIR):
@@ -111,8 +71,10 @@ def main() -> None:
         check(
             _DATASET.value,
             Path(_RAW_DIR.value),
-            _OUT_DIR.value and Path(_OUT_DIR.value),
+            Path(_OUT_DIR.value) if _OUT_DIR.value else None,
+            _PLAN_FOLD.value,
             _NUM_PROCESSES.value,
+            _SKIP_BAD.value,
             _INTENSITIES.value,
         )
         return

@@ -69,8 +69,8 @@ from covid_jax.training.run import (
     claim_workdir,
     note_device,
     open_data,
-    other_plan,
     samplers,
+    start_notes,
     title,
     unfreezing,
     with_num_classes,
@@ -275,7 +275,8 @@ def main() -> None:
         notes: list[str] = []
         if config.data.prepared_dir:
             plan, datasets = open_data(config, Path())
-            config, notes = with_num_classes(config, datasets), other_plan(config, plan)
+            config = with_num_classes(config, datasets)
+            notes = start_notes(config, plan, datasets)
         here = platform_of(jax.devices()[0].platform, **vars(config.mesh))
         print(explain(with_dtype(config, here), notes))
         return

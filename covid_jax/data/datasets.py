@@ -6,6 +6,7 @@ which label values it uses, and how its cases are split into training and test c
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -164,6 +165,7 @@ def nnunet(raw_dir: Path) -> RawDataset:
     if not description.is_file():
         raise UserError(f"{description}: missing; an nnU-Net raw dataset has one")
     content = read_json(description)
+    _refuse_names_twice(description)
     try:
         values = label_values(content)
         channels = list((content.get("channel_names") or content.get("modality") or {}).values())
@@ -176,7 +178,15 @@ def nnunet(raw_dir: Path) -> RawDataset:
             f"{description}: {len(channels)} channels ({', '.join(map(str, channels))}); only "
             "datasets of one channel can be prepared"
         )
-    ignored = values.pop("ignore", None)
+    ignored, highest = values.pop("ignore", None), max(values.values(), default=0)
+    notes = []
+    if ignored is not None and ignored <= highest:
+        raise UserError(
+            f"{description}: the label ignore is {ignored}, and another one {highest}; nnU-Net "
+            "wants it to be the highest"
+        )
+    if ignored is not None and ignored > highest + 1:
+        notes.append(f"{description}: the label ignore is {ignored}; nnU-Net wants {highest + 1}")
     names = tuple(sorted((name for name in values if values[name] != 0), key=values.__getitem__))
     if sorted(values.values()) != list(range(len(names) + 1)):
         raise UserError(
@@ -198,10 +208,12 @@ def nnunet(raw_dir: Path) -> RawDataset:
             f"{images}: {listed(more)} are of other channels, and {description} has one; or, if "
             "they are scans of their own, add nnU-Net's _0000 to the name of each"
         )
-    cases, notes = _pairs(Scans(first, found.left_out), masks)
+    cases, of_files = _pairs(Scans(first, found.left_out), masks)
+    notes += of_files
     notes += _not_taken(
         f"images without nnU-Net's _0000 of their channel in {images}", others.values()
     )
+    notes += _other_endings(description, content.get("file_ending"), cases)
     expected = content.get("numTraining", len(cases))
     if expected != len(cases):
         notes.append(f"{description} says numTraining {expected}, and there are {len(cases)} cases")
@@ -229,19 +241,37 @@ def label_values(description: dict[str, Any]) -> dict[str, int]:
 
     Raises:
       KeyError, AttributeError, TypeError, ValueError: it has no labels.
-      UserError: a label is a region, or two have one name or one value.
+      UserError: a label is a region, has no name or no whole number, two have one name or one
+        value, or the background is not 0.
     """
     labels = description["labels"]
     if all(str(key).isdigit() for key in labels):  # v1 maps values to names, v2 names to values
         labels = {name: value for value, name in labels.items()}
     values = {}
     for name, value in labels.items():
-        if not isinstance(value, int | str) or isinstance(value, bool):
+        if isinstance(value, list) and len(value) == 1:
+            (value,) = value
+        if isinstance(value, list):
             raise UserError(f"label {name!r} is a region; only plain labels work")
-        values[str(name)] = int(value)
+        if not str(name).strip():
+            raise UserError(f"the label of the value {value} has no name")
+        values[str(name)] = _whole(name, value)
+    if values.get("background", 0) != 0:
+        raise UserError(f"its background is {values['background']}; nnU-Net wants it to be 0")
     if len(set(values.values())) < len(values) or len(values) < len(description["labels"]):
         raise UserError("two of its labels have one name or one value")
     return values
+
+
+def _whole(name: str, value: Any) -> int:
+    """A label's value, which may be written as 1, 1.0 or "1"."""
+    try:
+        number = float("nan" if isinstance(value, bool) else value)
+    except (TypeError, ValueError):
+        number = float("nan")
+    if not number.is_integer():
+        raise UserError(f"label {name!r}: its value {value!r} is no whole number")
+    return int(number)
 
 
 DATASETS: dict[str, Callable[[Path], RawDataset]] = {
@@ -329,6 +359,30 @@ def _pairs(images: Scans, labels: Path) -> tuple[list[Case], list[str]]:
     alone = [found.paths[name].name for name in found.paths.keys() - images.paths.keys()]
     notes = [*images.left_out, *found.left_out]
     return cases, notes + _not_taken(f"labels without an image in {labels}", alone)
+
+
+def _refuse_names_twice(path: Path) -> None:
+    """Raises a UserError where a JSON file says one name twice, of which readers take the last."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = Counter(name for name, _ in pairs)
+        if twice := [name for name, count in names.items() if count > 1]:
+            raise UserError(f"{path}: says {listed(map(repr, twice))} twice in one place; keep one")
+        return dict(pairs)
+
+    json.loads(path.read_text("utf-8-sig"), object_pairs_hook=once)
+
+
+def _other_endings(description: Path, told: Any, cases: Iterable[Case]) -> list[str]:
+    """A line on files that do not end as dataset.json says: taken here, and not by nnU-Net."""
+    files = [file for case in cases for file in (case.image, case.label) if file.is_file()]
+    others = [file.name for file in files if told and not file.name.endswith(str(told))]
+    if not others:
+        return []
+    return [
+        f"{description} says file_ending {told}, and {len(others)} of {len(files)} files end "
+        f"otherwise, which nnU-Net would not take: {listed(others)}"
+    ]
 
 
 def _not_taken(what: str, names: Iterable[str]) -> list[str]:

@@ -1,16 +1,16 @@
 """A raw dataset becomes a prepared one: its cases by one plan, each whole or absent."""
 
 import functools
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from covid_jax.data import phantom, store
-from covid_jax.data.datasets import Case, RawDataset, read_dataset
+from covid_jax.data.datasets import Case, RawDataset, Split, read_dataset
 from covid_jax.data.geometry import Volume
 from covid_jax.data.labels import read_label
 from covid_jax.data.plan import (
@@ -29,6 +29,8 @@ from covid_jax.data.volume import files_of
 from covid_jax.errors import UserError
 from covid_jax.files import digest, refuse_inside
 from covid_jax.lock import only_here
+
+_FILES_OF_CASE = {"image", "label"}  # of what a case was made from, what is its alone
 
 
 def open_dataset(name: str, raw_dir: Path, intensities: str = "auto") -> RawDataset:
@@ -67,39 +69,83 @@ def prepare_dataset(
       UserError: the raw dataset is incomplete, a case of it is damaged (names the file), or
         `out_dir` holds another dataset of this name, or lies in `raw_dir`.
     """
-    folder = out_dir / name
-    refuse_inside(out_dir, raw_dir, "--out_dir")
-    refuse_inside(raw_dir, folder, "--raw_dir")
     raw = open_dataset(name, raw_dir, intensities)
+    check_places(raw, out_dir)
     for note in raw.notes:
         tqdm.write(f"{name}: {note}")
     if skip_bad:
-        bad = [finding for finding in check_dataset(raw, processes) if finding.refused]
-        for finding in bad:
-            tqdm.write(f"{finding.case}: left out; {finding.refused}")
-        raw = raw.without({finding.case for finding in bad})
-        if not raw.cases:
-            raise UserError(f"{raw_dir}: every case of it is refused; see the lines above")
-    with only_here(folder, "another preparation"):
+        findings = check_dataset(raw, processes, known_plan(out_dir))
+        for finding in findings:
+            if finding.refused:
+                tqdm.write(f"{finding.case}: left out; {finding.refused}")
+        raw = without_refused(raw, findings)
+    if not known_plan(out_dir):
+        check_plan_fold(raw, plan_fold)
+    with only_here(out_dir / name, "another preparation"):
         return _prepare(raw, out_dir, plan_fold, processes)
+
+
+def check_places(raw: RawDataset, out_dir: Path) -> None:
+    """Raises a UserError where prepared data would fall among inputs, whatever links lead there.
+
+    No folder of it may be, or lie in, one that holds an image or a label, nor the raw folder; and
+    none of these may lie in the folder of the prepared dataset.
+    """
+    folder = out_dir / raw.name
+    files = [file for case in raw.cases for file in _files(case) if file.exists()]
+    holders = {file.parent for file in files} | {file.resolve().parent for file in files}
+    for inputs in (raw.folder, *sorted(holders)):
+        for output in (out_dir, folder, folder / "cases", folder / "references"):
+            refuse_inside(output, inputs, "--out_dir")
+        if folder.resolve() in (inputs.resolve(), *inputs.resolve().parents):
+            raise UserError(
+                f"--raw_dir={raw.folder}: {inputs} lies in {folder}, where prepared data goes; "
+                "give another --out_dir"
+            )
+
+
+def _files(case: Case) -> list[Path]:
+    """Of a case's image and label."""
+    try:
+        return [*files_of(case.image), *files_of(case.label)]
+    except UserError:  # damaged: told where it is read
+        return [case.image, case.label]
+
+
+def known_plan(out_dir: Path | None) -> Plan | None:
+    """The plan in `out_dir`, where there is one."""
+    path = out_dir / "plan.json" if out_dir else None
+    return load_plan(path) if path and path.is_file() else None
+
+
+def check_plan_fold(raw: RawDataset, fold: int) -> None:
+    """Raises a UserError where a fold has no training cases to make a plan from."""
+    splits = raw.splits
+    if fold < len(splits) and splits[fold].train:
+        return
+    others = [str(number) for number, split in enumerate(splits) if split.train]
+    if others:
+        raise UserError(
+            f"--plan_fold={fold}: {raw.name} has no training cases of that fold, but of "
+            f"{', '.join(others)}"
+        )
+    raise UserError(
+        f"{raw.folder}: no fold of its {len(raw.cases)} cases has any to train on, and a plan is "
+        "made from such; at least two cases are needed"
+    )
 
 
 def _prepare(raw: RawDataset, out_dir: Path, plan_fold: int, processes: int) -> RawDataset:
     folder = out_dir / raw.name
-    sources = _sources(raw, processes)
-    known = store.facts_of(folder)
+    sources = _sources(raw, _each_digests(raw, processes))
+    known = store.facts_of(folder, processes)
     _refuse_another_dataset(folder, raw.folder, known, sources)
-    plan_path = out_dir / "plan.json"
-    if plan_path.is_file():
-        plan = load_plan(plan_path)
-    else:
-        plan = _plan_of(raw, plan_fold, processes)
-        save_plan(plan_path, plan)
-    changes = _changes(raw, known, sources, plan.hash, plan.training_cases)
-    if changes.missing or changes.removed:
-        store.forget_dataset(folder)  # which counts as prepared again when all of it is
+    plan = _plan(raw, out_dir, plan_fold, processes)
+    changes = _changes(raw, known, sources, plan, store.folds_of(folder))
     for line in changes.lines:
         tqdm.write(f"{raw.name}: {line}")
+    if changes.missing or changes.removed:
+        store.forget_dataset(folder)  # which counts as prepared again when all of it is
     for name in changes.removed:
         store.remove_case(folder, name)
     missing = [case for case in raw.cases if case.name in changes.missing]
@@ -108,6 +154,8 @@ def _prepare(raw: RawDataset, out_dir: Path, plan_fold: int, processes: int) -> 
     prepared = each(prepare, missing, processes, f"preparing {raw.name}")
     for case, (how, notes) in zip(missing, prepared, strict=True):
         read_as[case.name] = how
+        if case.name in changes.again:
+            tqdm.write(f"{raw.name}: {changes.again[case.name]}")
         for note in notes:
             tqdm.write(f"{case.name}: {note}")
     store.save_dataset(folder, raw, plan.hash)
@@ -117,67 +165,133 @@ def _prepare(raw: RawDataset, out_dir: Path, plan_fold: int, processes: int) -> 
 
 @dataclass(frozen=True)
 class Changes:
-    """What is to be done to a prepared dataset: cases to prepare, to remove, and lines to tell."""
+    """What is to be done to a prepared dataset.
+
+    Attributes:
+      missing: cases to prepare.
+      removed: cases to remove.
+      again: of those to prepare whose own files changed, a line that says so.
+      lines: what else is to be told.
+    """
 
     missing: tuple[str, ...]
     removed: tuple[str, ...]
+    again: dict[str, str]
     lines: tuple[str, ...]
 
 
-def changes_in(raw: RawDataset, out_dir: Path, processes: int) -> Changes:
-    """What prepare_dataset would do to what `out_dir` holds of a dataset; writes nothing."""
-    folder, plan_path = out_dir / raw.name, out_dir / "plan.json"
-    plan = load_plan(plan_path) if plan_path.is_file() else None
-    known = store.facts_of(folder)
-    here = [case for case in raw.cases if case.label.is_file()]  # the others are refused
-    sources = _sources(replace(raw, cases=tuple(here)), processes)
-    _refuse_another_dataset(folder, raw.folder, known, sources)
-    return _changes(
-        raw, known, sources, plan.hash if plan else "", plan.training_cases if plan else ()
-    )
+def changes_in(
+    raw: RawDataset, out_dir: Path, findings: Sequence["Finding"], processes: int
+) -> Changes:
+    """What prepare_dataset would do to what `out_dir` holds of a dataset; writes nothing.
+
+    `findings` are check_dataset's; of cases that are refused nothing is to be done.
+    """
+    folder = out_dir / raw.name
+    known = store.facts_of(folder, processes)
+    refused = {finding.case for finding in findings if finding.refused}
+    sources = _sources(raw, {finding.case: finding.digests for finding in findings})
+    if read := {name: source for name, source in sources.items() if "image" in source}:
+        _refuse_another_dataset(folder, raw.folder, known, read)
+    sources = {name: source for name, source in sources.items() if name not in refused}
+    judged = {name: facts for name, facts in known.items() if name not in refused - raw.left_out}
+    return _changes(raw, judged, sources, known_plan(out_dir), store.folds_of(folder))
 
 
 def _changes(
     raw: RawDataset,
     known: dict[str, dict[str, Any]],
     sources: dict[str, dict[str, Any]],
-    plan_hash: str,
-    planned: Sequence[str],
+    plan: Plan | None,
+    folds: Sequence[Split],
 ) -> Changes:
-    changed = {
-        name: _difference(known[name], source)
+    damaged = {name for name in sources if known.get(name) == {}}
+    unknown = {name for name in sources if known.get(name) and not known[name]["source"]}
+    differ = {  # what of each case: image, label, labels, ignored, intensities
+        name: [part for part in source if source[part] != known[name]["source"].get(part)]
         for name, source in sources.items()
-        if name in known and known[name].get("source") != source
+        if known.get(name) and name not in unknown
     }
+    again = dict.fromkeys(damaged, "is damaged, changed or lacks a file")
+    again |= dict.fromkeys(unknown, "nothing is known of the raw files that it came from")
+    for name, parts in differ.items():
+        if own := [f"its {part}" for part in parts if part in _FILES_OF_CASE]:
+            again[name] = f"{', '.join(own)} changed since it was prepared"
+    changed = {*again, *(name for name in differ if differ[name])}
     removed = tuple(sorted(known.keys() - sources.keys()))
     missing = [
-        name for name in sources if name in changed or known.get(name, {}).get("plan") != plan_hash
+        name
+        for name in sources
+        if name in changed or not plan or known.get(name, {}).get("plan") != plan.hash
     ]
     lines = [
         f"{name}: {'cannot be read' if name in raw.left_out else 'is not there any more'} in "
         f"{raw.folder}: removed"
         for name in removed
     ]
-    lines += [f"{name}: {what}: prepared again" for name, what in changed.items()]
-    voxels = {
-        name
-        for name in changed
-        if (before := known[name].get("source"))
-        and any(before[part] != sources[name][part] for part in ("image", "label"))
-    }
-    if stale := sorted(set(planned) & {*voxels, *removed}):
+    lines += _read_otherwise(known, sources, differ)
+    lines += _folds_dealt_anew(raw, folds)
+    voxels = {name for name in differ if _FILES_OF_CASE & set(differ[name])}
+    if stale := sorted(set(plan.training_cases if plan else ()) & {*voxels, *removed}):
         lines.append(
             f"plan.json was made from cases that changed since ({listed(stale)}) and is kept; "
             "delete it for a plan of what is there now"
         )
-    return Changes(tuple(missing), removed, tuple(lines))
+    told = {name: f"{name}: {again[name]}: prepared again" for name in sources if name in again}
+    return Changes(tuple(missing), removed, told, tuple(lines))
 
 
-def _sources(raw: RawDataset, processes: int) -> dict[str, dict[str, Any]]:
+def _read_otherwise(
+    known: dict[str, dict[str, Any]],
+    sources: dict[str, dict[str, Any]],
+    differ: dict[str, list[str]],
+) -> list[str]:
+    """A line for each way in which cases were read that is another one now."""
+    cases: dict[str, list[str]] = defaultdict(list)
+    for name, parts in differ.items():
+        for part in parts:
+            if part not in _FILES_OF_CASE:
+                before, now = known[name]["source"].get(part), sources[name][part]
+                cases[f"{part} {_rewritten(before, now)}"].append(name)
+    return [
+        f"{what} changed since {len(names)} cases were prepared ({listed(names)})"
+        for what, names in cases.items()
+    ]
+
+
+def _rewritten(before: Any, now: Any) -> str:
+    """What was there and what is; of two lists that which differs."""
+    if isinstance(before, list) and isinstance(now, list) and set(before) != set(now):
+        before, now = ([n for n in a if n not in b] for a, b in ((before, now), (now, before)))
+    return f"{before} -> {now}"
+
+
+def _folds_dealt_anew(raw: RawDataset, before: Sequence[Split]) -> list[str]:
+    """A line where a dataset's folds are others than they were, with who is tested on now."""
+    if not before or tuple(before) == raw.splits:
+        return []
+    moved = [
+        f"fold {number}: {listed(seen)}"
+        for number, (old, new) in enumerate(zip(before, raw.splits, strict=False))
+        if (seen := {*old.train} & {*new.test})
+    ]
+    told = f"tested on now, and trained on by these: {'; '.join(moved)}" if moved else ""
+    return [
+        "the folds are dealt anew, as other cases are there; runs of before are of the old folds"
+        f"{'; ' if moved else ''}{told}"
+    ]
+
+
+def _each_digests(raw: RawDataset, processes: int) -> dict[str, dict[str, str]]:
+    """Of each case, _digests."""
+    found = each(_digests, raw.cases, processes, f"raw files of {raw.name}")
+    return dict(zip((case.name for case in raw.cases), found, strict=True))
+
+
+def _sources(raw: RawDataset, digests: dict[str, dict[str, str]]) -> dict[str, dict[str, Any]]:
     """What each case is made from: digests of its raw files, and how they are read."""
     how = {"labels": list(raw.labels), "ignored": raw.ignored, "intensities": raw.intensities}
-    digests = each(_digests, raw.cases, processes, f"raw files of {raw.name}")
-    return {case.name: {**of_case, **how} for case, of_case in zip(raw.cases, digests, strict=True)}
+    return {name: {**of_case, **how} for name, of_case in digests.items()}
 
 
 def _digests(case: Case) -> dict[str, str]:
@@ -197,39 +311,32 @@ def _refuse_another_dataset(
         )
 
 
-def _difference(known: dict[str, Any], ours: dict[str, Any]) -> str:
-    """In words, why a case that is there is prepared again."""
-    if not known:
-        return "is damaged or lacks a file"
-    theirs = known.get("source")
-    if not theirs:
-        return "nothing is known of the raw files that it came from"
-    names = {"image": "its image", "label": "its label"}
-    parts = [
-        names.get(key, f"{key} {theirs.get(key)} -> {value}")
-        for key, value in ours.items()
-        if theirs.get(key) != value
-    ]
-    return f"{', '.join(parts)} changed since it was prepared"
-
-
 @dataclass(frozen=True)
 class Finding:
     """What reading a raw case found: what was mended, or why it is refused (empty: it is not).
 
-    `read_as` says how its values are read.
+    `read_as` says how its values are read, `digests` is of its raw files.
     """
 
     case: str
     mended: tuple[str, ...]
     refused: str
     read_as: str = ""
+    digests: dict[str, str] = field(default_factory=dict)
 
 
-def check_dataset(raw: RawDataset, processes: int) -> list[Finding]:
-    """Reads every case of a raw dataset and writes nothing."""
-    check = functools.partial(_check_case, raw=raw)
+def check_dataset(raw: RawDataset, processes: int, plan: Plan | None = None) -> list[Finding]:
+    """Reads every case of a raw dataset as it would be prepared by `plan`, and writes nothing."""
+    check = functools.partial(_check_case, raw=raw, plan=plan)
     return list(each(check, raw.cases, processes, f"checking {raw.name}"))
+
+
+def without_refused(raw: RawDataset, findings: Sequence[Finding]) -> RawDataset:
+    """The dataset without the cases that check_dataset refused. Raises a UserError if it is all."""
+    rest = raw.without({finding.case for finding in findings if finding.refused})
+    if not rest.cases:
+        raise UserError(f"{raw.folder}: every case of it is refused; see the lines above")
+    return rest
 
 
 def summary(read_as: Sequence[str]) -> str:
@@ -240,12 +347,16 @@ def summary(read_as: Sequence[str]) -> str:
     return "values are read " + "; ".join(f"{how} ({n} scans)" for how, n in sorted(counts.items()))
 
 
-def _check_case(case: Case, raw: RawDataset) -> Finding:
+def _check_case(case: Case, raw: RawDataset, plan: Plan | None) -> Finding:
+    digests: dict[str, str] = {}
     try:
+        digests = _digests(case)
         image, label, how = _read(case, raw)
-        return Finding(case.name, _notes(image, label), "", how)
+        if plan:
+            check_extent(case.image, image, plan)
+        return Finding(case.name, _notes(image, label), "", how, digests)
     except UserError as error:
-        return Finding(case.name, (), str(error))
+        return Finding(case.name, (), str(error), digests=digests)
 
 
 def _prepare_case(
@@ -296,9 +407,17 @@ def _check_label(case: Case) -> None:
         raise UserError(f"{case.label}: missing label of case {case.name}")
 
 
+def _plan(raw: RawDataset, out_dir: Path, fold: int, processes: int) -> Plan:
+    """The plan in `out_dir`; where there is none yet it is made, by one preparation alone."""
+    if not known_plan(out_dir):
+        with only_here(out_dir, "a preparation that makes plan.json"):
+            if not known_plan(out_dir):
+                save_plan(out_dir / "plan.json", _plan_of(raw, fold, processes))
+    return load_plan(out_dir / "plan.json")
+
+
 def _plan_of(raw: RawDataset, fold: int, processes: int) -> Plan:
-    if fold >= len(raw.splits) or not raw.splits[fold].train:
-        raise UserError(f"--plan_fold={fold}: {raw.name} has no training cases of that fold")
+    check_plan_fold(raw, fold)
     training = raw.splits[fold].train
     cases = [case for case in raw.cases if case.name in training]
     samples = FINGERPRINT_VOXELS // len(cases)

@@ -1,6 +1,7 @@
 """Which files are scans, under which names, and what beside them is not taken."""
 
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -49,8 +50,13 @@ def ending(path: Path) -> str:
 
 
 def stem(path: Path) -> str:
-    """The file's name without its ending."""
-    return path.name.removesuffix(ending(path)) if ending(path) else path.name
+    """The file's name without its ending, composed (_composed)."""
+    return _composed(path.name.removesuffix(ending(path)) if ending(path) else path.name)
+
+
+def _composed(name: str) -> str:
+    """A name in Unicode's form NFC: macOS writes the same letters in another one."""
+    return unicodedata.normalize("NFC", name)
 
 
 def listed(names: Iterable[str]) -> str:
@@ -77,7 +83,7 @@ def scans_in(path: Path) -> Scans:
 
     found, rest = _sorted(path)
     if not found and any(is_dicom(file) for file in visible(path) if file.is_file()):
-        return Scans({path.resolve().name: path})
+        return Scans({_composed(path.resolve().name): path})
     names = {stem: _without_channel(stem) for stem in found}
     # Where NAME_0001 and the like are there, NAME_0000 is one of several scans.
     several = {base_of_channel(name) for name in names if not name.endswith("_0000")}
@@ -97,7 +103,7 @@ def scans_in(path: Path) -> Scans:
     ]
     series = [folder for folder, (is_scan, _) in looked_into.items() if is_scan]
     files = [(names[stem], file) for stem, file in found.items()]
-    paths = _each_once(path, [*files, *((folder.name, folder) for folder in series)])
+    paths = _each_once(path, [*files, *((_composed(folder.name), folder) for folder in series)])
     left_out = rest.lines(path)
     if not paths:
         wanted = f"put {', '.join(NIFTI + ITK)} files or DICOM folders there"
@@ -161,7 +167,7 @@ def _sorted(folder: Path) -> tuple[dict[str, Path], _Rest]:
         probability = re.fullmatch(r"(.+)_probability_\d+", stem(file))
         if file.name.startswith("."):
             rest.add("hidden", file)
-        elif file.is_dir() or file.name in data_of_mhd:
+        elif file.is_dir() or _composed(file.name) in data_of_mhd:
             pass  # the voxels of the .mhd beside it
         elif not ending(file):
             rest.add("by its ending no scan", file)

@@ -5,7 +5,8 @@
     PREPARED/DATASET/cases/CASE/          image.npy, label.npy, foreground.npy, case.json
     PREPARED/DATASET/references/CASE.nii.gz   the label on the scan's own grid
 
-A case appears under its name only when it is whole: it is written beside it and renamed.
+A case appears under its name only when it is whole: it is written beside it and renamed. case.json
+keeps digests of its arrays and of its reference, so that what changed since is found.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,10 @@ from covid_jax.config import IGNORED
 from covid_jax.data.datasets import RawDataset, Split
 from covid_jax.data.geometry import NiftiHeader, Volume
 from covid_jax.data.preprocess import Geometry, PreparedCase
+from covid_jax.data.processes import each
 from covid_jax.data.volume import write_volume
 from covid_jax.errors import UserError, writing
-from covid_jax.files import read_json, write_json
+from covid_jax.files import digest, read_json, write_json
 
 _FILES = {"case.json", "image.npy", "label.npy", "foreground.npy"}
 _FOREGROUND_PER_CLASS = 10_000  # nnU-Net's number of voxels kept to centre patches on
@@ -72,7 +74,7 @@ class StoredDataset:
 
     def reference(self, case: str) -> Path:
         """The file of a case's label on its scan's own grid."""
-        return self.references / f"{case}.nii.gz"
+        return _reference(self.folder, case)
 
     def split(self, fold: int) -> Split:
         """The cases of a fold. A dataset with one split has it in every fold.
@@ -96,10 +98,11 @@ def save_case(
     """Writes a case of the dataset in `folder`, whole or not at all.
 
     `facts` is kept in case.json: the plan's hash, what raw files it came from (source), and what
-    was mended; and a digest of the arrays.
+    was mended; and digests of the arrays and of the reference. A case that was there is removed
+    before its reference is written over: no stop leaves one with the other's.
     """
     assert case.label is not None
-    final = folder / "cases" / name
+    final, label_file = folder / "cases" / name, _reference(folder, name)
     partial = folder / "cases" / f".partial-{name}"
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -110,21 +113,22 @@ def save_case(
             foreground = _foreground(case.label)
             np.save(partial / "foreground.npy", foreground)
             geometry = dataclasses.asdict(case.geometry)
-            digest = _digest(geometry, case.image, case.label, foreground)
-            known = {"geometry": geometry, "sha256": digest}
-            text = json.dumps({**known, **facts}, indent=1)
-            (partial / "case.json").write_text(text + "\n")
-            write_volume(folder / "references" / f"{name}.nii.gz", reference)
+            of_arrays = _digest(geometry, case.image, case.label, foreground)
             shutil.rmtree(final, ignore_errors=True)
+            write_volume(label_file, reference)
+            known = {"geometry": geometry, "sha256": of_arrays, "reference": digest([label_file])}
+            text = json.dumps({**facts, **known}, indent=1)
+            (partial / "case.json").write_text(text + "\n")
             os.replace(partial, final)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def facts_of(folder: Path) -> dict[str, dict[str, Any]]:
+def facts_of(folder: Path, processes: int = 1) -> dict[str, dict[str, Any]]:
     """What is known of each case of the dataset in `folder`, by its name; of a damaged one nothing.
 
-    {"plan", "source", "notes", ...}: save_case's facts, and the case's geometry and digest.
+    {"plan", "source", "notes", ...}: save_case's facts, and the case's geometry and digests. All
+    files are read and compared with the digests, as many cases at once as there are `processes`.
 
     Raises:
       UserError: there is something that prepare did not write.
@@ -132,36 +136,53 @@ def facts_of(folder: Path) -> dict[str, dict[str, Any]]:
     description = folder / "dataset.json"
     if description.is_file() and not {"splits", "plan"} & read_json(description).keys():
         raise UserError(f"{description}: is of no prepared dataset; give another --out_dir")
-    found = {}
-    for case in sorted((folder / "cases").glob("[!.]*")):
+    cases = sorted((folder / "cases").glob("[!.]*"))
+    for case in cases:
         if not case.is_dir() or not {file.name for file in case.iterdir()} <= _FILES:
             raise UserError(f"{case}: prepare did not write this; give another --out_dir")
-        found[case.name] = _facts(case)
-    return found
+    if not cases:
+        return {}
+    facts = each(_facts, cases, processes, f"prepared cases of {folder.name}")
+    return dict(zip((case.name for case in cases), facts, strict=True))
 
 
 def _facts(case: Path) -> dict[str, Any]:
-    """Of a case whose files are all there and as long as they were."""
+    """Of a case whose files are all there and are those that were written."""
     try:
         facts = read_json(case / "case.json")
-        open_case(case)
+        open_case(case, verified=True)
     except UserError:  # damaged: the case is prepared again
         return {}
     source = facts.get("source")
     is_sound = isinstance(source, dict) and {"image", "label"} <= source.keys()
-    has_reference = (case.parent.parent / "references" / f"{case.name}.nii.gz").is_file()
+    has_reference = _reference(case.parent.parent, case.name).is_file()
     sound = {"source": source if is_sound else None, "read_as": str(facts.get("read_as", ""))}
     return facts | sound if has_reference else {}
+
+
+def folds_of(folder: Path) -> tuple[Split, ...]:
+    """The folds of the prepared dataset in `folder`; none where there is no dataset.json.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    path = folder / "dataset.json"
+    try:
+        return _splits(read_json(path).get("splits", []))
+    except (TypeError, AttributeError) as error:
+        raise UserError(f"{path}: damaged; delete it, and prepare the data again") from error
 
 
 def remove_case(folder: Path, name: str) -> None:
     """Removes a case from the dataset in `folder`."""
     shutil.rmtree(folder / "cases" / name)
-    (folder / "references" / f"{name}.nii.gz").unlink(missing_ok=True)
+    _reference(folder, name).unlink(missing_ok=True)
 
 
 def load_case(dataset: StoredDataset, name: str) -> StoredCase:
-    """The prepared case of this name; its files are read once and compared with its digest.
+    """The prepared case of this name; its files are read once and compared with its digests.
+
+    Its reference is among them, so that no test is scored against another one.
 
     Raises:
       UserError: it is missing or damaged.
@@ -177,19 +198,41 @@ def open_case(folder: Path, verified: bool = False) -> StoredCase:
         image = np.load(folder / "image.npy", mmap_mode="r")
         label = np.load(folder / "label.npy", mmap_mode="r")
         foreground = np.load(folder / "foreground.npy")
-        digest, geometry = facts["sha256"], _geometry(facts["geometry"])
+        of_arrays, geometry = facts["sha256"], _geometry(facts["geometry"])
     except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError) as error:
         raise UserError(damaged) from error
-    if verified and _digest(facts["geometry"], image, label, foreground) != digest:
+    if verified and _digest(facts["geometry"], image, label, foreground) != of_arrays:
         raise UserError(f"{damaged} (its files are not those that were written)")
+    if verified and "reference" in facts:  # it had no digest before
+        _check_reference(_reference(folder.parent.parent, folder.name), facts["reference"])
     classes = tuple(
         foreground[foreground[:, 0] == value, 1:] for value in np.unique(foreground[:, 0])
     )
     return StoredCase(folder, image, label, classes, geometry)
 
 
-def digests(dataset: StoredDataset) -> dict[str, str]:
-    """Of each case that the dataset's folds name, the digest of its arrays.
+def _check_reference(path: Path, known: str) -> None:
+    if not path.is_file() or digest([path]) != known:
+        raise UserError(f"{path}: is not the label that prepare wrote; prepare the data again")
+
+
+@dataclass(frozen=True)
+class Digests:
+    """What tells a prepared case from others; "" where it is from before that was kept.
+
+    Attributes:
+      arrays: of image, label and foreground, as they are prepared.
+      reference: of the file of its label on its scan's own grid.
+      scan: of the raw files of its image.
+    """
+
+    arrays: str
+    reference: str = ""
+    scan: str = ""
+
+
+def digests(dataset: StoredDataset) -> dict[str, Digests]:
+    """Of each case that the dataset's folds name, what case.json says of its files.
 
     Raises:
       UserError: a case is missing, or from before there were digests.
@@ -199,8 +242,10 @@ def digests(dataset: StoredDataset) -> dict[str, str]:
     for name in sorted(names):
         path = dataset.folder / "cases" / name / "case.json"
         try:
-            found[name] = json.loads(path.read_text())["sha256"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            facts = json.loads(path.read_text())
+            scan = (facts.get("source") or {}).get("image", "")
+            found[name] = Digests(facts["sha256"], facts.get("reference", ""), scan)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: missing or damaged; prepare the data again") from error
     return found
 
@@ -233,7 +278,7 @@ def load_dataset(prepared_dir: str | Path, name: str, plan_hash: str) -> StoredD
         )
     try:
         description = json.loads(path.read_text())
-        splits = tuple(Split(**{k: tuple(v) for k, v in s.items()}) for s in description["splits"])
+        splits = _splits(description["splits"])
         labels, synthetic = tuple(description["labels"]), bool(description["synthetic"])
         other = description["plan"] != plan_hash
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -243,13 +288,23 @@ def load_dataset(prepared_dir: str | Path, name: str, plan_hash: str) -> StoredD
     return StoredDataset(name, folder, labels, splits, synthetic)
 
 
+def _reference(folder: Path, name: str) -> Path:
+    """The file of a case's label on its scan's own grid, of the dataset in `folder`."""
+    return folder / "references" / f"{name}.nii.gz"
+
+
+def _splits(told: Sequence[dict[str, Sequence[str]]]) -> tuple[Split, ...]:
+    """What dataset.json says of the folds."""
+    return tuple(Split(**{part: tuple(names) for part, names in of.items()}) for of in told)
+
+
 def _digest(geometry: dict[str, Any], *arrays: np.ndarray) -> str:
     """Of a case's geometry and arrays, with dtypes and shapes."""
-    digest = hashlib.sha256(json.dumps(geometry, sort_keys=True).encode())
+    whole = hashlib.sha256(json.dumps(geometry, sort_keys=True).encode())
     for array in arrays:
-        digest.update(f"{array.dtype} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()[:16]
+        whole.update(f"{array.dtype} {array.shape}".encode())
+        whole.update(np.ascontiguousarray(array).data)
+    return whole.hexdigest()[:16]
 
 
 def _foreground(label: np.ndarray) -> np.ndarray:

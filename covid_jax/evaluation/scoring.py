@@ -78,7 +78,7 @@ def score_run(
     for name in tqdm(split.test, "testing", unit="case", mininterval=1):
         pieces, geometry = predicted(name)
         mask = mask_of(pieces, geometry.shape, postprocessing)
-        origin = Origin(run, scans[name])
+        origin = Origin(run, scans[name].arrays)
         write_mask(folder / f"{name}{_ENDING}", as_volume(mask, geometry), origin)
     metrics = evaluate_folders(
         folder,

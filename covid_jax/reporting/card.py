@@ -26,7 +26,13 @@ LICENCES = {
 }
 """Of real data, as its publishers state it."""
 
-_BESIDE = ("plan.json", "provenance.json", "metrics.json", "postprocessing.json")
+_BESIDE = (
+    "plan.json",
+    "dataset.json",
+    "provenance.json",
+    "metrics.json",
+    "postprocessing.json",
+)
 
 
 def export_model(workdir: Path) -> Path:
@@ -93,6 +99,7 @@ def model_card(
     facts = {
         "Trained": f"{trained}, {steps} steps of {config.data.batch_size} patches",
         "Started from": ", ".join(origins) if strategy.needs_pretraining else "",
+        "Trained on before, of its test cases": ", ".join(provenance.get("seen_before", ())),
         "Frozen": ", ".join(frozen),
         "Network": f"nnU-Net's 3D U-Net, {size:,} parameters, features {model.features_per_stage}, "
         f"patch {config.data.patch_size}, {model.num_classes} classes with background",

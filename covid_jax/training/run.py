@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from covid_jax.data.augment import input_size
 from covid_jax.data.plan import Plan, load_plan, save_plan
 from covid_jax.data.preparation import prepare_phantom
 from covid_jax.data.sampling import Batch, Sampler, Source, Stream
+from covid_jax.data.scans import listed
 from covid_jax.data.store import StoredDataset, digests, load_case, load_dataset
 from covid_jax.device import cores, nvidia_driver
 from covid_jax.errors import UserError
@@ -45,6 +47,17 @@ mesh, by no more than the rounding of its sums."""
 
 _MADE_BY_INFERENCE = ("metrics.json", "postprocessing.json", "model")
 """What a run makes by the settings of its inference."""
+
+_COMPARED_APART = (
+    "data",
+    "references",
+    "pretrained",
+    "trained_on",  # follows from the data and the config, as the next does
+    "seen_before",
+    "devices",
+    "imported",
+)
+"""Of a run's provenance, what is not compared as it stands."""
 
 _MEANING = {
     "spacing_mm": "spacing in mm",
@@ -172,7 +185,7 @@ def announcement(run: Run, start: int) -> str:
         f"steps, {size:,} parameters, {frozen:,} of them frozen, {jax.device_count()} x "
         f"{jax.devices()[0].device_kind}{several}, in {run.config.dtype}, convolutions: "
         f"{form_in(run.config.dtype, run.platform.form)}{going_on}"
-        + "".join(f"\n{note}" for note in other_plan(run.config, run.plan))
+        + "".join(f"\n{note}" for note in start_notes(run.config, run.plan, run.datasets))
     )
 
 
@@ -183,6 +196,17 @@ def unfreezing(run: Run, epoch: int) -> str:
         f"from epoch {epoch}: {patterns}; {run.frozen_parameters(epoch):,} parameters are frozen, "
         f"{run.frozen_parameters(epoch - 1):,} before"
     )
+
+
+def start_notes(config: Config, plan: Plan, datasets: Sequence[StoredDataset]) -> list[str]:
+    """Lines on where a run starts from: what other_plan says, and who is seen_before."""
+    notes = other_plan(config, plan)
+    if cases := seen_before(config, datasets):
+        notes.append(
+            f"warning: {config.pretrained} was trained on {len(cases)} of the test cases of fold "
+            f"{config.fold} ({listed(cases)}); scores of them are no test"
+        )
+    return notes
 
 
 def other_plan(config: Config, plan: Plan) -> list[str]:
@@ -255,21 +279,53 @@ def samplers(config: Config, datasets: list[StoredDataset]) -> tuple[Sampler, Sa
     return sampler("training"), sampler("validation")
 
 
-def provenance(datasets: Sequence[StoredDataset], pretrained: str = "") -> dict[str, Any]:
-    """What a run stands on besides its config and plan.
+def provenance(config: Config, datasets: Sequence[StoredDataset]) -> dict[str, Any]:
+    """What a run stands on besides its config and plan; and all that of its pre-training.
 
-    The program's version, every case and whether it is synthetic; and all that of the pre-training.
+    The program's version, every case with its reference, whether it is synthetic, the scans that
+    are trained on, and the test cases of which the pre-training saw the scan. Of what was made
+    before these were kept they are left out.
     """
     origin: dict[str, Any] = {
         "covid_jax": __version__,
-        "data": {data.name: digests(data) for data in datasets},
+        "data": {},
+        "references": {},
+        "trained_on": {},
         "synthetic": sorted(data.name for data in datasets if data.synthetic),
     }
-    if pretrained and (before := load_provenance(Path(pretrained))):
+    for data in datasets:
+        known, trained_on = digests(data), data.split(config.fold).train
+        origin["data"][data.name] = {case: of.arrays for case, of in known.items()}
+        origin["references"][data.name] = {
+            case: of.reference for case, of in known.items() if of.reference
+        }
+        origin["trained_on"][data.name] = {
+            case: known[case].scan for case in trained_on if known[case].scan
+        }
+    if seen := seen_before(config, datasets):
+        origin["seen_before"] = seen
+    if config.pretrained and (before := load_provenance(Path(config.pretrained))):
         origin["pretrained"] = before
-        if (path := Path(pretrained) / "dataset.json").is_file():
+        path = Path(config.pretrained) / "dataset.json"
+        if path.is_file() and not before["data"]:  # it was trained elsewhere
             origin["pretrained"] = before | {"imported": _imported(path)}
     return origin
+
+
+def seen_before(config: Config, datasets: Sequence[StoredDataset]) -> list[str]:
+    """The test cases of a run whose scans its pre-training, or one before that, was trained on.
+
+    None are known of what was trained before provenance.json told its scans.
+    """
+    if not (config.pretrained and datasets):
+        return []
+    scans: set[str] = set()
+    before = load_provenance(Path(config.pretrained))
+    while before:
+        scans |= {scan for of in before.get("trained_on", {}).values() for scan in of.values()}
+        before = before.get("pretrained", {})
+    tested, known = datasets[0].split(config.fold).test, digests(datasets[0])
+    return [case for case in tested if known[case].scan in scans]
 
 
 def _imported(path: Path) -> str:
@@ -301,10 +357,12 @@ def _is_provenance(origin: Any) -> bool:
     """Whether this is what `provenance` says of a run, and of what it started from, and so on."""
     if not isinstance(origin, dict):
         return False
-    data, synthetic, devices = (origin.get(n) for n in ("data", "synthetic", "devices"))
+    synthetic, devices = origin.get("synthetic"), origin.get("devices")
+    of_cases = [origin.get("data"), origin.get("references", {}), origin.get("trained_on", {})]
     return (
-        isinstance(data, dict)
-        and all(isinstance(cases, dict) for cases in data.values())
+        all(isinstance(of_case, dict) for of_case in of_cases)
+        and all(isinstance(c, dict) for of_case in of_cases for c in of_case.values())
+        and isinstance(origin.get("seen_before", []), list)
         and isinstance(synthetic, list)
         and all(isinstance(name, str) for name in synthetic)
         and ("devices" not in origin or isinstance(devices, list))
@@ -338,7 +396,9 @@ def claim_workdir(
     datasets: Sequence[StoredDataset] = (),
     accept_changes: bool = False,
 ) -> None:
-    """Writes config.json, plan.json and provenance.json, or checks that those there are this run's.
+    """Writes what a run is by, or checks that what is there is this run's.
+
+    That is config.json, plan.json, provenance.json, and dataset.json for the names of its classes.
 
     config.json always says what the run goes on with: settings that move no parameter may change.
     With `accept_changes` the run's provenance may differ from the one that is there. The device
@@ -350,23 +410,22 @@ def claim_workdir(
     """
     check_settings(workdir, config, plan)
     is_new = not (workdir / "config.json").is_file()
-    origin, path = provenance(datasets, config.pretrained), workdir / "provenance.json"
+    origin, path = provenance(config, datasets), workdir / "provenance.json"
     known = load_provenance(workdir)
     devices = known.get("devices", [])
-    changed = differences(_compared(origin), _compared(known)) if known else []
+    changed = _changes(origin, known) if known else []
     if changed and accept_changes:
         for name in ("metrics.json", "postprocessing.json"):
             (workdir / name).unlink(missing_ok=True)
         shutil.rmtree(workdir / "model", ignore_errors=True)
-        print(f"{workdir}: goes on with changes ({changed[0]}); its test is done again")
+        print(f"{workdir}: goes on with changes ({'; '.join(changed)}); its test is done again")
     if known and not accept_changes:
         what = "data or program"
         if not changed and config.deterministic and devices:
             changed, what = differences(device_here(), devices[-1]), "the device"
         if changed:
-            more = f", and {len(changed) - 1} more" if len(changed) > 1 else ""
             raise UserError(
-                f"{workdir}: {what} changed since the run began ({changed[0]}{more}); "
+                f"{workdir}: {what} changed since the run began ({'; '.join(changed)}); "
                 "use another --workdir, or --accept_changes to go on"
             )
     if not (known or is_new):
@@ -375,8 +434,23 @@ def claim_workdir(
         write_json(path, origin)
     if is_new:
         save_plan(workdir / "plan.json", plan)
+    classes = workdir / "dataset.json"
+    if datasets and (told := described(datasets)) != read_json(classes):
+        write_json(classes, told)
     if is_new or load_config(workdir) != config:
         write_json(workdir / "config.json", to_dict(config))
+
+
+def described(datasets: Sequence[StoredDataset]) -> dict[str, Any]:
+    """The dataset.json, as nnU-Net has it, of what a run on these datasets predicts."""
+    names = Counter(label for data in datasets for label in data.labels)
+    labels = [
+        label if names[label] == 1 else f"{label} ({data.name})"
+        for data in datasets
+        for label in data.labels
+    ]
+    values = {"background": 0} | {label: value for value, label in enumerate(labels, start=1)}
+    return {"channel_names": {"0": "CT"}, "labels": values, "file_ending": ".nii.gz"}
 
 
 def check_place(workdir: Path, config: Config) -> None:
@@ -394,13 +468,33 @@ def check_place(workdir: Path, config: Config) -> None:
         )
 
 
-def _compared(origin: dict[str, Any]) -> dict[str, Any]:
-    """What must not change: where it was trained may, and what it was called elsewhere."""
-    return {
-        name: _compared(value) if name == "pretrained" else value
-        for name, value in origin.items()
-        if name not in ("devices", "imported")
-    }
+def _changes(ours: dict[str, Any], known: dict[str, Any]) -> list[str]:
+    """Lines on what must not change and did: the program, cases by their names, the pre-training.
+
+    Where it was trained may change, and what it was called elsewhere.
+    """
+    here, there = (
+        {name: value for name, value in one.items() if name not in _COMPARED_APART}
+        for one in (ours, known)
+    )
+    lines = differences(here, there)
+    for dataset in sorted(ours.get("data", {}).keys() | known.get("data", {}).keys()):
+        lines += [f"{dataset}: {told}" for told in _changed_cases(ours, known, dataset)]
+    if "pretrained" in ours.keys() | known.keys():
+        before = (one.get("pretrained", {}) for one in (ours, known))
+        lines += [f"of its pre-training {line}" for line in _changes(*before)]
+    return lines
+
+
+def _changed_cases(ours: dict[str, Any], known: dict[str, Any], dataset: str) -> list[str]:
+    """Which cases of a dataset changed, are gone or are new; references where both know them."""
+    here, there = (one.get("data", {}).get(dataset, {}) for one in (ours, known))
+    labels, were = (one.get("references", {}).get(dataset, {}) for one in (ours, known))
+    both = here.keys() & there.keys()
+    others = {case for case in both if here[case] != there[case]}
+    others |= {case for case in both & labels.keys() & were.keys() if labels[case] != were[case]}
+    told = {"changed": others, "gone": there.keys() - both, "new": here.keys() - both}
+    return [f"{listed(cases)} {what}" for what, cases in told.items() if cases]
 
 
 def as_begun(config: Config, workdir: Path) -> Config:

@@ -1,6 +1,8 @@
 """The raw layouts: what is found on disk, and which folds it falls into."""
 
 import json
+import shutil
+import unicodedata
 
 import pytest
 
@@ -71,6 +73,67 @@ def test_voxels_that_nnunet_ignores_are_no_class(tmp_path):
     (tmp_path / "raw" / "dataset.json").write_text(json.dumps({"labels": labels}))
     raw = read_dataset("nnunet", tmp_path / "raw")
     assert (raw.labels, raw.ignored) == (("lesion",), 2)
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("phantoms")
+    write_raw_dataset("phantom", folder, 2, seed=0)
+    return folder
+
+
+@pytest.fixture
+def raw(phantoms, tmp_path):
+    """Two cases in nnU-Net's layout, whose dataset.json a test may write."""
+    shutil.copytree(phantoms, tmp_path / "raw")
+    return tmp_path / "raw"
+
+
+@pytest.mark.parametrize("values", [(0.0, 1.0), ("0", "1.0"), (0, [1])])
+def test_whole_numbers_are_values_of_labels_however_they_are_written(raw, values):
+    labels = dict(zip(("background", "lesion"), values, strict=True))
+    (raw / "dataset.json").write_text(json.dumps({"labels": labels}))
+    assert read_dataset("nnunet", raw).labels == ("lesion",)
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        ('{"background": 0, "lesion": 2.5}', "label 'lesion': its value 2.5 is no whole number"),
+        ('{"background": 0, "lesion": true}', "its value True is no whole number"),
+        ('{"background": 0, "lesion": "one"}', "its value 'one' is no whole number"),
+        ('{"background": 0, "lesion": [1, 2]}', "label 'lesion' is a region"),
+        ('{"background": 0, "lesion": 1, "lesion": 2}', "says 'lesion' twice"),
+        ('{"background": 0, " ": 1}', "the label of the value 1 has no name"),
+        ('{"background": 1, "lesion": 0}', "its background is 1; nnU-Net wants it to be 0"),
+        ('{"background": 0, "ignore": 1, "lesion": 2}', "ignore is 1, and another one 2;.*highest"),
+    ],
+)
+def test_labels_that_are_none_are_refused_with_the_reason(raw, labels, told):
+    (raw / "dataset.json").write_text(f'{{"labels": {labels}}}')
+    with pytest.raises(UserError, match=rf"dataset\.json: .*{told}"):
+        read_dataset("nnunet", raw)
+
+
+def test_what_nnunet_would_not_take_is_told(raw):
+    labels = {"background": 0, "lesion": 1, "ignore": 255}
+    (raw / "dataset.json").write_text(json.dumps({"labels": labels, "file_ending": ".nrrd"}))
+    notes = "\n".join(read_dataset("nnunet", raw).notes)
+    assert "the label ignore is 255; nnU-Net wants 2" in notes
+    assert "says file_ending .nrrd, and 4 of 4 files end otherwise" in notes
+
+
+def test_names_in_either_form_of_unicode_are_one_case(raw):
+    """As macOS writes them, letter and accent apart, and as others do, in one."""
+    apart, composed = (unicodedata.normalize(form, "müller") for form in ("NFD", "NFC"))
+    image, label = raw / "imagesTr" / "phantom_000_0000.nii.gz", raw / "labelsTr"
+    image.rename(image.with_name(f"{apart}_0000.nii.gz"))
+    (label / "phantom_000.nii.gz").rename(label / f"{composed}.nii.gz")
+    case = read_dataset("nnunet", raw).cases[0]
+    assert (case.name, case.label.is_file()) == (composed, True)
+    shutil.copy(case.image, case.image.with_name(f"{composed}_0000.nii.gz"))
+    with pytest.raises(UserError, match="are both of the case"):
+        read_dataset("nnunet", raw)
 
 
 @pytest.mark.parametrize("name", DATASETS)

@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from covid_jax.data.check import check
+from covid_jax.data.datasets import Case
 from covid_jax.data.phantom import write_raw_dataset
 from covid_jax.data.plan import load_plan, save_plan
-from covid_jax.data.preparation import changes_in, open_dataset, prepare_dataset
+from covid_jax.data.preparation import changes_in, check_dataset, open_dataset, prepare_dataset
 from covid_jax.data.store import load_case, load_dataset
-from covid_jax.data.volume import files_of
+from covid_jax.data.volume import files_of, read_volume, write_volume
 from covid_jax.errors import UserError
 from covid_jax.files import digest
+from covid_jax.lock import only_here
 
 
 def small_dataset(folder, count=3, seed=0):
@@ -58,6 +61,11 @@ def prepared(raw, tmp_path, capsys):
 def stored(prepared, name):
     dataset = load_dataset(prepared, "nnunet", load_plan(prepared / "plan.json").hash)
     return load_case(dataset, name)
+
+
+def would_change(raw, prepared):
+    dataset = open_dataset("nnunet", raw)
+    return changes_in(dataset, prepared, check_dataset(dataset, 1), 1)
 
 
 def times(prepared):
@@ -156,7 +164,7 @@ def test_prepared_data_in_the_raw_folder_is_refused_before_anything_is_written(r
 
 def test_a_raw_folder_in_the_place_of_its_prepared_data_is_refused(tmp_path):
     raw = small_dataset(tmp_path / "out" / "nnunet")
-    with pytest.raises(UserError, match="--raw_dir="):
+    with pytest.raises(UserError, match=r"--out_dir=.*nnunet, which holds inputs"):
         prepare_dataset("nnunet", raw, tmp_path / "out")
 
 
@@ -213,21 +221,39 @@ def test_what_prepare_did_not_write_is_never_removed(raw, tmp_path):
     assert "theirs" in (tmp_path / "out" / "nnunet" / "dataset.json").read_text()
 
 
-@pytest.mark.parametrize("how", ["cut", "no reference", "no facts", "facts of another kind"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "cut",
+        "other voxels",
+        "no reference",
+        "another reference",
+        "no facts",
+        "facts of another kind",
+    ],
+)
 def test_a_damaged_case_is_prepared_again(raw, prepared, capsys, how):
     folder = prepared / "nnunet" / "cases" / "c1"
+    reference = prepared / "nnunet" / "references" / "c1.nii.gz"
+    written = reference.read_bytes()
     if how == "cut":
         (folder / "image.npy").write_bytes((folder / "image.npy").read_bytes()[:-9])
+    elif how == "other voxels":
+        image = np.load(folder / "image.npy")
+        np.save(folder / "image.npy", image + 1)
     elif how == "no reference":
-        (prepared / "nnunet" / "references" / "c1.nii.gz").unlink()
+        reference.unlink()
+    elif how == "another reference":
+        save(reference, np.zeros((10, 9, 8), np.uint8))
     elif how == "no facts":
         (folder / "case.json").unlink()
     else:
         facts = json.loads((folder / "case.json").read_text())
         (folder / "case.json").write_text(json.dumps(facts | {"geometry": 3, "source": "x"}))
     prepare_dataset("nnunet", raw, prepared)
-    assert "c1: is damaged or lacks a file: prepared again" in capsys.readouterr().out
+    assert "c1: is damaged, changed or lacks a file: prepared again" in capsys.readouterr().out
     assert stored(prepared, "c1").label.sum() == 27
+    assert reference.read_bytes() == written
 
 
 def test_the_voxels_beside_a_header_are_of_the_raw_files_too(raw, tmp_path):
@@ -252,9 +278,148 @@ def test_check_only_tells_what_would_become_of_what_is_there(raw, prepared):
     (raw / "imagesTr" / "c2_0000.nii.gz").unlink()
     save(raw / "labelsTr" / "c1.nii.gz", np.zeros((10, 9, 8), np.uint8))
     before = times(prepared)
-    changes = changes_in(open_dataset("nnunet", raw), prepared, 1)
+    changes = would_change(raw, prepared)
     assert (changes.missing, changes.removed) == (("c1",), ("c2",))
     assert times(prepared) == before
+
+
+def check_only(raw, out=None, skip_bad=False):
+    check("nnunet", raw, out, 0, 1, skip_bad, "auto")
+
+
+def test_what_is_refused_is_not_said_to_be_prepared(raw, prepared, capsys):
+    """Neither before it is refused, nor by --check_only, where it changed too."""
+    for name, value in (("c0", 0), ("c1", 7)):
+        save(raw / "labelsTr" / f"{name}.nii.gz", np.full((10, 9, 8), value, np.uint8))
+    with pytest.raises(UserError, match=r"1 cases would be refused \(c1\)"):
+        check_only(raw, prepared)
+    said = capsys.readouterr().out
+    assert "c1: REFUSED; " in said
+    assert "c1: its label" not in said
+    assert "c0: its label changed since it was prepared: prepared again" in said
+    assert "1 cases would be prepared\n2 cases can be prepared" in said
+    check_only(raw, prepared, skip_bad=True)
+    said = capsys.readouterr().out
+    assert "c1: left out; " in said
+    assert f"c1: cannot be read in {raw}: removed" in said
+    with pytest.raises(UserError, match="holds the value 7"):
+        prepare_dataset("nnunet", raw, prepared)
+    said = capsys.readouterr().out
+    assert "c0: its label changed since it was prepared: prepared again" in said
+    assert "c1: " not in said
+
+
+def test_other_class_names_are_one_line_for_all_cases(raw, prepared, capsys):
+    labels = {f"organ {i}": i for i in range(2, 100)}
+    describe(raw, {"background": 0, "lesion": 1, **labels})
+    prepare_dataset("nnunet", raw, prepared)
+    describe(raw, {"background": 0, "tumour": 1, **labels})
+    capsys.readouterr()
+    prepare_dataset("nnunet", raw, prepared)
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "tumour" in line)
+    assert line == (
+        "nnunet: labels ['lesion'] -> ['tumour'] changed since 3 cases were prepared (c0, c1, c2)"
+    )
+
+
+def test_folds_that_are_dealt_anew_are_told_with_who_changed_sides(raw, prepared, capsys):
+    before = load_dataset(prepared, "nnunet", load_plan(prepared / "plan.json").hash).splits
+    for part, name in (("imagesTr", "c{}_0000.nii.gz"), ("labelsTr", "c{}.nii.gz")):
+        shutil.copy(raw / part / name.format(0), raw / part / name.format(3))
+    (line,) = (line for line in would_change(raw, prepared).lines if "dealt anew" in line)
+    prepare_dataset("nnunet", raw, prepared)
+    assert line in capsys.readouterr().out
+    after = load_dataset(prepared, "nnunet", load_plan(prepared / "plan.json").hash).splits
+    for number, (old, new) in enumerate(zip(before, after, strict=False)):
+        seen = sorted({*old.train} & {*new.test})
+        assert (f"fold {number}: {', '.join(seen)}" in line) == bool(seen)
+    prepare_dataset("nnunet", raw, prepared)
+    assert "dealt anew" not in capsys.readouterr().out
+
+
+def test_one_case_alone_is_refused_beforehand_too(tmp_path):
+    raw = small_dataset(tmp_path / "raw", count=1)
+    for start in (check_only, prepare_dataset):
+        arguments = (raw,) if start is check_only else ("nnunet", raw, tmp_path / "out")
+        with pytest.raises(UserError, match=r"raw: no fold .*at least two cases are needed"):
+            start(*arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_fold_without_training_cases_is_refused_with_those_that_have_some(raw, tmp_path):
+    with pytest.raises(UserError, match=r"--plan_fold=7: .* of that fold, but of 0, 1, 2"):
+        prepare_dataset("nnunet", raw, tmp_path / "out", plan_fold=7)
+
+
+def test_check_reads_every_file_that_is_prepared(raw, tmp_path, lidc_series):
+    """A link that leads nowhere is no slice, and still a file of its series."""
+    series, label = tmp_path / "series", raw / "labelsTr" / "series.nii.gz"
+    shutil.copytree(lidc_series, series)
+    volume = read_volume(series)
+    write_volume(label, dataclasses.replace(volume, voxels=np.zeros(volume.voxels.shape, np.uint8)))
+    dataset = dataclasses.replace(
+        open_dataset("nnunet", raw), cases=(Case("series", series, label),)
+    )
+    (finding,) = check_dataset(dataset, 1)
+    assert not finding.refused
+    (series / "notes.txt").symlink_to(tmp_path / "nowhere")
+    (finding,) = check_dataset(dataset, 1)
+    assert "notes.txt: cannot be read (No such file or directory)" in finding.refused
+
+
+def test_a_scan_that_is_too_large_for_the_plan_is_refused_by_check_too(raw, prepared, capsys):
+    plan = dataclasses.replace(load_plan(prepared / "plan.json"), spacing_mm=(1e-3, 1e-3, 1e-3))
+    save_plan(prepared / "plan.json", plan)
+    with pytest.raises(UserError, match="3 cases would be refused"):
+        check_only(raw, prepared)
+    assert "is its own spacing right?" in capsys.readouterr().out
+
+
+def test_two_preparations_never_make_two_plans(raw, tmp_path):
+    out = tmp_path / "out"
+    with (
+        only_here(out, "another"),
+        pytest.raises(UserError, match=r"out: a preparation that makes plan\.json is at work"),
+    ):
+        prepare_dataset("nnunet", raw, out)
+    assert not (out / "plan.json").exists()
+    prepare_dataset("nnunet", raw, out)
+    with only_here(out, "another"):  # the plan is there: nothing more is made in this folder
+        prepare_dataset("nnunet", raw, out)
+
+
+@pytest.mark.parametrize("part", ["", "nnunet", "nnunet/cases", "nnunet/references"])
+def test_no_link_leads_prepared_data_to_the_inputs(raw, tmp_path, part):
+    out = tmp_path / "out" / part
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.symlink_to(raw / "labelsTr")
+    before = {path: path.read_bytes() for path in raw.rglob("*") if path.is_file()}
+    for start in (prepare_dataset, lambda _, *places: check_only(*places)):
+        with pytest.raises(UserError, match=r"--out_dir=.*lies in .*, which holds inputs"):
+            start("nnunet", raw, tmp_path / "out")
+    assert {path: path.read_bytes() for path in raw.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("linked", ["folder", "file"])
+@pytest.mark.parametrize("out", ["", "within"])
+def test_nor_do_links_lead_the_inputs_to_prepared_data(raw, tmp_path, linked, out):
+    """A raw folder may be of links; what these lead to is an input wherever it is."""
+    images, image = raw / "imagesTr", raw / "imagesTr" / "c1_0000.nii.gz"
+    away = tmp_path / "away"
+    if linked == "folder":
+        images.rename(away)
+        images.symlink_to(away)
+    else:
+        away.mkdir()
+        image.rename(away / image.name)
+        image.symlink_to(away / image.name)
+    with pytest.raises(UserError, match=r"--out_dir=.*away.*which holds inputs"):
+        prepare_dataset("nnunet", raw, away / out)
+    (tmp_path / "nnunet").mkdir()
+    away.rename(tmp_path / "nnunet" / "x")
+    away.symlink_to(tmp_path / "nnunet" / "x")
+    with pytest.raises(UserError, match=r"where prepared data goes; give another --out_dir"):
+        prepare_dataset("nnunet", raw, tmp_path)
 
 
 def test_a_case_that_is_left_out_as_bad_is_not_said_to_be_gone(raw, prepared, capsys):
@@ -303,7 +468,7 @@ def test_a_label_that_leaves_its_image_towards_the_far_corner_is_refused(raw, tm
 
 
 def test_a_scan_that_is_metres_large_is_refused_before_it_takes_the_memory(raw, prepared):
-    for part, name in (("imagesTr", "c1_0000.nii.gz"), ("labelsTr", "c1.nii.gz")):
+    for part, name in (("imagesTr", "c0_0000.nii.gz"), ("labelsTr", "c0.nii.gz")):
         image = nib.load(raw / part / name)
         large = nib.Nifti1Image(np.asarray(image.dataobj), np.diag([-99.0, -99.0, 99.0, 1.0]))
         large.to_filename(raw / part / name)

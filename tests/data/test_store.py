@@ -13,7 +13,7 @@ from covid_jax.data import store
 from covid_jax.data.phantom import make_phantom, write_raw_dataset
 from covid_jax.data.plan import Plan
 from covid_jax.data.preparation import prepare_dataset
-from covid_jax.data.preprocess import as_volume, prepare_case
+from covid_jax.data.preprocess import PreparedCase, as_volume, prepare_case
 from covid_jax.data.store import (
     digests,
     facts_of,
@@ -24,7 +24,7 @@ from covid_jax.data.store import (
     save_case,
 )
 from covid_jax.data.volume import read_volume, write_volume
-from covid_jax.errors import UserError
+from covid_jax.errors import StoppedError, UserError
 
 PLAN = Plan((5.0, 3.0, 3.0), -1000.0, 200.0, -500.0, 250.0, (36, 104, 128), ("a",))
 
@@ -138,6 +138,49 @@ def test_a_fold_that_is_not_there_is_refused(prepared):
     plan_hash = json.loads((prepared / "prepared" / "phantom" / "dataset.json").read_text())["plan"]
     with pytest.raises(UserError, match="folds 0 to 2"):
         load_dataset(prepared / "prepared", "phantom", plan_hash).split(7)
+
+
+def test_a_stop_between_the_reference_and_its_case_leaves_no_case(saved, monkeypatch):
+    _, folder = saved
+    case, reference = open_case(folder), read_volume(folder.parents[1] / "references/scan.nii.gz")
+
+    def stop(*written):
+        write_volume(*written)
+        raise StoppedError
+
+    monkeypatch.setattr(store, "write_volume", stop)
+    other = dataclasses.replace(reference, voxels=1 - reference.voxels)
+    prepared = PreparedCase(np.array(case.image), np.array(case.label), case.geometry)
+    with pytest.raises(StoppedError):
+        save_case(folder.parents[1], "scan", prepared, other, {"plan": PLAN.hash})
+    assert facts_of(folder.parents[1]) == {}
+
+
+@pytest.mark.parametrize("how", ["another", "missing"])
+def test_no_test_is_scored_against_another_reference(prepared, tmp_path, how):
+    plan_hash = json.loads((prepared / "prepared" / "phantom" / "dataset.json").read_text())["plan"]
+    shutil.copytree(prepared / "prepared", tmp_path / "copy")
+    dataset = load_dataset(tmp_path / "copy", "phantom", plan_hash)
+    path = dataset.reference("phantom_001")
+    if how == "another":
+        shutil.copy(dataset.reference("phantom_000"), path)
+    else:
+        path.unlink()
+    with pytest.raises(UserError, match=r"phantom_001\.nii\.gz: is not the label that prepare"):
+        load_case(dataset, "phantom_001")
+    of_case = dataset.folder / "cases" / "phantom_001" / "case.json"
+    facts = json.loads(of_case.read_text())
+    del facts["reference"]  # as before references had digests
+    of_case.write_text(json.dumps(facts))
+    assert load_case(dataset, "phantom_001").label.any()
+    assert digests(dataset)["phantom_001"].reference == ""
+
+
+def test_folds_of_a_damaged_dataset_are_told_in_one_line(tmp_path):
+    assert store.folds_of(tmp_path) == ()
+    (tmp_path / "dataset.json").write_text('{"splits": [3]}')
+    with pytest.raises(UserError, match=r"dataset\.json: damaged; delete it"):
+        store.folds_of(tmp_path)
 
 
 def test_a_full_disk_is_one_line_and_leaves_no_case(small_disk):

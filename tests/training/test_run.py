@@ -7,17 +7,22 @@ import re
 import pytest
 
 from covid_jax.config import InferenceConfig, to_dict
+from covid_jax.data.datasets import Split
 from covid_jax.data.plan import Plan
 from covid_jax.data.store import StoredDataset
 from covid_jax.errors import UserError
+from covid_jax.reporting.card import model_card
 from covid_jax.training.checkpoint import load_config, load_pretrained, load_run, save_params
 from covid_jax.training.run import (
     as_begun,
     check_place,
     claim_workdir,
+    described,
     device_here,
     note_device,
     other_plan,
+    provenance,
+    start_notes,
     with_num_classes,
 )
 from covid_jax.training.state import new_params
@@ -26,6 +31,8 @@ from tests.conftest import tiny
 
 PLAN = Plan((2.0, 1.0, 1.0), -900.0, 300.0, -400.0, 350.0, (40, 60, 60), ())
 
+
+CLASSES = (("one", ("tumour",)), ("two", ()))
 
 H200 = {"kind": "NVIDIA H200", "driver": "580.65.06", "jax": "0.11.2"}
 
@@ -83,6 +90,98 @@ def test_other_data_is_refused_on_any_device(tmp_path):
     file.write_text(json.dumps(json.loads(file.read_text()) | {"data": {"phantom": {"a": "b"}}}))
     with pytest.raises(UserError, match="data or program changed"):
         claim_workdir(tmp_path, tiny(), PLAN)
+
+
+def prepared(folder, train, test, scans=None, name="nnunet"):
+    """A prepared dataset of one fold, of which nothing but its digests is there."""
+    for case in (*train, *test):
+        path = folder / "cases" / case / "case.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        facts = {"sha256": f"a{case}", "reference": f"r{case}"}
+        path.write_text(json.dumps(facts | {"source": {"image": (scans or {}).get(case, case)}}))
+    return [StoredDataset(name, folder, ("lesion",), (Split(train, test),), False)]
+
+
+def rewrite(folder, case, **facts):
+    path = folder / "cases" / case / "case.json"
+    known = json.loads(path.read_text()) | facts
+    path.write_text(json.dumps({name: value for name, value in known.items() if value}))
+
+
+def test_changed_data_is_told_by_the_names_of_its_cases(tmp_path):
+    run, folder = tmp_path / "run", tmp_path / "data"
+    claim_workdir(run, tiny(), PLAN, prepared(folder, ("a", "b"), ("c", "d")))
+    rewrite(folder, "a", sha256="other")
+    rewrite(folder, "c", reference="other")
+    now = prepared(tmp_path / "data", (), ())[0]
+    now = dataclasses.replace(now, splits=(Split(("a", "b"), ("c", "e")),))
+    (folder / "cases" / "d").rename(folder / "cases" / "e")
+    told = r"\(nnunet: a, c changed; nnunet: d gone; nnunet: e new\); use another --workdir"
+    with pytest.raises(UserError, match=told):
+        claim_workdir(run, tiny(), PLAN, [now])
+    claim_workdir(run, tiny(), PLAN, [now], accept_changes=True)
+    claim_workdir(run, tiny(), PLAN, [now])
+
+
+def test_data_and_runs_of_before_references_were_known_are_no_change(tmp_path):
+    """Nor is one of both."""
+    run, before = tmp_path / "run", tmp_path / "before"
+    data = prepared(tmp_path / "data", ("a",), ("b",))
+    claim_workdir(run, tiny(), PLAN, data)
+    path = run / "provenance.json"
+    older = json.loads(path.read_text())
+    for name in ("references", "trained_on"):
+        del older[name]
+    path.write_text(json.dumps(older))
+    claim_workdir(run, tiny(), PLAN, data)
+    assert "references" in json.loads(path.read_text())
+    old = prepared(before, ("a",), ("b",))
+    for case in ("a", "b"):
+        rewrite(before, case, reference=None, source=None)
+    claim_workdir(run, tiny(), PLAN, old)
+
+
+def test_test_cases_that_the_pretraining_was_trained_on_are_told(tmp_path, capsys):
+    """By the scans' digests: whatever a case is called, and by whatever plan it was prepared."""
+    first, second, last = (tmp_path / name for name in ("first", "second", "last"))
+    source = prepared(tmp_path / "source", ("a", "b"), ("c",), name="msd_lung")
+    claim_workdir(first, tiny(), PLAN, source)
+    between = prepared(tmp_path / "between", ("x",), ("y",))
+    claim_workdir(second, tiny("body-msd", pretrained=str(first)), PLAN, between)
+    config = tiny("body-msd", pretrained=str(second))
+    target = prepared(tmp_path / "target", ("d",), ("e", "f", "c"), {"e": "b", "f": "x"})
+    (line,) = start_notes(config, PLAN, target)
+    assert line.endswith(
+        "was trained on 2 of the test cases of fold 0 (e, f); scores of them are no test"
+    )
+    claim_workdir(last, config, PLAN, target)
+    origin = json.loads((last / "provenance.json").read_text())
+    assert origin["seen_before"] == ["e", "f"]
+    card = model_card(config, PLAN, 10, origin, {})
+    assert "- Trained on before, of its test cases: e, f\n" in card
+    older = json.loads((second / "provenance.json").read_text())
+    del older["trained_on"], older["pretrained"]["trained_on"]
+    (second / "provenance.json").write_text(json.dumps(older))
+    assert start_notes(config, PLAN, target) == []
+    claim_workdir(last, config, PLAN, target)
+
+
+def test_a_run_keeps_the_names_of_its_classes_and_is_not_taken_for_an_imported_one(tmp_path):
+    data = [StoredDataset(name, tmp_path, (*own, "lesion"), (), True) for name, own in CLASSES]
+    assert described(data)["labels"] == {
+        "background": 0,
+        "tumour": 1,
+        "lesion (one)": 2,
+        "lesion (two)": 3,
+    }
+    before = tmp_path / "before"
+    claim_workdir(before, tiny(), PLAN)
+    (before / "dataset.json").write_text(json.dumps(described(data[:1])))
+    config = tiny("body-msd", pretrained=str(before))
+    assert provenance(config, [])["pretrained"]["imported"] == "of the labels tumour, lesion"
+    origin = json.loads((before / "provenance.json").read_text())
+    (before / "provenance.json").write_text(json.dumps(origin | {"data": {"one": {"a": "0"}}}))
+    assert "imported" not in provenance(config, [])["pretrained"]
 
 
 def test_a_run_from_before_a_setting_was_there_goes_on(tmp_path):

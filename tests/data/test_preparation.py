@@ -351,8 +351,8 @@ def test_a_fold_without_training_cases_is_refused_with_those_that_have_some(raw,
         prepare_dataset("nnunet", raw, tmp_path / "out", plan_fold=7)
 
 
-def test_check_reads_every_file_that_is_prepared(raw, tmp_path, lidc_series):
-    """A link that leads nowhere is no slice, and still a file of its series."""
+def test_a_dead_link_or_a_pipe_among_slices_is_passed_over(raw, tmp_path, lidc_series):
+    """By check as by prepare, which both digest what is read."""
     series, label = tmp_path / "series", raw / "labelsTr" / "series.nii.gz"
     shutil.copytree(lidc_series, series)
     volume = read_volume(series)
@@ -360,11 +360,13 @@ def test_check_reads_every_file_that_is_prepared(raw, tmp_path, lidc_series):
     dataset = dataclasses.replace(
         open_dataset("nnunet", raw), cases=(Case("series", series, label),)
     )
-    (finding,) = check_dataset(dataset, 1)
-    assert not finding.refused
+    (before,) = check_dataset(dataset, 1)
     (series / "notes.txt").symlink_to(tmp_path / "nowhere")
-    (finding,) = check_dataset(dataset, 1)
-    assert "notes.txt: cannot be read (No such file or directory)" in finding.refused
+    os.mkfifo(series / "pipe")
+    (after,) = check_dataset(dataset, 1)
+    assert not after.refused
+    assert after.mended == ("passed over (not DICOM): notes.txt, pipe",)
+    assert after.digests == before.digests
 
 
 def test_a_scan_that_is_too_large_for_the_plan_is_refused_by_check_too(raw, prepared, capsys):

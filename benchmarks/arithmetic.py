@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from covid_jax.config import Config
+from covid_jax.model.layers import Input
 from covid_jax.training.cost import abstract_params
 from covid_jax.transfer.freezing import leaves_by_path, mask
+from covid_jax.transfer.strategies import layers_of
 
 Triple = tuple[int, ...]
 
@@ -22,7 +24,7 @@ class Convolution:
 
     Attributes:
       path: of its parameters, `encoder/stage_0/block_0/conv`.
-      inputs: the convolution each input comes from ("" for the image), with its channels.
+      inputs: what is concatenated to its input.
       input_size, output_size: (D, H, W).
       kernel_size, strides: (D, H, W).
       features: channels of the output.
@@ -30,7 +32,7 @@ class Convolution:
     """
 
     path: str
-    inputs: tuple[tuple[str, int], ...]
+    inputs: tuple[Input, ...]
     input_size: Triple
     output_size: Triple
     kernel_size: Triple
@@ -41,7 +43,7 @@ class Convolution:
     @property
     def channels(self) -> int:
         """Of all inputs."""
-        return sum(count for _, count in self.inputs)
+        return sum(one.channels for one in self.inputs)
 
     def operations(self, channels: int) -> float:
         """Of the convolution of `channels` of its inputs; of either gradient, the same."""
@@ -56,39 +58,19 @@ def convolutions(config: Config) -> list[Convolution]:
     sizes = [tuple(config.data.patch_size)]
     for strides in model.strides[1:]:
         sizes.append(tuple(-(-n // s) for n, s in zip(sizes[-1], strides, strict=True)))
-    found: list[Convolution] = []
-    two = config.strategy == "multi_encoder"
-    encoders = ("self_encoder", "adapted_encoder") if two else ("encoder",)
-    skips: list[tuple[tuple[str, int], ...]] = [()] * len(sizes)
-    for encoder in encoders:
-        below, size = ("", model.in_channels), sizes[0]
-        for stage, features in enumerate(model.features_per_stage):
-            for block in range(model.n_conv_per_stage[stage]):
-                path = f"{encoder}/stage_{stage}/block_{block}/conv"
-                kernel = model.kernel_sizes[stage]
-                strides = model.strides[stage] if block == 0 else (1, 1, 1)
-                found.append(
-                    Convolution(path, (below,), size, sizes[stage], kernel, strides, features)
-                )
-                below, size = (path, features), sizes[stage]
-            skips[stage] += (below,)
-    inputs, heads = skips[-1], []
-    for stage in reversed(range(len(sizes) - 1)):
-        features, strides = model.features_per_stage[stage], model.strides[stage + 1]
-        path, from_below = f"decoder/stage_{stage}/up", (sizes[stage + 1], sizes[stage])
-        found.append(Convolution(path, inputs, *from_below, strides, strides, features, True))
-        inputs = ((path, features), *skips[stage])
-        size = sizes[stage]
-        kernels = model.kernel_sizes_decoder or tuple(reversed(model.kernel_sizes[:-1]))
-        for block in range(model.n_conv_per_stage_decoder[-1 - stage]):
-            path = f"decoder/stage_{stage}/block_{block}/conv"
-            kernel = kernels[-1 - stage]
-            found.append(Convolution(path, inputs, size, size, kernel, (1, 1, 1), features))
-            inputs = ((path, features),)
-        one = (1, 1, 1)
-        classes = model.num_classes
-        heads.append(Convolution(f"heads/stage_{stage}", inputs, size, size, one, one, classes))
-    return found + (heads if model.deep_supervision else heads[-1:])
+    return [
+        Convolution(
+            layer.path,
+            layer.inputs,
+            sizes[layer.input_stage],
+            sizes[layer.stage],
+            layer.kernel_size,
+            layer.strides,
+            layer.features,
+            layer.transposed,
+        )
+        for layer in layers_of(config)
+    ]
 
 
 def counted_flops(config: Config, patterns: Sequence[str]) -> float:
@@ -99,10 +81,12 @@ def counted_flops(config: Config, patterns: Sequence[str]) -> float:
     """
     params = abstract_params(config)
     held = leaves_by_path(mask(params, patterns))
-    trained: dict[str, bool] = {"": False}
+    trained: dict[str, bool] = {}
     total = 0.0
     for conv in convolutions(config):
-        needed = sum(count for path, count in conv.inputs if trained[path])
+        needed = sum(
+            one.channels for one in conv.inputs if any(trained[path] for path in one.sources)
+        )
         # The norm behind a kernel may be trained where the kernel is frozen.
         block = conv.path.removesuffix("conv")
         trains_kernel = not held[f"{conv.path}/kernel"]

@@ -37,6 +37,7 @@ from covid_jax.device import announce_device
 from covid_jax.errors import UserError, run_command
 from covid_jax.model import onednn
 from covid_jax.model.conv import Form, convolution
+from covid_jax.model.layers import Input
 from covid_jax.training.platform import Platform
 
 _CONFIG = define_config_flag()
@@ -59,7 +60,7 @@ def distinct(config: Config) -> Counter[Convolution]:
     Those that upsample and the heads are matrix products in every form, and left out.
     """
     return Counter(
-        dataclasses.replace(conv, path="", inputs=(("", conv.channels),))
+        dataclasses.replace(conv, path="", inputs=(Input((), conv.channels),))
         for conv in convolutions(config)
         if not conv.transposed and not conv.path.startswith("heads")
     )

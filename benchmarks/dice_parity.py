@@ -34,7 +34,7 @@ from covid_jax.evaluation.scoring import score_run
 from covid_jax.model.nnunet_weights import to_params
 from covid_jax.train import train
 from covid_jax.training.parallel import keep_compiled_programs
-from covid_jax.training.run import open_data, samplers, title, with_num_classes
+from covid_jax.training.run import fitted, open_data, samplers, title
 
 matplotlib.use("agg")
 
@@ -56,7 +56,7 @@ def train_torch(config: Config, workdir: Path) -> Scores:
     """PyTorch's nnU-Net on the patches of such a run."""
     if not (workdir / "metrics.json").is_file():
         plan, datasets = open_data(config, workdir)
-        config = with_num_classes(config, datasets)
+        config = fitted(config, plan, datasets)
         training, _ = samplers(config, datasets)
         net = peer.train(config, config.seed, patches(config, training))
         params = to_params(net.state_dict(), config.model)

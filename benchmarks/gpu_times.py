@@ -84,17 +84,21 @@ def packed_passes(config: Config) -> Counter[tuple[int, int, str]]:
     """
     params = abstract_params(config)
     held = leaves_by_path(mask(params, frozen_patterns(config)[0]))
-    trains = {"": False}
+    trains: dict[str, bool] = {}
     found: Counter[tuple[int, int, str]] = Counter()
     for conv in convolutions(config):
         trained = not held[f"{conv.path}/kernel"]
-        trains[conv.path] = trained or any(trains[path] for path, _ in conv.inputs)
-        for path, channels in conv.inputs if not conv.transposed else ():
+        needed = [any(trains[path] for path in one.sources) for one in conv.inputs]
+        trains[conv.path] = trained or any(needed)
+        if conv.transposed:
+            continue
+        for one, is_needed in zip(conv.inputs, needed, strict=True):
+            channels = one.channels
             shape = (*conv.kernel_size, channels, conv.features)
             strides = (conv.strides[0], conv.strides[1], conv.strides[2])
             count = neighbours(shape, strides, conv.input_size[2])
             if count > 1:
-                runs = (True, trained, trains[path])
+                runs = (True, trained, is_needed)
                 found.update(
                     (channels, count, name) for name, it in zip(PASSES, runs, strict=True) if it
                 )

@@ -28,6 +28,7 @@ from benchmarks.timing import in_turns
 from covid_jax.config import Config, check_config_arguments, config_from_flag, define_config_flag
 from covid_jax.data.augment import augment
 from covid_jax.data.labels import read_label
+from covid_jax.data.normalization import CT
 from covid_jax.data.plan import fingerprint, make_plan
 from covid_jax.data.preprocess import prepare_case, read_scan
 from covid_jax.data.sampling import Sampler
@@ -55,7 +56,7 @@ def scans(folder: Path) -> dict[str, StoredCase]:
         image = read_scan(EXAMPLES / "COVID-19-CT-Seg_20cases" / f"{name}.nii.gz")
         label = read_label(EXAMPLES / "Infection_Mask" / f"{name}.nii.gz", image, 2)
         image, label = (replace(one, voxels=_repeated(one.voxels)) for one in (image, label))
-        plan = make_plan([name], [fingerprint(image, label, 10_000)])
+        plan = make_plan([name], [fingerprint([image], label, 10_000)], [CT])
         save_case(folder, name, prepare_case(image, label, plan), label, {"plan": plan.hash})
     return {name: load_case(dataset, name) for name in NAMES}
 

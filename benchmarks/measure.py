@@ -17,6 +17,7 @@ from benchmarks.steps import Steps, optax_recipe, ours, real_batches, theirs
 from benchmarks.tables import Line
 from benchmarks.timing import Timing, in_turns
 from covid_jax.config import Config, UNetConfig
+from covid_jax.model.layers import layers
 from covid_jax.reporting.paper import paper_table
 from covid_jax.training.cost import step_flops
 from covid_jax.training.platform import Platform
@@ -125,14 +126,16 @@ def frozen_parts(model: UNetConfig) -> dict[str, tuple[str, ...]]:
     """What is frozen, more and more: name -> patterns."""
     deepest = len(model.features_per_stage) - 1
     parts: dict[str, tuple[str, ...]] = {"nothing": ()}
+    encoder = [layer for layer in layers(model) if layer.top == "encoder"]
     for stage in range(deepest):
         name = "encoder 0" if stage == 0 else f"encoder 0-{stage}"
-        parts[name] = tuple(f"encoder/stage_{k}" for k in range(stage + 1))
+        above = ("/".join(one.path.split("/")[:2]) for one in encoder if one.stage <= stage)
+        parts[name] = tuple(dict.fromkeys(above))  # a stem too
     parts["encoder"] = ("encoder",)
     for stage in reversed(range(deepest)):
-        above = tuple(f"decoder/stage_{k}" for k in range(stage, deepest))
+        below = tuple(f"decoder/stage_{k}" for k in range(stage, deepest))
         name = f"encoder, decoder {deepest - 1}" + (f"-{stage}" if stage < deepest - 1 else "")
-        parts["all but heads" if stage == 0 else name] = ("encoder", *above)
+        parts["all but heads" if stage == 0 else name] = ("encoder", *below)
     return parts
 
 
@@ -217,10 +220,11 @@ def our_predictor(config: Config, platform: Platform, params: Any, mirror: bool)
 def their_predictor(config: Config, platform: Platform, params: Any, mirror: bool) -> Predict:
     """nnU-Net's predictor of the same network, by way of a model folder."""
     from benchmarks.peers.torch_predictor import predict_logits, predictor
+    from covid_jax.data.normalization import ct
     from covid_jax.data.plan import Plan
     from covid_jax.nnunet.model_folder import Model, plain_dataset, write_model
 
-    plan = Plan((1.0, 1.0, 1.0), -1000.0, 1000.0, 0.0, 1.0, (64, 64, 64), (), file_axes=True)
+    plan = Plan((1.0, 1.0, 1.0), (ct(-1000.0, 1000.0, 0.0, 1.0),), (64, 64, 64), (), file_axes=True)
     model = Model(config, plan, params, plain_dataset(config.model.num_classes))
     device = "cuda" if platform.name == "gpu" else "cpu"
     with tempfile.TemporaryDirectory() as folder:

@@ -24,6 +24,7 @@ from benchmarks import environment
 from benchmarks.tables import Line, prediction_memory_table
 from covid_jax.config import Config, DataConfig, InferenceConfig, UNetConfig
 from covid_jax.data.geometry import from_spacing
+from covid_jax.data.normalization import ct
 from covid_jax.data.plan import Plan
 from covid_jax.data.preprocess import prepare_case
 from covid_jax.errors import UserError, run_command
@@ -56,7 +57,7 @@ def measured(slices: int, coarser: float, classes: int) -> Line:
     config = Config(model=network, data=DataConfig(patch_size=_PATCH), inference=inference)
     spacing = (1.0, 0.75, 0.75)
     plan_mm = tuple(coarser * mm for mm in spacing)
-    plan = Plan(plan_mm, -1000.0, 200.0, -500.0, 250.0, _PATCH, ())  # type: ignore[arg-type]
+    plan = Plan(plan_mm, (ct(-1000.0, 200.0, -500.0, 250.0),), _PATCH, ())  # type: ignore[arg-type]
     params = UNet(network).init(jax.random.key(0), jnp.zeros((1, 8, 8, 8, 1)))["params"]
     shape = (slices, _PLANE, _PLANE)
     voxels = np.random.default_rng(0).integers(-1000, 300, shape, dtype=np.int16)

@@ -21,6 +21,7 @@ from benchmarks import environment
 from benchmarks.tables import Line, preparation_table
 from benchmarks.timing import in_turns
 from covid_jax.data.labels import read_label
+from covid_jax.data.normalization import CT
 from covid_jax.data.plan import Plan, fingerprint, make_plan
 from covid_jax.data.preprocess import prepare_case, read_scan
 from covid_jax.data.store import save_case
@@ -54,7 +55,7 @@ def candidates(folder: Path) -> dict[tuple[str, str], Callable[[], Any]]:
     image, label = folder / "case_0000.nii.gz", folder / "case.nii.gz"
     write_volume(image, dataclasses.replace(scan, file_affine=mask.file_affine))
     write_volume(label, mask)
-    plan = make_plan(["case"], [fingerprint(scan, mask, 100_000)])
+    plan = make_plan(["case"], [fingerprint([scan], mask, 100_000)], [CT])
     found: dict[tuple[str, str], Callable[[], Any]] = {}
     for name, spacing in SPACINGS.items():
         wanted = dataclasses.replace(plan, spacing_mm=spacing)

@@ -8,6 +8,7 @@ frozen only because ml_collections' config_flags sets the overridden fields in p
 import dataclasses
 import importlib.util
 import json
+import re
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +28,13 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "nsclc": ("nsclc_effusion",),
     "multi_lesion": ("msd_lung", "structseg_gtv", "nsclc_effusion"),
 }
-"""Pre-training sources (paper section IV-A) and the datasets each one is trained on."""
+"""Pre-training sources (paper section IV-A) and the datasets each one is trained on.
+
+A source of another name is a prepared dataset of that name, or a network that was imported.
+"""
+
+FIRST_CONVS = ("", "repeat", "mean", "new")
+"""How the first convolution is taken from a network that sees other channels; "": it is refused."""
 
 ANISOTROPY = 3.0
 """Ratio of the coarsest to the finest axis from which nnU-Net treats the coarsest apart."""
@@ -45,9 +52,12 @@ PAPER_RUNS = (
 
 @dataclass
 class UNetConfig:
-    """Topology of the network, under nnU-Net's names. The default is the benchmark's network."""
+    """Topology of the network, under nnU-Net's names. The default is the benchmark's network.
 
-    in_channels: int = 1
+    What is empty is the plan's (left_to_plan).
+    """
+
+    in_channels: int = 1  # set by train from the plan, or refused
     num_classes: int = 2  # background included; set by train from the datasets, or refused
     features_per_stage: tuple[int, ...] = (32, 64, 128, 256, 320, 320)
     kernel_sizes: tuple[tuple[int, int, int], ...] = ((1, 3, 3),) + ((3, 3, 3),) * 5
@@ -59,7 +69,9 @@ class UNetConfig:
         (2, 2, 2),
         (1, 2, 2),
     )
-    n_conv_per_stage: tuple[int, ...] = (2,) * 6
+    n_conv_per_stage: tuple[int, ...] = (2,) * 6  # of a plain encoder; () where it is residual
+    # Of a residual encoder, as nnU-Net's ResidualEncoderUNet has it. Empty: the encoder is plain.
+    n_blocks_per_stage: tuple[int, ...] = ()
     n_conv_per_stage_decoder: tuple[int, ...] = (2,) * 5  # deepest first, as in nnU-Net
     # Of the decoder, deepest first. Empty: each stage has the kernel of the encoder's stage, as in
     # nnU-Net v2; in v1 it has that of the stage below.
@@ -69,6 +81,11 @@ class UNetConfig:
     head_bias: bool = True  # of heads and transposed convolutions: nnU-Net v2 True, v1 False
     norm_epsilon: float = 1e-5  # added to the instance norm's variance
     negative_slope: float = 0.01  # of the leaky ReLU
+
+    def decoder_kernel_size(self, stage: int) -> tuple[int, int, int]:
+        """Of the decoder's convolutions at the resolution of `stage`."""
+        kernels = self.kernel_sizes_decoder
+        return kernels[-1 - stage] if kernels else self.kernel_sizes[stage]
 
 
 @dataclass
@@ -88,8 +105,8 @@ class DataConfig:
 
     prepared_dir: str = ""  # folder that prepare wrote
     datasets: tuple[str, ...] = ("covid19",)  # several: one is drawn for each sample
-    patch_size: tuple[int, int, int] = (56, 160, 192)
-    batch_size: int = 2
+    patch_size: tuple[int, int, int] = (56, 160, 192)  # (0, 0, 0): the plan's
+    batch_size: int = 2  # 0: the plan's
     foreground_fraction: float = 0.33  # of a batch, centred on a lesion voxel (nnU-Net)
     augment: bool = True
     workers: int = 0  # processes that cut batches; 0: threads of this one
@@ -170,6 +187,7 @@ class Config:
     variant: str = ""  # a name for what else sets this run apart in a study (configs/freezing.py)
     pretrained: str = ""  # work directory of the pre-training run
     pretraining: bool = False  # this run is itself the pre-training on `source`
+    first_conv: str = ""  # from a network of other channels, one of FIRST_CONVS
     # Of pre-training, and of the schedule that a run of "continual" goes on with; no other uses it.
     pretraining_epochs: int = 1000
     epochs: int = 1000  # of a run that is no pre-training
@@ -203,16 +221,15 @@ def named_run(config: Config, name: str) -> Config:
     """`config` as one run of a study.
 
     `name` is "scratch", another strategy with the source of its pre-training ("body-msd"; the
-    source is multi_lesion where it is left out), or "pretraining-<source>".
+    source is multi_lesion where it is left out), or "pretraining-<source>". A source is one of
+    SOURCES or a name of one's own: of a prepared dataset, or of what config.pretrained is.
     """
     if name == "scratch":
         return config
     strategy, _, source = name.partition("-")
     source = source or "multi_lesion"
-    if source not in SOURCES or source == "none":
-        raise UserError(
-            f"config argument {name!r}: no source {source!r}; there are {_listed(SOURCES)}"
-        )
+    if source == "none":
+        raise UserError(f"config argument {name!r}: without a source there is scratch alone")
     if strategy == "pretraining":
         return dataclasses.replace(
             config,
@@ -220,7 +237,7 @@ def named_run(config: Config, name: str) -> Config:
             strategy="scratch",
             source=source,
             test=False,
-            data=dataclasses.replace(config.data, datasets=SOURCES[source]),
+            data=dataclasses.replace(config.data, datasets=SOURCES.get(source, (source,))),
         )
     if strategy not in STRATEGY_NAMES:
         raise UserError(
@@ -237,16 +254,21 @@ def run_name(config: Config) -> str:
 
 
 def validate(config: Config) -> None:
-    """Raises a UserError that names the first field whose value cannot work."""
+    """Raises a UserError that names the first field whose value cannot work.
+
+    What is left to the plan is looked at where that is known (training/run.fitted).
+    """
     check_types(config, "config")
-    check_prediction(config)
+    left = left_to_plan(config)
+    if not left:
+        check_prediction(config)
     data = config.data
     for name, value in {
         "epochs": config.epochs,
         "steps_per_epoch": config.steps_per_epoch,
         "pretraining_epochs": config.pretraining_epochs,
         "checkpoint_every": config.checkpoint_every,
-        "data.batch_size": data.batch_size,
+        **({} if left else {"data.batch_size": data.batch_size}),
         "mesh.data": config.mesh.data,
         "mesh.space": config.mesh.space,
         "optimizer.clip_norm": config.optimizer.clip_norm,
@@ -278,9 +300,33 @@ def validate(config: Config) -> None:
         f"must be one of {_listed(STRATEGY_NAMES)}",
     )
     _require(
-        config.source in SOURCES, "source", config.source, f"must be one of {_listed(SOURCES)}"
+        re.fullmatch(r"\w[\w.+ ]*", config.source) is not None,
+        "source",
+        config.source,
+        f"must be a name, such as {_listed(SOURCES)}",
+    )
+    _require(
+        config.first_conv in FIRST_CONVS,
+        "first_conv",
+        config.first_conv,
+        f"must be one of {_listed(FIRST_CONVS[1:])}, or left out",
     )
     _check_is_done(config)
+
+
+def left_to_plan(config: Config) -> tuple[str, ...]:
+    """The fields that are empty: their values are the plan's (nnU-Net: plans.json)."""
+    model, data = config.model, config.data
+    values = {
+        "model.features_per_stage": model.features_per_stage,
+        "model.kernel_sizes": model.kernel_sizes,
+        "model.strides": model.strides,
+        "model.n_conv_per_stage": model.n_conv_per_stage or model.n_blocks_per_stage,
+        "model.n_conv_per_stage_decoder": model.n_conv_per_stage_decoder,
+        "data.patch_size": any(data.patch_size),
+        "data.batch_size": data.batch_size,
+    }
+    return tuple(name for name, value in values.items() if not value)
 
 
 def check_prediction(config: Config) -> None:
@@ -383,7 +429,7 @@ def _check_is_done(config: Config) -> None:
 def check_network(model: UNetConfig) -> None:
     """Raises a UserError that names the first field of a network that cannot be built."""
     stages = len(model.features_per_stage)
-    _require(model.in_channels == 1, "model.in_channels", model.in_channels, "scans have 1")
+    _require(model.in_channels > 0, "model.in_channels", model.in_channels, "must be at least 1")
     _require(
         model.num_classes > 1,
         "model.num_classes",
@@ -393,10 +439,17 @@ def check_network(model: UNetConfig) -> None:
     _require(
         stages > 1, "model.features_per_stage", model.features_per_stage, "must have 2 or more"
     )
+    blocks = "n_blocks_per_stage" if model.n_blocks_per_stage else "n_conv_per_stage"
+    _require(
+        not (model.n_blocks_per_stage and model.n_conv_per_stage),
+        "model.n_conv_per_stage",
+        model.n_conv_per_stage,
+        "an encoder with n_blocks_per_stage is residual and has no such; make it ()",
+    )
     for name, length in {
         "kernel_sizes": stages,
         "strides": stages,
-        "n_conv_per_stage": stages,
+        blocks: stages,
         "n_conv_per_stage_decoder": stages - 1,
         "kernel_sizes_decoder": len(model.kernel_sizes_decoder) and stages - 1,
     }.items():
@@ -416,7 +469,7 @@ def check_network(model: UNetConfig) -> None:
         model.strides,
         "must be greater than 0, and 1 in the first stage, which works at full resolution",
     )
-    for name in ("features_per_stage", "n_conv_per_stage", "n_conv_per_stage_decoder"):
+    for name in ("features_per_stage", blocks, "n_conv_per_stage_decoder"):
         value = getattr(model, name)
         _require(min(value, default=1) > 0, f"model.{name}", value, "must be greater than 0")
 
@@ -426,12 +479,23 @@ def define_config_flag() -> flags.FlagHolder[Config]:
     # Here, not above: what needs no flags runs without it, such as the benchmark on a bare machine.
     from ml_collections import config_flags
 
-    return config_flags.DEFINE_config_file(
+    holder = config_flags.DEFINE_config_file(
         "config",
         None,
-        "Config file, and after a colon the run: configs/paper.py:body-msd. Every field of Config "
-        "(covid_jax/config.py) is a flag: --config.optimizer.learning_rate=0.02.",
+        "Config file, and after a colon the run: configs/paper.py:body-msd; or a run's "
+        "config.json. Every field of Config (covid_jax/config.py) is a flag: "
+        "--config.optimizer.learning_rate=0.02.",
     )
+    flags.FLAGS["config"].parser = _ConfigParser()
+    return holder
+
+
+class _ConfigParser(flags.ArgumentParser):  # type: ignore[misc]
+    """Reads the value of --config."""
+
+    def parse(self, argument: str) -> Config:
+        """As load_config_file."""
+        return load_config_file(argument)
 
 
 def config_from_flag(holder: flags.FlagHolder[Config]) -> Config:
@@ -469,11 +533,13 @@ def check_config_arguments(arguments: list[str]) -> None:
 
 
 def load_config_file(spec: str) -> Config:
-    """The Config of `FILE.py[:ARGUMENT]`."""
+    """The Config of `FILE.py[:ARGUMENT]`, or of a run's config.json."""
     file, _, argument = spec.partition(":")
     path = Path(file)
     if not path.is_file():
         raise UserError(f"--config={spec}: no file {file}; configs/ has the ones that come along")
+    if path.suffix == ".json" and not argument:
+        return read_config(path)
     description = importlib.util.spec_from_file_location("covid_jax_config", path)
     if path.suffix != ".py" or description is None or description.loader is None:
         raise UserError(f"--config={spec}: {file} is not a Python file with get_config()")

@@ -4,7 +4,8 @@
 
 --input is a scan (NIfTI, NRRD, MHA, or a folder with a DICOM series) or a folder of scans; each
 becomes masks/SCAN.nii.gz, uint8 (NAME_0000.nii.gz becomes masks/NAME.nii.gz, as in nnU-Net's
-folders). Several runs (--checkpoint=A,B,C: the folds) are averaged, as nnU-Net averages its folds.
+folders). A scan of several channels is files NAME_0000, NAME_0001, ... in a folder. Several runs
+(--checkpoint=A,B,C: the folds) are averaged, as nnU-Net averages its folds.
 With --save_probabilities there are also masks/SCAN_probability_K.nii.gz, one for each class that is
 not background.
 
@@ -16,6 +17,7 @@ scans before are kept.
 
 import functools
 import glob
+import itertools
 import os
 import tempfile
 from collections import Counter
@@ -33,10 +35,10 @@ from covid_jax.data.preprocess import (
     check_extent,
     gathered,
     prepare_case,
-    read_scan_as,
+    read_channels,
 )
 from covid_jax.data.processes import each
-from covid_jax.data.scans import listed, refuse_among, scans_in
+from covid_jax.data.scans import cases_in, listed, refuse_among
 from covid_jax.data.volume import files_of
 from covid_jax.device import announce_device
 from covid_jax.errors import StoppedError, UserError, run_command, writing
@@ -87,14 +89,15 @@ def predict() -> None:
     announce_device()
     keep_compiled_programs()
     output_dir, told = Path(_OUTPUT_DIR.value), _INTENSITIES.value
-    found = scans_in(Path(_INPUT.value))
-    refuse_among(output_dir, found.paths.values())
     if Path(_INPUT.value).is_dir():
         refuse_inside(output_dir, Path(_INPUT.value), "--output_dir")
     platform = platform_of(jax.local_devices()[0].platform)
     workdirs = [Path(folder) for folder in _CHECKPOINT.value]
     together = open_ensemble(workdirs, _MIRROR.value, told, platform)
-    for line in (*found.left_out, *together.notes):
+    channels = tuple(how.scheme for how in together.plan.normalization)
+    scans, left_out = cases_in(Path(_INPUT.value), len(channels))
+    refuse_among(output_dir, itertools.chain(*scans.values()))
+    for line in (*left_out, *together.notes):
         print(line)
 
     # What is to be done, and whether all of it can be, before any of it is.
@@ -102,9 +105,9 @@ def predict() -> None:
     targets = {
         name: [output_dir / f"{name}_probability_{k}.nii.gz" for k in classes]
         + [output_dir / f"{name}.nii.gz"]
-        for name in found.paths
+        for name in scans
     }
-    origins, bad = _origins(found.paths, together.digest)
+    origins, bad = _origins(scans, together.digest)
     todo = [
         name
         for name, origin in origins.items()
@@ -112,10 +115,10 @@ def predict() -> None:
     ]
     _check_targets(output_dir, targets, {name: origins[name] for name in todo})
     check = functools.partial(_unreadable, told=told, plan=together.plan)
-    checked = each(check, [found.paths[name] for name in todo], _NUM_PROCESSES.value, "reading")
+    checked = each(check, [scans[name] for name in todo], _NUM_PROCESSES.value, "reading")
     bad |= {name: why for name, why in zip(todo, checked, strict=True) if why}
-    if bad and not (_SKIP_BAD.value and len(bad) < len(found.paths)):
-        goes_on = "; --skip_bad goes on without" if len(bad) < len(found.paths) else ""
+    if bad and not (_SKIP_BAD.value and len(bad) < len(scans)):
+        goes_on = "; --skip_bad goes on without" if len(bad) < len(scans) else ""
         raise UserError("; ".join(bad.values()) + goes_on)
     with writing(output_dir):
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -125,8 +128,9 @@ def predict() -> None:
         file.unlink()
 
     for name in tqdm([name for name in todo if name not in bad], "predicting", unit="scan"):
-        scan, how = read_scan_as(found.paths[name], told)
-        for note in dict.fromkeys([f"values are read {how}", *scan.notes]):
+        scan, how = read_channels(scans[name], channels, told)
+        notes = [note for channel in scan for note in channel.notes]
+        for note in dict.fromkeys([f"values are read {how}", *notes]):
             tqdm.write(f"{name}: {note}")
         case = prepare_case(scan, None, together.plan)
         pieces = together.predict(case)
@@ -140,7 +144,7 @@ def predict() -> None:
         write_mask(last, as_volume(mask, case.geometry), origins[name])
     kept = len(origins) - len(todo)
     already = f", {kept} of them from before" if kept else ""
-    print(f"{len(found.paths) - len(bad)} masks are in {output_dir}{already}")
+    print(f"{len(scans) - len(bad)} masks are in {output_dir}{already}")
     if bad:
         raise UserError(f"{len(bad)} scans were left out: {'; '.join(bad.values())}")
 
@@ -171,12 +175,14 @@ def _check_targets(
             )
 
 
-def _origins(scans: Mapping[str, Path], run: str) -> tuple[dict[str, Origin], dict[str, str]]:
+def _origins(
+    scans: Mapping[str, Sequence[Path]], run: str
+) -> tuple[dict[str, Origin], dict[str, str]]:
     """What the mask of each scan is made from, by its name; and why one cannot be read."""
     origins, bad = {}, {}
-    for name, path in scans.items():
+    for name, paths in scans.items():
         try:
-            origins[name] = Origin(run, digest(files_of(path)))
+            origins[name] = Origin(run, digest([file for path in paths for file in files_of(path)]))
         except UserError as error:
             bad[name] = str(error)
     return origins, bad
@@ -194,10 +200,12 @@ def _stale(
     ]
 
 
-def _unreadable(path: Path, told: str, plan: Plan) -> str:
+def _unreadable(paths: Sequence[Path], told: str, plan: Plan) -> str:
     """Why a scan cannot be read, or predicted by a plan; empty where it can."""
+    schemes = [how.scheme for how in plan.normalization]
     try:
-        check_extent(path, read_scan_as(path, told)[0], plan)
+        (first, *_), _ = read_channels(paths, schemes, told)
+        check_extent(paths[0], first, plan)
     except UserError as error:
         return str(error)
     return ""

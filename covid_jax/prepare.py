@@ -9,6 +9,9 @@ what is no longer there. --check_only reads everything, writes nothing, and tell
 what is not taken, what is missing, what would be mended and what would be refused, and with
 --out_dir what would become of the cases that are there.
 
+--planner plans a network too, by nnU-Net's rules for a GPU of --gpu_memory_gb: patch, batch and
+stages, at the resolution that --configuration names. plan.json has them under nnU-Net's names.
+
 A plan is in HU. Scans that cannot be in HU are refused, but for 8-bit grey, which is mapped back;
 --intensities tells how their values are read instead: hu (they are), 8bit, offset1024 (HU + 1024),
 or as_is.
@@ -31,6 +34,7 @@ from covid_jax.data.check import check
 from covid_jax.data.datasets import DATASETS
 from covid_jax.data.intensities import INTENSITIES
 from covid_jax.data.phantom import LESIONS, write_raw_dataset
+from covid_jax.data.planner import CONFIGURATIONS, PLANNERS, Planning
 from covid_jax.data.preparation import prepare_dataset
 from covid_jax.device import announce_cpu
 from covid_jax.errors import UserError, run_command
@@ -40,6 +44,19 @@ _RAW_DIR = flags.DEFINE_string("raw_dir", None, "Folder of the raw data.")
 _OUT_DIR = flags.DEFINE_string("out_dir", None, "Folder for prepared data and its plan.json.")
 _PLAN_FOLD = flags.DEFINE_integer(
     "plan_fold", 0, "Fold whose training cases make plan.json.", lower_bound=0
+)
+_PLANNER = flags.DEFINE_enum(
+    "planner", None, list(PLANNERS), "Whose rules plan a network; none is planned without."
+)
+_GPU_MEMORY = flags.DEFINE_float(
+    "gpu_memory_gb",
+    None,
+    "Memory of the GPU that --planner plans for; its own is 8, of resenc_l 24, of resenc_xl 40.",
+    lower_bound=1,
+    upper_bound=1024,
+)
+_CONFIGURATION = flags.DEFINE_enum(
+    "configuration", None, CONFIGURATIONS, "What --planner plans; 3d_fullres unless told."
 )
 _SYNTHETIC = flags.DEFINE_bool(
     "synthetic", False, "Write synthetic cases in the dataset's layout to --raw_dir first."
@@ -61,11 +78,26 @@ _LESION = flags.DEFINE_enum(
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the synthetic cases.", lower_bound=0)
 
 
+def _planning() -> Planning | None:
+    """What the flags ask of the planner."""
+    if not _PLANNER.value:
+        for flag in (_GPU_MEMORY, _CONFIGURATION):
+            if flag.value is not None:
+                raise UserError(
+                    f"--{flag.name} tells --planner what to plan; name one (see --help)"
+                )
+        return None
+    return Planning(
+        _PLANNER.value, _GPU_MEMORY.value, _CONFIGURATION.value or Planning.configuration
+    )
+
+
 def main() -> None:
     """Prepares what the flags say."""
     for flag in (_DATASET, _RAW_DIR) if _CHECK_ONLY.value else (_DATASET, _RAW_DIR, _OUT_DIR):
         if not flag.value:
             raise UserError(f"--{flag.name} is missing (see --help)")
+    planning = _planning()
     announce_cpu()
     if _CHECK_ONLY.value:
         check(
@@ -89,6 +121,7 @@ def main() -> None:
         _NUM_PROCESSES.value,
         _SKIP_BAD.value,
         _INTENSITIES.value,
+        planning,
     )
     label = "SYNTHETIC " if raw.synthetic else ""
     print(f"{len(raw.cases)} {label}cases of {raw.name} are prepared in {out_dir / raw.name}")

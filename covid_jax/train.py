@@ -67,13 +67,13 @@ from covid_jax.training.run import (
     as_begun,
     check_place,
     claim_workdir,
+    fitted,
     note_device,
     open_data,
     samplers,
     start_notes,
     title,
     unfreezing,
-    with_num_classes,
 )
 from covid_jax.training.state import TrainState, learning_rate, new_params, schedule
 from covid_jax.training.step import pseudo_dice
@@ -116,7 +116,7 @@ def set_up(config: Config, workdir: Path) -> Run:
     # The data: the plan that all runs share, and where the patches of this fold come from.
     with first_before_others():
         plan, datasets = open_data(config, workdir)
-    config = with_num_classes(config, datasets)
+    config = fitted(config, plan, datasets)
     training, validation = samplers(config, datasets)
 
     # The devices, what is fast on them, and the step: one function for all strategies and devices.
@@ -132,7 +132,9 @@ def set_up(config: Config, workdir: Path) -> Run:
     # The parameters: new, some of them replaced by pre-trained ones, some of them frozen.
     image_shape = (1, *config.data.patch_size, config.model.in_channels)
     new = new_params(program.network, config.seed, image_shape)
-    params = initial_params(STRATEGIES[config.strategy], new, load_pretrained(config))
+    params = initial_params(
+        STRATEGIES[config.strategy], new, load_pretrained(config), config.first_conv
+    )
     masks = frozen_masks(config, params)
     return Run(
         config=config,
@@ -275,7 +277,7 @@ def main() -> None:
         notes: list[str] = []
         if config.data.prepared_dir:
             plan, datasets = open_data(config, Path())
-            config = with_num_classes(config, datasets)
+            config = fitted(config, plan, datasets)
             notes = start_notes(config, plan, datasets)
         here = platform_of(jax.devices()[0].platform, **vars(config.mesh))
         print(explain(with_dtype(config, here), notes))

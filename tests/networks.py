@@ -4,8 +4,10 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from hypothesis import strategies as st
 
 from covid_jax.config import UNetConfig
 
@@ -27,6 +29,14 @@ UNEVEN = UNetConfig(
     n_conv_per_stage=(1, 3, 2, 1),
     n_conv_per_stage_decoder=(3, 1, 2),
 )
+RESIDUAL = dataclasses.replace(
+    UNEVEN,
+    features_per_stage=(6, 10, 10, 14),
+    n_conv_per_stage=(),
+    n_blocks_per_stage=(1, 3, 2, 1),
+    n_conv_per_stage_decoder=(1, 2, 1),
+)
+"""A block whose input goes on pooled alone, blocks with and without a stride and a projection."""
 VERSION_1 = UNetConfig(
     features_per_stage=(8, 16, 32, 48, 48, 48),
     kernel_sizes=BENCHMARK.kernel_sizes,
@@ -52,10 +62,34 @@ CASES: dict[str, tuple[UNetConfig, tuple[int, int, int]]] = {
     "benchmark": (BENCHMARK, (16, 64, 64)),
     "isotropic": (ISOTROPIC, (32, 32, 16)),
     "uneven": (UNEVEN, (12, 16, 16)),
+    "residual": (RESIDUAL, (12, 16, 16)),
     "odd patch": (dataclasses.replace(BENCHMARK, features_per_stage=(8,) * 6), (25, 40, 48)),
     "version 1": (VERSION_1, (16, 64, 64)),
 }
 """The networks of the parity tests, and the patch that each one sees."""
+
+
+@st.composite
+def topologies(draw: st.DrawFn) -> UNetConfig:
+    """Networks with a plain or a residual encoder, of any stages, strides, kernels and channels."""
+    stages = draw(st.integers(2, 4))
+    odd = st.tuples(*[st.sampled_from((1, 3))] * 3)
+    step = st.tuples(*[st.sampled_from((1, 2))] * 3)
+
+    def each(values: st.SearchStrategy[Any], count: int) -> tuple[Any, ...]:
+        return tuple(draw(st.lists(values, min_size=count, max_size=count)))
+
+    residual, blocks = draw(st.booleans()), each(st.integers(1, 3), stages)
+    return UNetConfig(
+        in_channels=draw(st.integers(1, 3)),
+        num_classes=draw(st.integers(2, 4)),
+        features_per_stage=each(st.integers(2, 9), stages),
+        kernel_sizes=each(odd, stages),
+        strides=((1, 1, 1), *each(step, stages - 1)),
+        n_conv_per_stage=() if residual else blocks,
+        n_blocks_per_stage=blocks if residual else (),
+        n_conv_per_stage_decoder=each(st.integers(1, 3), stages - 1),
+    )
 
 
 def random_weights(shapes: Mapping[str, tuple[int, ...]], seed: int = 0) -> dict[str, np.ndarray]:

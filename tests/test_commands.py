@@ -62,7 +62,7 @@ def test_predict_averages_several_runs(tiny_run, thorax, tmp_path, command, refu
         masks[name] = nib.load(tmp_path / name / thorax.name).get_fdata()
     np.testing.assert_array_equal(masks["one"], masks["two"])  # of equals the mean is the same
     plan = json.loads((other / "plan.json").read_text())
-    plan["mean_hu"] += 1
+    plan["normalization"][0]["mean"] += 1
     (other / "plan.json").write_text(json.dumps(plan))
     line = refuses("predict", *arguments, f"--output_dir={tmp_path / 'refused'}")
     assert "another plan" in line
@@ -156,6 +156,11 @@ def test_a_damaged_case_stops_prepare_with_its_name_and_no_dataset(raw, tmp_path
             "no synthetic cases of it",
         ),
         ("evaluate", ["--predictions=nowhere", "--references=x", "--output=x"], "nowhere"),
+        (
+            "prepare",
+            ["--dataset=nnunet", "--raw_dir=x", "--out_dir=x", "--gpu_memory_gb=24"],
+            "--gpu_memory_gb tells --planner what to plan",
+        ),
         (
             "evaluate",
             ["--predictions=x", "--references=x", "--output=x", "--tolerance_mm=nan"],

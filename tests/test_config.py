@@ -14,6 +14,7 @@ from covid_jax.config import (
     check_config_arguments,
     differences,
     from_dict,
+    left_to_plan,
     load_config_file,
     named_run,
     run_name,
@@ -21,6 +22,7 @@ from covid_jax.config import (
     validate,
 )
 from covid_jax.errors import UserError
+from covid_jax.files import write_json
 from covid_jax.training.cost import abstract_params
 from covid_jax.transfer.strategies import frozen_masks
 from tests.conftest import ROOT
@@ -46,7 +48,31 @@ def test_pretraining_trains_on_the_datasets_of_its_source():
     assert config.data.datasets == ("msd_lung", "structseg_gtv", "nsclc_effusion")
 
 
-@pytest.mark.parametrize("name", ["zap", "body-zap", "pretraining-none"])
+def test_a_source_of_ones_own_is_a_dataset_or_what_was_imported():
+    assert named_run(Config(), "pretraining-zap").data.datasets == ("zap",)
+    config = named_run(Config(), "frozen_encoder-Task 001.x")
+    assert config.source == "Task 001.x"
+    validate(config)
+    with pytest.raises(UserError, match=r"config\.source='\.\./x': must be a name"):
+        validate(named_run(Config(), "body-../x"))
+
+
+def test_a_runs_own_config_is_a_config(tmp_path):
+    config = named_run(Config(seed=3), "body-msd")
+    write_json(tmp_path / "config.json", to_dict(config))
+    assert load_config_file(str(tmp_path / "config.json")) == config
+
+
+def test_what_is_left_to_the_plan_is_not_looked_at_before_it_is_known():
+    config = load_config_file(f"{ROOT}/configs/nnunet.py:body-mine")
+    validate(config)
+    assert {"model.strides", "data.patch_size", "data.batch_size"} <= {*left_to_plan(config)}
+    assert left_to_plan(Config()) == ()
+    with pytest.raises(UserError, match=r"config\.epochs"):
+        validate(dataclasses.replace(config, epochs=0))
+
+
+@pytest.mark.parametrize("name", ["zap", "zap-msd", "pretraining-none"])
 def test_an_unknown_run_name_is_refused(name):
     with pytest.raises(UserError, match=name):
         named_run(Config(), name)
@@ -60,7 +86,7 @@ def test_an_unknown_run_name_is_refused(name):
         (Config(strategy="zap"), "config.strategy"),
         (Config(dtype="float16"), "config.dtype"),
         (Config(epochs="ten"), "config.epochs"),
-        (Config(data=DataConfig(batch_size=0)), "config.data.batch_size"),
+        (Config(data=DataConfig(batch_size=-1)), "config.data.batch_size"),
         (Config(data=DataConfig(patch_size=(0, 64, 64))), "config.data.patch_size"),
         (Config(data=DataConfig(patch_size=(64, 64))), "config.data.patch_size"),
         (Config(model=UNetConfig(strides=((1, 1, 1),))), "config.model.strides"),
@@ -69,9 +95,18 @@ def test_an_unknown_run_name_is_refused(name):
         (Config(model=UNetConfig(strides=((1, 1, 1),) + ((0, 2, 2),) * 5)), "config.model.strides"),
         (Config(model=UNetConfig(strides=((1, 2, 2),) * 6)), "config.model.strides"),
         (Config(model=UNetConfig(in_channels=0)), "config.model.in_channels"),
-        (Config(model=UNetConfig(in_channels=2)), "config.model.in_channels"),
         (Config(model=UNetConfig(num_classes=1)), "config.model.num_classes"),
-        (Config(model=UNetConfig(features_per_stage=())), "config.model.features_per_stage"),
+        (Config(model=UNetConfig(n_blocks_per_stage=(1,) * 6)), "config.model.n_conv_per_stage"),
+        (Config(model=UNetConfig(n_conv_per_stage=(1,))), "config.model.n_conv_per_stage"),
+        (
+            Config(model=UNetConfig(n_conv_per_stage=(), n_blocks_per_stage=(1, 1))),
+            "config.model.n_blocks_per_stage",
+        ),
+        (
+            Config(model=UNetConfig(n_conv_per_stage=(), n_blocks_per_stage=(1, 2, 0, 1, 1, 1))),
+            "config.model.n_blocks_per_stage",
+        ),
+        (Config(model=UNetConfig(features_per_stage=(8,))), "config.model.features_per_stage"),
         (Config(optimizer=OptimizerConfig(momentum=1.0)), "config.optimizer.momentum"),
         (Config(optimizer=OptimizerConfig(poly_power=-1.0)), "config.optimizer.poly_power"),
         (Config(model=UNetConfig(norm_epsilon=0.0)), "config.model.norm_epsilon"),

@@ -76,7 +76,7 @@ def test_its_prepared_cases_are_read(left):
     assert dataset.labels == ("infection",)
     for name in ("CASE_0", "CASE_1", "CASE_2"):
         case = load_case(dataset, name)
-        assert case.image.shape == case.label.shape == (12, 20, 24)
+        assert case.image.shape == (*case.label.shape, 1) == (12, 20, 24, 1)
         assert len(case.foreground[0]) == (case.label == 1).sum() > 0
 
 

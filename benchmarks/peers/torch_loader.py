@@ -42,9 +42,10 @@ def save_cases(folder: Path, cases: Mapping[str, StoredCase], patch_size: Triple
             value: np.insert(voxels, 0, 0, axis=1)
             for value, voxels in enumerate(case.foreground, start=1)
         }
-        blocks, chunks = comp_blosc2_params((1, *case.image.shape), patch_size)
+        image = np.moveaxis(np.asarray(case.image), -1, 0)
+        blocks, chunks = comp_blosc2_params(image.shape, patch_size)
         nnUNetDatasetBlosc2.save_case(
-            np.asarray(case.image)[None],
+            image,
             np.asarray(case.label)[None].astype(np.int8),
             {"class_locations": locations},
             str(folder / name),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 import torch
-from dynamic_network_architectures.architectures.unet import PlainConvUNet
+from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
 from dynamic_network_architectures.building_blocks.simple_conv_blocks import StackedConvBlocks
 from dynamic_network_architectures.initialization.weight_init import InitWeights_He
 from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
@@ -30,28 +30,32 @@ if TYPE_CHECKING:  # it brings grain along, which the step does not need
 Loss = Callable[[Sequence[torch.Tensor], torch.Tensor], torch.Tensor]
 
 
-def network(config: UNetConfig) -> PlainConvUNet:
+def network(config: UNetConfig) -> PlainConvUNet | ResidualEncoderUNet:
     """The network of `config` with nnU-Net's initialisation (nnUNetTrainer's)."""
     if not config.head_bias or config.kernel_sizes_decoder:
-        raise ValueError("PlainConvUNet has biases everywhere and no kernels for the decoder alone")
-    made = PlainConvUNet(
-        input_channels=config.in_channels,
-        n_stages=len(config.features_per_stage),
-        features_per_stage=config.features_per_stage,
-        conv_op=nn.Conv3d,
-        kernel_sizes=config.kernel_sizes,
-        strides=config.strides,
-        n_conv_per_stage=config.n_conv_per_stage,
-        num_classes=config.num_classes,
-        n_conv_per_stage_decoder=config.n_conv_per_stage_decoder,
-        conv_bias=config.conv_bias,
-        norm_op=nn.InstanceNorm3d,
-        norm_op_kwargs={"eps": 1e-5, "affine": True},
-        nonlin=nn.LeakyReLU,
-        nonlin_kwargs={"inplace": True},
-        deep_supervision=config.deep_supervision,
+        raise ValueError("nnU-Net v2 has biases everywhere and no kernels for the decoder alone")
+    arguments = {
+        "input_channels": config.in_channels,
+        "n_stages": len(config.features_per_stage),
+        "features_per_stage": config.features_per_stage,
+        "conv_op": nn.Conv3d,
+        "kernel_sizes": config.kernel_sizes,
+        "strides": config.strides,
+        "num_classes": config.num_classes,
+        "n_conv_per_stage_decoder": config.n_conv_per_stage_decoder,
+        "conv_bias": config.conv_bias,
+        "norm_op": nn.InstanceNorm3d,
+        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+        "nonlin": nn.LeakyReLU,
+        "nonlin_kwargs": {"inplace": True},
+        "deep_supervision": config.deep_supervision,
+    }
+    made = (
+        ResidualEncoderUNet(n_blocks_per_stage=config.n_blocks_per_stage, **arguments)
+        if config.n_blocks_per_stage
+        else PlainConvUNet(n_conv_per_stage=config.n_conv_per_stage, **arguments)
     )
-    made.apply(InitWeights_He(1e-2))
+    made.apply(made.initialize)
     return made
 
 
@@ -210,7 +214,7 @@ def train(
     seed: int,
     batches: "Iterable[Batch]",
     after_epoch: Callable[[nn.Module], None] = lambda net: None,
-) -> PlainConvUNet:
+) -> PlainConvUNet | ResidualEncoderUNet:
     """The network of `config` from weights of its own, trained as nnUNetTrainer trains it.
 
     Args:

@@ -32,25 +32,28 @@ def plans_of(plan: Plan) -> PlansManager:
         "preprocessor_name": "DefaultPreprocessor",
         "patch_size": [56, 160, 192],
         "spacing": list(plan.spacing_mm),
-        "normalization_schemes": ["CTNormalization"],
-        "use_mask_for_norm": [False],
+        "normalization_schemes": [how.scheme for how in plan.normalization],
+        "use_mask_for_norm": [how.use_mask_for_norm for how in plan.normalization],
         "resampling_fn_data": resampling,
         "resampling_fn_data_kwargs": {"is_seg": False, "order": 3, **options},
         "resampling_fn_seg": resampling,
         "resampling_fn_seg_kwargs": {"is_seg": True, "order": 1, **options},
     }
-    intensities = {
-        "mean": plan.mean_hu,
-        "std": plan.std_hu,
-        "percentile_00_5": plan.lower_hu,
-        "percentile_99_5": plan.upper_hu,
+    statistics = {
+        str(channel): {
+            "mean": how.mean,
+            "std": how.std,
+            "percentile_00_5": how.lower,
+            "percentile_99_5": how.upper,
+        }
+        for channel, how in enumerate(plan.normalization)
     }
     return PlansManager(
         {
             "image_reader_writer": "SimpleITKIO",
             "transpose_forward": [0, 1, 2],
             "transpose_backward": [0, 1, 2],
-            "foreground_intensity_properties_per_channel": {"0": intensities},
+            "foreground_intensity_properties_per_channel": statistics,
             "configurations": {"3d_fullres": configuration},
             "label_manager": "LabelManager",
         }

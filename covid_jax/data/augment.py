@@ -19,6 +19,8 @@ from jax import Array
 from covid_jax.config import ANISOTROPY
 
 Triple = tuple[int, int, int]
+Transform = Callable[[Array, Array], Array]
+"""(key, image (D, H, W, C)) -> an image of the same shape"""
 Choose = Callable[..., Any]
 """(chosen, then, otherwise, *operands) -> what `then` or `otherwise` makes of the operands."""
 
@@ -26,13 +28,17 @@ PROBABILITIES = {
     "rotation": 0.2,
     "scaling": 0.2,
     "noise": 0.1,
-    "blur": 0.1,  # nnU-Net: 0.2, and then 0.5 a channel
+    "blur": 0.2,
     "brightness": 0.15,
     "contrast": 0.15,
-    "low_resolution": 0.125,  # nnU-Net: 0.25, and then 0.5 a channel
+    "low_resolution": 0.25,
     "inverted_gamma": 0.1,
     "gamma": 0.3,
 }
+"""Of a sample, that a transform is applied to it."""
+
+OF_CHANNEL = {"blur": 0.5, "low_resolution": 0.5}
+"""Of a channel of such a sample, that it is changed; 1 where there is no other (p_per_channel)."""
 _OUTSIDE = -1  # the label of what lies outside of the array, while a warp decides
 
 
@@ -113,7 +119,7 @@ def _augment_sample(
         label,
     )
     axes = (1, 2) if planar else (0, 1, 2)
-    transforms: dict[str, Callable[[Array, Array], Array]] = {
+    transforms: dict[str, Transform] = {
         "noise": random_noise,
         "blur": random_blur,
         "brightness": random_brightness,
@@ -124,9 +130,30 @@ def _augment_sample(
     }
     for name, transform in transforms.items():
         chosen, drawn = jax.random.split(keys[name])
-        applies = jax.random.bernoulli(chosen, PROBABILITIES[name])
+        probability, of_channel = PROBABILITIES[name], OF_CHANNEL.get(name, 1.0)
+        if image.shape[-1] == 1:
+            probability *= of_channel
+        elif name != "noise":  # which has one deviation for all channels
+            transform = by_channel(transform, of_channel)
+        applies = jax.random.bernoulli(chosen, probability)
         image = choose(applies, transform, lambda _, image: image, drawn, image)
     return mirror(keys["mirror"], image, label, choose)
+
+
+def by_channel(transform: Transform, probability: float) -> Transform:
+    """`transform` drawn for each channel apart, and applied to it with this probability."""
+
+    def changed(key: Array, channel: Array) -> Array:
+        chosen, drawn = jax.random.split(key)
+        applies = jax.random.bernoulli(chosen, probability)
+        return jnp.where(applies, transform(drawn, channel), channel)
+
+    def transform_all(key: Array, image: Array) -> Array:
+        keys = jax.random.split(key, image.shape[-1])
+        channels = jnp.split(image, image.shape[-1], axis=-1)
+        return jnp.concatenate([changed(*one) for one in zip(keys, channels, strict=True)], axis=-1)
+
+    return transform_all
 
 
 def middle(array: Array, size: Triple) -> Array:

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from covid_jax.config import IGNORED
-from covid_jax.data.scans import Scans, base_of_channel, ending, files_in, listed
+from covid_jax.data.normalization import scheme_of
+from covid_jax.data.scans import ENDINGS, channels_of, ending, files_in, listed
 from covid_jax.errors import UserError
 from covid_jax.files import read_json
 
@@ -26,10 +27,14 @@ SYNTHETIC_MARKER = "SYNTHETIC.txt"
 
 @dataclass(frozen=True)
 class Case:
-    """One scan: its name, its image (a file, or a folder with a DICOM series) and its label."""
+    """One scan.
+
+    Attributes:
+      images: of each channel: a file, or a folder with a DICOM series.
+    """
 
     name: str
-    image: Path
+    images: tuple[Path, ...]
     label: Path
 
 
@@ -65,8 +70,8 @@ class RawDataset:
         files that are not taken.
       folder: of the raw data.
       left_out: cases that are there and were taken out by `without`.
-      channel: what the images are, as dataset.json says.
-      intensities: how their values are read (intensities.read_as).
+      channels: what the images are, as dataset.json says.
+      intensities: how the values of CT are read (intensities.read_as).
     """
 
     name: str
@@ -76,10 +81,15 @@ class RawDataset:
     synthetic: bool
     notes: tuple[str, ...] = ()
     ignored: int | None = None
-    channel: str = "CT"
+    channels: tuple[str, ...] = ("CT",)
     intensities: str = "auto"
     folder: Path = Path()
     left_out: frozenset[str] = frozenset()
+
+    @property
+    def schemes(self) -> tuple[str, ...]:
+        """How each channel is normalised (normalization.SCHEMES)."""
+        return tuple(scheme_of(channel) for channel in self.channels)
 
     def without(self, names: Collection[str]) -> "RawDataset":
         """The dataset without some of its cases, in its folds too."""
@@ -102,24 +112,25 @@ def covid19(raw_dir: Path) -> RawDataset:
     """COVID-19-CT-Seg (Zenodo 3757476), unpacked: images and infection masks; 5 folds of 4/16."""
     images = _folder(raw_dir, "COVID-19-CT-Seg_20cases")
     masks = _folder(raw_dir, "Infection_Mask")
-    cases, notes = _pairs(files_in(images), masks)
+    cases, notes = _pairs(*_of_one_channel(images), masks)
     return _with_published_splits("covid19", raw_dir, cases, ("infection",), notes)
 
 
 def msd_lung(raw_dir: Path) -> RawDataset:
     """Medical Segmentation Decathlon, Task06_Lung: 1 = cancer."""
     images, labels = _folder(raw_dir, "imagesTr"), _folder(raw_dir, "labelsTr")
-    cases, notes = _pairs(files_in(images), labels)
+    cases, notes = _pairs(*_of_one_channel(images), labels)
     return _with_published_splits("msd_lung", raw_dir, cases, ("lung cancer",), notes)
 
 
 def structseg_gtv(raw_dir: Path) -> RawDataset:
     """StructSeg 2019, lung cancer: folder N holds data.nii.gz and label.nii.gz (1 = GTV)."""
     cases = [
-        Case(f"train_{image.parent.name}", image, image.with_name("label.nii.gz"))
+        Case(f"train_{image.parent.name}", (image,), image.with_name("label.nii.gz"))
         for image in raw_dir.glob("*/data.nii.gz")
     ]
-    taken, marker = {case.image.parent for case in cases}, raw_dir / SYNTHETIC_MARKER
+    taken = {case.label.parent for case in cases}
+    marker = raw_dir / SYNTHETIC_MARKER
     notes = _not_taken(
         "no folder with data.nii.gz",
         (path.name for path in raw_dir.iterdir() if path not in {*taken, marker}),
@@ -150,7 +161,9 @@ def nsclc_effusion(raw_dir: Path) -> RawDataset:
         of_effusion = patient and "effusion" in mask.name.lower() and mask.name[0] != "."
         if not (patient and of_effusion and masks.setdefault(patient[0], mask) == mask):
             others.append(mask.name)
-    cases = [Case(name, folder, masks[name]) for name, folder in patients.items() if name in masks]
+    cases = [
+        Case(name, (folder,), masks[name]) for name, folder in patients.items() if name in masks
+    ]
     notes = [
         *_not_taken("patients without a mask of an effusion", patients.keys() - masks.keys()),
         *_not_taken("masks without their patient", masks.keys() - patients.keys()),
@@ -160,7 +173,10 @@ def nsclc_effusion(raw_dir: Path) -> RawDataset:
 
 
 def nnunet(raw_dir: Path) -> RawDataset:
-    """Any nnU-Net raw dataset of one channel, with nnU-Net's own folds."""
+    """Any nnU-Net raw dataset, of one or several channels, with nnU-Net's own folds.
+
+    Or with those of a splits_final.json beside its dataset.json.
+    """
     description = raw_dir / "dataset.json"
     if not description.is_file():
         raise UserError(f"{description}: missing; an nnU-Net raw dataset has one")
@@ -168,15 +184,16 @@ def nnunet(raw_dir: Path) -> RawDataset:
     _refuse_names_twice(description)
     try:
         values = label_values(content)
-        channels = list((content.get("channel_names") or content.get("modality") or {}).values())
+        channels = _channels(content.get("channel_names") or content.get("modality") or {})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{description}: not an nnU-Net dataset.json with labels") from error
     except UserError as error:
         raise UserError(f"{description}: {error}") from error
-    if len(channels) > 1:
+    file_ending = str(content.get("file_ending", ENDINGS[0]))
+    if not file_ending.lower().endswith(ENDINGS):
         raise UserError(
-            f"{description}: {len(channels)} channels ({', '.join(map(str, channels))}); only "
-            "datasets of one channel can be prepared"
+            f"{description}: its scans are {file_ending} files, which are not read; convert them "
+            f"to one of {', '.join(ENDINGS)}"
         )
     ignored, highest = values.pop("ignore", None), max(values.values(), default=0)
     notes = []
@@ -197,22 +214,10 @@ def nnunet(raw_dir: Path) -> RawDataset:
         raise UserError(f"{description}: {len(names)} labels; at most {IGNORED - 1} work")
     images, masks = _folder(raw_dir, "imagesTr"), _folder(raw_dir, "labelsTr")
     found = files_in(images)
-    first = {
-        name.removesuffix("_0000"): path
-        for name, path in found.paths.items()
-        if name.endswith("_0000")
-    }
-    others = {name: path.name for name, path in found.paths.items() if not name.endswith("_0000")}
-    if more := [file for name, file in others.items() if base_of_channel(name) in first]:
-        raise UserError(
-            f"{images}: {listed(more)} are of other channels, and {description} has one; or, if "
-            "they are scans of their own, add nnU-Net's _0000 to the name of each"
-        )
-    cases, of_files = _pairs(Scans(first, found.left_out), masks)
+    scans, others = channels_of(images, found.paths, len(channels))
+    cases, of_files = _pairs(scans, found.left_out, masks)
     notes += of_files
-    notes += _not_taken(
-        f"images without nnU-Net's _0000 of their channel in {images}", others.values()
-    )
+    notes += _not_taken(f"images without nnU-Net's _0000 of their channel in {images}", others)
     notes += _other_endings(description, content.get("file_ending"), cases)
     expected = content.get("numTraining", len(cases))
     if expected != len(cases):
@@ -226,7 +231,7 @@ def nnunet(raw_dir: Path) -> RawDataset:
         is_synthetic(raw_dir),
         tuple(notes),
         ignored,
-        str(channels[0]) if channels else "CT",
+        channels,
     )
 
 
@@ -346,19 +351,37 @@ def _with_published_splits(
     return RawDataset(name, ordered, labels, splits, is_synthetic(raw_dir), tuple(notes))
 
 
-def _pairs(images: Scans, labels: Path) -> tuple[list[Case], list[str]]:
+def _of_one_channel(images: Path) -> tuple[dict[str, tuple[Path, ...]], tuple[str, ...]]:
+    """The images in a folder by their names, and lines on what there is no image."""
+    found = files_in(images)
+    return {name: (path,) for name, path in found.paths.items()}, found.left_out
+
+
+def _pairs(
+    images: dict[str, tuple[Path, ...]], left_out: Iterable[str], labels: Path
+) -> tuple[list[Case], list[str]]:
     """A case of each image with its label in the folder `labels`, and lines on what is not taken.
 
     A label that is missing is found missing when the case is read.
     """
     found = files_in(labels)
     cases = [
-        Case(name, image, found.paths.get(name, labels / f"{name}.nii.gz"))
-        for name, image in images.paths.items()
+        Case(name, channels, found.paths.get(name, labels / f"{name}.nii.gz"))
+        for name, channels in images.items()
     ]
-    alone = [found.paths[name].name for name in found.paths.keys() - images.paths.keys()]
-    notes = [*images.left_out, *found.left_out]
+    alone = [found.paths[name].name for name in found.paths.keys() - images.keys()]
+    notes = [*left_out, *found.left_out]
     return cases, notes + _not_taken(f"labels without an image in {labels}", alone)
+
+
+def _channels(told: dict[str, Any]) -> tuple[str, ...]:
+    """The channels' names in their order; one of CT where dataset.json has none.
+
+    Raises a ValueError where they are not numbered 0, 1, 2, ...
+    """
+    if sorted(map(int, told)) != list(range(len(told))):
+        raise ValueError("channels that are not numbered 0, 1, 2, ...")
+    return tuple(str(told[key]) for key in sorted(told, key=int)) or ("CT",)
 
 
 def _refuse_names_twice(path: Path) -> None:
@@ -375,7 +398,7 @@ def _refuse_names_twice(path: Path) -> None:
 
 def _other_endings(description: Path, told: Any, cases: Iterable[Case]) -> list[str]:
     """A line on files that do not end as dataset.json says: taken here, and not by nnU-Net."""
-    files = [file for case in cases for file in (case.image, case.label) if file.is_file()]
+    files = [file for case in cases for file in (*case.images, case.label) if file.is_file()]
     others = [file.name for file in files if told and not file.name.endswith(str(told))]
     if not others:
         return []

@@ -16,22 +16,31 @@ import numpy as np
 
 from covid_jax.config import ANISOTROPY, check_types
 from covid_jax.data.geometry import AXES, Volume
+from covid_jax.data.normalization import CT, SCHEMES, Z_SCORE, Normalization, ct
+from covid_jax.data.planner import (
+    Planning,
+    Topology,
+    configurations,
+    median_shape,
+    target_spacing,
+)
 from covid_jax.errors import UserError
 from covid_jax.files import write_json
 
-VERSION = 2
+VERSION = 3
 """Of plan.json; one without a version is of version 1."""
 
-_VERSION_1 = (
-    "spacing_mm",
-    "lower_hu",
-    "upper_hu",
-    "mean_hu",
-    "std_hu",
-    "median_shape",
-    "training_cases",
-    "file_axes",
-)
+_STATISTICS = ("lower_hu", "upper_hu", "mean_hu", "std_hu")
+"""Of one channel of CT, as versions 1 and 2 had them."""
+
+_ORDER = ("lower", "upper", "mean", "std")
+"""Of Normalization, in the order of _STATISTICS."""
+
+_VERSION_1 = (*_STATISTICS, "spacing_mm", "median_shape", "training_cases", "file_axes")
+
+_CUT = 3 / 4  # of a scan that the crop keeps, from which down z-scores are of the inside
+
+_TOPOLOGY = {field.name for field in dataclasses.fields(Topology)} | {"n_stages"}
 
 FINGERPRINT_VOXELS = 10_000_000
 """Lesion voxels from which the statistics come, shared out evenly among the training cases."""
@@ -39,11 +48,18 @@ FINGERPRINT_VOXELS = 10_000_000
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What the plan takes from one training case: its grid and its lesions' intensities (HU)."""
+    """What the plan takes from one training case.
+
+    Attributes:
+      shape, spacing_mm: of its grid, cropped to what is not zero.
+      foreground: (C, n), intensities of its lesions in each channel; in HU where that is CT.
+      cropped_share: of the scan's voxels, how many the crop keeps.
+    """
 
     shape: tuple[int, ...]
     spacing_mm: tuple[float, ...]
-    foreground_hu: np.ndarray
+    foreground: np.ndarray
+    cropped_share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -65,13 +81,15 @@ class Resampling:
 
 @dataclass(frozen=True)
 class Plan:
-    """Target spacing (D, H, W) and intensity statistics of the foreground voxels.
+    """Target spacing (D, H, W) and how each channel is normalised.
 
     A field that came after version 1 has a default that means what version 1 did, so that the hash
     of a plan, by which prepared data and runs know it, outlives the field.
 
     Attributes:
       spacing_mm: of the network's grid, along its axes.
+      normalization: of each channel.
+      median_shape: of a training case at this spacing.
       file_axes: the network sees the axes of each scan's file as they are (slices, rows, columns),
         as nnU-Net does; else every scan is turned so that they point to `axes`.
       axes: where D, H, W point to, in nibabel's letters.
@@ -79,14 +97,13 @@ class Plan:
       image_resampling: of the image, to the plan's spacing.
       score_resampling: of what the network predicts, back to the scan's grid.
       resample_first: before the intensities are clipped, as nnU-Net v1; v2 clips them first.
+      topology: the network that was planned for the cases, and its batches. In plan.json its fields
+        stand among the plan's.
     """
 
     spacing_mm: tuple[float, float, float]
-    lower_hu: float  # 0.5 percentile, where intensities are clipped
-    upper_hu: float  # 99.5 percentile
-    mean_hu: float
-    std_hu: float
-    median_shape: tuple[int, int, int]  # of a training case at this spacing
+    normalization: tuple[Normalization, ...]
+    median_shape: tuple[int, int, int]
     training_cases: tuple[str, ...]
     file_axes: bool = False
     axes: tuple[str, str, str] = AXES
@@ -94,83 +111,136 @@ class Plan:
     image_resampling: Resampling = Resampling(order=3)
     score_resampling: Resampling = Resampling(order=1)
     resample_first: bool = False
+    topology: Topology | None = None
 
     @property
     def hash(self) -> str:
         """Names this plan; data prepared by another one has another hash.
 
         It is over version 1's fields, and of later ones over those that are not at their default.
+        The topology has no part in it: for another GPU or network the same data is prepared.
         """
-        told = [
-            field.name
-            for field in dataclasses.fields(self)
-            if field.name in _VERSION_1 or getattr(self, field.name) != field.default
-        ]
         values = dataclasses.asdict(self)
-        text = json.dumps({name: values[name] for name in told}, sort_keys=True)
+        if len(self.normalization) == 1 and self.normalization[0].is_ct:
+            (one,) = values.pop("normalization")
+            values |= dict(zip(_STATISTICS, map(one.get, _ORDER), strict=True))
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        told = {
+            name: value
+            for name, value in values.items()
+            if name in _VERSION_1 or (name != "topology" and getattr(self, name) != defaults[name])
+        }
+        text = json.dumps(told, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def fingerprint(volume: Volume, label: Volume, samples: int) -> Fingerprint:
-    """The fingerprint of a case whose `volume` is in HU, cropped as preprocess crops it.
+def fingerprint(
+    channels: Sequence[Volume], label: Volume, samples: int, cropped_share: float = 1.0
+) -> Fingerprint:
+    """The fingerprint of a case, cropped as preprocess crops it.
 
     Of its lesion voxels `samples` are drawn, with replacement and nnU-Net's seed, so that a case
-    counts the same whatever the size of its lesions.
+    counts the same whatever the size of its lesions (DatasetFingerprintExtractor).
+
+    Args:
+      channels: in HU where they are CT.
+      cropped_share: as in Fingerprint.
     """
-    foreground = volume.voxels[label.voxels > 0].astype(np.float32)
-    if foreground.size:
-        foreground = np.random.RandomState(1234).choice(foreground, samples)
-    return Fingerprint(
-        volume.voxels.shape, tuple(float(mm) for mm in volume.spacing_mm), foreground
-    )
+    inside, rng = label.voxels > 0, np.random.RandomState(1234)
+    foreground = [channel.voxels[inside].astype(np.float32) for channel in channels]
+    drawn = [rng.choice(values, samples) if values.size else values for values in foreground]
+    first = channels[0]
+    spacing = tuple(float(mm) for mm in first.spacing_mm)
+    return Fingerprint(first.voxels.shape, spacing, np.stack(drawn), cropped_share)
 
 
-def make_plan(cases: Sequence[str], fingerprints: Sequence[Fingerprint]) -> Plan:
-    """The plan of the training cases with these fingerprints.
+def make_plan(
+    cases: Sequence[str], fingerprints: Sequence[Fingerprint], schemes: Sequence[str]
+) -> Plan:
+    """The plan of the training cases with these fingerprints, at nnU-Net's full resolution.
 
-    The spacing is the median of each axis. Where the coarsest axis of it is more than three times
-    as coarse as the others, and less than a third as long, that axis takes its 10th percentile
-    instead (nnU-Net: determine_fullres_target_spacing).
+    Args:
+      schemes: of each channel, how it is normalised (normalization.SCHEMES).
 
     Raises:
       UserError: no training case has a foreground voxel.
     """
-    spacings = np.array([case.spacing_mm for case in fingerprints])
-    shapes = np.array([case.shape for case in fingerprints])
-    foreground = np.concatenate([case.foreground_hu for case in fingerprints])
+    spacings = [case.spacing_mm for case in fingerprints]
+    shapes = [case.shape for case in fingerprints]
+    foreground = np.concatenate([case.foreground for case in fingerprints], axis=1)
     if foreground.size == 0:
         raise UserError(
             f"no lesion voxel in the training cases ({', '.join(cases)}); check the labels"
         )
-    spacing = np.median(spacings, axis=0)
-    size = np.median(shapes, axis=0)
-    coarsest = int(np.argmax(spacing))
-    others = np.delete(np.arange(3), coarsest)
-    if (
-        spacing[coarsest] > ANISOTROPY * spacing[others].max()
-        and size[coarsest] * ANISOTROPY < size[others].min()
-    ):
-        target = np.percentile(spacings[:, coarsest], 10)
-        finest = spacing[others].max()
-        spacing[coarsest] = target if target >= finest else finest + 1e-5
-    lower, upper = np.percentile(foreground, (0.5, 99.5))
-    median_shape = np.median(np.round(shapes * spacings / spacing), axis=0)
+    spacing = target_spacing(spacings, shapes)
     depth_mm, height_mm, width_mm = (float(mm) for mm in spacing)
-    depth, height, width = (int(n) for n in median_shape)
+    depth, height, width = (int(n) for n in median_shape(spacings, shapes, spacing))
+    # Where the crop takes away much, as around a brain, what is outside says nothing.
+    is_cut = float(np.median([case.cropped_share for case in fingerprints])) < _CUT
     return Plan(
         spacing_mm=(depth_mm, height_mm, width_mm),
-        lower_hu=float(lower),
-        upper_hu=float(upper),
-        mean_hu=float(foreground.mean()),
-        std_hu=float(max(foreground.std(), 1e-8)),
+        normalization=tuple(
+            _normalization(scheme, values, is_cut)
+            for scheme, values in zip(schemes, foreground, strict=True)
+        ),
         median_shape=(depth, height, width),
         training_cases=tuple(cases),
     )
 
 
+def _normalization(scheme: str, foreground: np.ndarray, is_cut: bool) -> Normalization:
+    """That of a channel with these intensities of its foreground.
+
+    nnU-Net: determine_normalization_scheme_and_whether_mask_is_used_for_norm.
+    """
+    if scheme == CT:
+        lower, upper = np.percentile(foreground, (0.5, 99.5))
+        return ct(lower, upper, float(foreground.mean()), float(foreground.std()))
+    return Normalization(scheme, use_mask_for_norm=scheme == Z_SCORE and is_cut)
+
+
+def with_topology(
+    plan: Plan, fingerprints: Sequence[Fingerprint], labels: int, planning: Planning
+) -> Plan:
+    """`plan` of the cases with these fingerprints, on the grid of the network planned for them.
+
+    Args:
+      labels: as in planner.configurations.
+
+    Raises:
+      UserError: no network fits, or nnU-Net makes no such configuration of this dataset.
+    """
+    found = configurations(
+        [case.spacing_mm for case in fingerprints],
+        [case.shape for case in fingerprints],
+        labels,
+        planning.planner,
+        planning.gpu_memory_gb,
+    )
+    chosen = found.lowres if planning.configuration == "3d_lowres" else found.fullres
+    if chosen is None:
+        raise UserError(
+            "nnU-Net makes no 3d_lowres of this dataset: a patch of 3d_fullres sees enough of a "
+            "case; plan that"
+        )
+    depth, height, width = (int(n) for n in chosen.median_shape)
+    return dataclasses.replace(
+        plan,
+        spacing_mm=chosen.spacing_mm,
+        median_shape=(depth, height, width),
+        transpose=found.transpose,
+        topology=chosen.topology,
+    )
+
+
 def save_plan(path: Path, plan: Plan) -> None:
     """Writes plan.json."""
-    write_json(path, {"version": VERSION, **dataclasses.asdict(plan)})
+    values = dataclasses.asdict(plan)
+    topology = values.pop("topology")
+    if topology is not None:
+        stages = {"n_stages": len(topology["strides"])}
+        values |= stages | {name: value for name, value in topology.items() if value != ()}
+    write_json(path, {"version": VERSION, **values})
 
 
 def load_plan(path: Path) -> Plan:
@@ -180,15 +250,19 @@ def load_plan(path: Path) -> Plan:
       UserError: it is missing, damaged, or of a newer version.
     """
     try:
-        values = json.loads(path.read_text("utf-8-sig"))
+        values = _of_this_version(json.loads(path.read_text("utf-8-sig")))
         version = values.pop("version", 1)
+        topology = {name: values.pop(name) for name in _TOPOLOGY & values.keys()}
         unknown = values.keys() - {field.name for field in dataclasses.fields(Plan)}
         if version > VERSION or unknown:
             raise UserError(
                 f"{path}: written by a newer version of covid_jax "
                 f"({', '.join(sorted(unknown)) or f'version {version}'}); update this one"
             )
-        plan = Plan(**{name: _from_json(value) for name, value in values.items()})
+        plan = Plan(
+            **{name: _from_json(name, value) for name, value in values.items()},
+            topology=_topology_from_json(topology) if topology else None,
+        )
         _check(plan)
         return plan
     except FileNotFoundError as error:
@@ -200,14 +274,16 @@ def load_plan(path: Path) -> Plan:
 def _check(plan: Plan) -> None:
     """Raises a ValueError for what no plan holds."""
     try:
-        check_types(plan, "plan")
+        for part in (plan, *plan.normalization):
+            check_types(part, "plan")
     except UserError as error:
         raise ValueError(str(error)) from error
-    numbers = (plan.lower_hu, plan.upper_hu, plan.mean_hu, plan.std_hu, *plan.spacing_mm)
+    statistics = [getattr(how, name) for how in plan.normalization for name in _ORDER]
     holds = (
-        np.isfinite(numbers).all()
-        and min(plan.std_hu, *plan.spacing_mm) > 0
-        and plan.lower_hu <= plan.upper_hu
+        np.isfinite([*statistics, *plan.spacing_mm]).all()
+        and len(plan.normalization) > 0
+        and min(*(how.std for how in plan.normalization), *plan.spacing_mm) > 0
+        and all(how.scheme in SCHEMES and how.lower <= how.upper for how in plan.normalization)
         and sorted(plan.transpose) == [0, 1, 2]
         and all(len({*plan.axes} & {*pair}) == 1 for pair in ("RL", "AP", "SI"))
         and all(
@@ -216,11 +292,49 @@ def _check(plan: Plan) -> None:
             for order in (how.order, how.coarse_order)
         )
     )
-    if not holds:
+    if not holds or (plan.topology and not _holds_together(plan.topology)):
         raise ValueError("a value that cannot be")
 
 
-def _from_json(value: Any) -> Any:
+def _of_this_version(values: dict[str, Any]) -> dict[str, Any]:
+    """What plan.json says, in the words of this version."""
+    if not set(_STATISTICS) <= values.keys():
+        return values
+    one = {name: values.pop(told) for name, told in zip(_ORDER, _STATISTICS, strict=True)}
+    return values | {"normalization": [{"scheme": CT, **one}]}
+
+
+def _holds_together(topology: Topology) -> bool:
+    """Whether a topology is that of a U-Net, and its patch can be halved all the way down."""
+    stages = len(topology.strides)
+    encoder = topology.n_conv_per_stage or topology.n_blocks_per_stage
+    whole = (topology.batch_size, *topology.patch_size, *topology.features_per_stage, *encoder)
+    whole += tuple(n for axes in (*topology.strides, *topology.kernel_sizes) for n in axes)
+    return (
+        stages > 1
+        and len(topology.features_per_stage) == len(topology.kernel_sizes) == len(encoder) == stages
+        and len(topology.n_conv_per_stage_decoder) == stages - 1
+        and not (topology.n_conv_per_stage and topology.n_blocks_per_stage)
+        and min(*whole, *topology.n_conv_per_stage_decoder) > 0
+        and not np.any(topology.patch_size % np.prod(topology.strides, axis=0))
+    )
+
+
+def _topology_from_json(values: dict[str, Any]) -> Topology:
+    stages = values.pop("n_stages")
+    topology = Topology(**{name: _nested(value) for name, value in values.items()})
+    if stages != len(topology.strides):
+        raise ValueError(f"n_stages={stages}, and strides of {len(topology.strides)}")
+    return topology
+
+
+def _nested(value: Any) -> Any:
+    return tuple(map(_nested, value)) if isinstance(value, list) else value
+
+
+def _from_json(name: str, value: Any) -> Any:
+    if name == "normalization":
+        return tuple(Normalization(**one) for one in value)
     if isinstance(value, dict):
         return Resampling(**value)
     return tuple(value) if isinstance(value, list) else value

@@ -13,6 +13,7 @@ from covid_jax.data import phantom, store
 from covid_jax.data.datasets import Case, RawDataset, Split, read_dataset
 from covid_jax.data.geometry import Volume
 from covid_jax.data.labels import read_label
+from covid_jax.data.normalization import CT
 from covid_jax.data.plan import (
     FINGERPRINT_VOXELS,
     Fingerprint,
@@ -21,8 +22,10 @@ from covid_jax.data.plan import (
     load_plan,
     make_plan,
     save_plan,
+    with_topology,
 )
-from covid_jax.data.preprocess import check_extent, nonzero_box, prepare_case, read_scan_as
+from covid_jax.data.planner import Planning, Topology
+from covid_jax.data.preprocess import check_extent, nonzero_box, prepare_case, read_channels
 from covid_jax.data.processes import each
 from covid_jax.data.scans import listed
 from covid_jax.data.volume import files_of
@@ -34,16 +37,16 @@ _FILES_OF_CASE = {"image", "label"}  # of what a case was made from, what is its
 
 
 def open_dataset(name: str, raw_dir: Path, intensities: str = "auto") -> RawDataset:
-    """The raw dataset `name` in `raw_dir`, whose values are read as `intensities` tells.
+    """The raw dataset `name` in `raw_dir`, whose CT is read as `intensities` tells.
 
     Raises:
-      UserError: as read_dataset; or its images are said not to be CT, and nothing else is told.
+      UserError: as read_dataset; or something is told of CT, and it has none.
     """
     raw = read_dataset(name, raw_dir)
-    if intensities == "auto" and raw.channel.upper() != "CT":
+    if intensities not in ("auto", "as_is") and CT not in raw.schemes:
         raise UserError(
-            f"{raw_dir / 'dataset.json'}: its channel is {raw.channel!r}, and a plan is in HU of "
-            "CT; --intensities=as_is takes the values as they are"
+            f"{raw_dir / 'dataset.json'}: its channels are {', '.join(raw.channels)}, and "
+            f"--intensities={intensities} is of CT"
         )
     return replace(raw, intensities=intensities, folder=raw_dir)
 
@@ -56,18 +59,21 @@ def prepare_dataset(
     processes: int = 1,
     skip_bad: bool = False,
     intensities: str = "auto",
+    planning: Planning | None = None,
 ) -> RawDataset:
     """Prepares every case of a raw dataset into `out_dir`/`name`, which then is what the raw is.
 
     Cases that are there from the same files, in the same way, are kept; cases that the raw dataset
     no longer has are removed. The plan is `out_dir`/plan.json; where there is none yet, the
-    training cases of fold `plan_fold` of this dataset make it. As many cases are worked on at once
+    training cases of fold `plan_fold` of this dataset make it, with a network where there is
+    `planning` for one. As many cases are worked on at once
     as there are `processes`. With `skip_bad` all are read first, and those that cannot be read
     safely are left out of the dataset and its folds, each with a line that says why.
 
     Raises:
       UserError: the raw dataset is incomplete, a case of it is damaged (names the file), or
-        `out_dir` holds another dataset of this name, or lies in `raw_dir`.
+        `out_dir` holds another dataset of this name or a plan without the network that is asked
+        for, or lies in `raw_dir`.
     """
     raw = open_dataset(name, raw_dir, intensities)
     check_places(raw, out_dir)
@@ -82,7 +88,7 @@ def prepare_dataset(
     if not known_plan(out_dir):
         check_plan_fold(raw, plan_fold)
     with only_here(out_dir / name, "another preparation"):
-        return _prepare(raw, out_dir, plan_fold, processes)
+        return _prepare(raw, out_dir, plan_fold, processes, planning)
 
 
 def check_places(raw: RawDataset, out_dir: Path) -> None:
@@ -107,9 +113,9 @@ def check_places(raw: RawDataset, out_dir: Path) -> None:
 def _files(case: Case) -> list[Path]:
     """Of a case's image and label."""
     try:
-        return [*files_of(case.image), *files_of(case.label)]
+        return [file for path in (*case.images, case.label) for file in files_of(path)]
     except UserError:  # damaged: told where it is read
-        return [case.image, case.label]
+        return [*case.images, case.label]
 
 
 def known_plan(out_dir: Path | None) -> Plan | None:
@@ -135,12 +141,16 @@ def check_plan_fold(raw: RawDataset, fold: int) -> None:
     )
 
 
-def _prepare(raw: RawDataset, out_dir: Path, plan_fold: int, processes: int) -> RawDataset:
+def _prepare(
+    raw: RawDataset, out_dir: Path, plan_fold: int, processes: int, planning: Planning | None
+) -> RawDataset:
     folder = out_dir / raw.name
     sources = _sources(raw, _each_digests(raw, processes))
     known = store.facts_of(folder, processes)
     _refuse_another_dataset(folder, raw.folder, known, sources)
-    plan = _plan(raw, out_dir, plan_fold, processes)
+    plan = _plan(raw, out_dir, plan_fold, processes, planning)
+    if planning and plan.topology:
+        tqdm.write(f"{out_dir / 'plan.json'}: {_network(plan.topology, plan.spacing_mm)}")
     changes = _changes(raw, known, sources, plan, store.folds_of(folder))
     for line in changes.lines:
         tqdm.write(f"{raw.name}: {line}")
@@ -161,6 +171,17 @@ def _prepare(raw: RawDataset, out_dir: Path, plan_fold: int, processes: int) -> 
     store.save_dataset(folder, raw, plan.hash)
     tqdm.write(f"{raw.name}: {summary(list(read_as.values()))}")
     return raw
+
+
+def _refuse_other_channels(raw: RawDataset, plan: Plan, path: Path) -> None:
+    """Raises a UserError where the dataset's channels are not what a plan is of."""
+    planned = tuple(how.scheme for how in plan.normalization)
+    if raw.schemes != planned:
+        channels = ", ".join(raw.channels)
+        raise UserError(
+            f"{raw.folder}: its channels ({channels}) want {', '.join(raw.schemes)}, and {path} is "
+            f"of {', '.join(planned)}; give another --out_dir"
+        )
 
 
 @dataclass(frozen=True)
@@ -291,12 +312,15 @@ def _each_digests(raw: RawDataset, processes: int) -> dict[str, dict[str, str]]:
 def _sources(raw: RawDataset, digests: dict[str, dict[str, str]]) -> dict[str, dict[str, Any]]:
     """What each case is made from: digests of its raw files, and how they are read."""
     how = {"labels": list(raw.labels), "ignored": raw.ignored, "intensities": raw.intensities}
+    if raw.channels != RawDataset.channels:  # a case of one channel is told as it always was
+        how["channels"] = list(raw.channels)
     return {name: {**of_case, **how} for name, of_case in digests.items()}
 
 
 def _digests(case: Case) -> dict[str, str]:
     _check_label(case)
-    return {"image": digest(files_of(case.image)), "label": digest(files_of(case.label))}
+    images = [file for image in case.images for file in files_of(image)]
+    return {"image": digest(images), "label": digest(files_of(case.label))}
 
 
 def _refuse_another_dataset(
@@ -347,14 +371,25 @@ def summary(read_as: Sequence[str]) -> str:
     return "values are read " + "; ".join(f"{how} ({n} scans)" for how, n in sorted(counts.items()))
 
 
+def _network(topology: Topology, spacing_mm: Sequence[float]) -> str:
+    """A line on what was planned."""
+    blocks = "residual" if topology.n_blocks_per_stage else "plain"
+    patch = " x ".join(str(n) for n in topology.patch_size)
+    spacing = " x ".join(f"{mm:.3g}" for mm in spacing_mm)
+    return (
+        f"a {blocks} network of {len(topology.strides)} stages, for {topology.batch_size} patches "
+        f"of {patch} at {spacing} mm"
+    )
+
+
 def _check_case(case: Case, raw: RawDataset, plan: Plan | None) -> Finding:
     digests: dict[str, str] = {}
     try:
         digests = _digests(case)
-        image, label, how = _read(case, raw)
+        channels, label, how = _read(case, raw)
         if plan:
-            check_extent(case.image, image, plan)
-        return Finding(case.name, _notes(image, label), "", how, digests)
+            check_extent(case.images[0], channels[0], plan)
+        return Finding(case.name, _notes(channels, label), "", how, digests)
     except UserError as error:
         return Finding(case.name, (), str(error), digests=digests)
 
@@ -363,9 +398,9 @@ def _prepare_case(
     case: Case, raw: RawDataset, plan: Plan, folder: Path, sources: dict[str, dict[str, Any]]
 ) -> tuple[str, tuple[str, ...]]:
     """Prepares and stores a case; returns how its values were read, and what was mended."""
-    image, label, how = _read(case, raw)
-    check_extent(case.image, image, plan)
-    notes = _notes(image, label)
+    channels, label, how = _read(case, raw)
+    check_extent(case.images[0], channels[0], plan)
+    notes = _notes(channels, label)
     facts = {
         "plan": plan.hash,
         "source": sources[case.name],
@@ -373,12 +408,16 @@ def _prepare_case(
         "notes": notes,
         "synthetic": raw.synthetic,
     }
-    store.save_case(folder, case.name, prepare_case(image, label, plan), label, facts)
+    try:
+        prepared = prepare_case(channels, label, plan)
+    except UserError as error:
+        raise UserError(f"{case.images[0]}: {error}") from error
+    store.save_case(folder, case.name, prepared, label, facts)
     return how, notes
 
 
-def _notes(image: Volume, label: Volume) -> tuple[str, ...]:
-    return (*image.notes, *label.notes)
+def _notes(channels: Sequence[Volume], label: Volume) -> tuple[str, ...]:
+    return (*dict.fromkeys(note for volume in channels for note in volume.notes), *label.notes)
 
 
 def prepare_phantom(out_dir: Path, num_cases: int, seed: int) -> None:
@@ -390,16 +429,17 @@ def prepare_phantom(out_dir: Path, num_cases: int, seed: int) -> None:
     prepare_dataset("phantom", raw_dir, out_dir)
 
 
-def read_case(case: Case, raw: RawDataset) -> tuple[Volume, Volume]:
-    """Image (HU) and label of a raw case. Raises a UserError that names the file."""
-    image, label, _ = _read(case, raw)
-    return image, label
+def read_case(case: Case, raw: RawDataset) -> tuple[tuple[Volume, ...], Volume]:
+    """Channels (CT in HU) and label of a raw case. Raises a UserError that names the file."""
+    channels, label, _ = _read(case, raw)
+    return channels, label
 
 
-def _read(case: Case, raw: RawDataset) -> tuple[Volume, Volume, str]:
+def _read(case: Case, raw: RawDataset) -> tuple[tuple[Volume, ...], Volume, str]:
     _check_label(case)
-    image, how = read_scan_as(case.image, raw.intensities)
-    return image, read_label(case.label, image, len(raw.labels) + 1, raw.ignored), how
+    channels, how = read_channels(case.images, raw.schemes, raw.intensities)
+    label = read_label(case.label, channels[0], len(raw.labels) + 1, raw.ignored)
+    return channels, label, how
 
 
 def _check_label(case: Case) -> None:
@@ -407,27 +447,46 @@ def _check_label(case: Case) -> None:
         raise UserError(f"{case.label}: missing label of case {case.name}")
 
 
-def _plan(raw: RawDataset, out_dir: Path, fold: int, processes: int) -> Plan:
-    """The plan in `out_dir`; where there is none yet it is made, by one preparation alone."""
+def _plan(
+    raw: RawDataset, out_dir: Path, fold: int, processes: int, planning: Planning | None
+) -> Plan:
+    """The plan in `out_dir`; where there is none yet it is made, by one preparation alone.
+
+    Raises:
+      UserError: it is of other channels, or has no network where one is to be planned.
+    """
+    path = out_dir / "plan.json"
     if not known_plan(out_dir):
         with only_here(out_dir, "a preparation that makes plan.json"):
             if not known_plan(out_dir):
-                save_plan(out_dir / "plan.json", _plan_of(raw, fold, processes))
-    return load_plan(out_dir / "plan.json")
+                save_plan(path, _plan_of(raw, fold, processes, planning))
+    plan = load_plan(path)
+    _refuse_other_channels(raw, plan, path)
+    if planning and not plan.topology:
+        raise UserError(
+            f"{path}: is there already, without a network; delete it to plan one, and the cases "
+            "are prepared again where its grid is another"
+        )
+    return plan
 
 
-def _plan_of(raw: RawDataset, fold: int, processes: int) -> Plan:
+def _plan_of(raw: RawDataset, fold: int, processes: int, planning: Planning | None) -> Plan:
     check_plan_fold(raw, fold)
     training = raw.splits[fold].train
     cases = [case for case in raw.cases if case.name in training]
     samples = FINGERPRINT_VOXELS // len(cases)
     of_case = functools.partial(_fingerprint, raw=raw, samples=samples)
     fingerprints = list(each(of_case, cases, processes, "fingerprint"))
-    return make_plan([case.name for case in cases], fingerprints)
+    plan = make_plan([case.name for case in cases], fingerprints, raw.schemes)
+    if planning:
+        labels = 1 + len(raw.labels) + (raw.ignored is not None)
+        plan = with_topology(plan, fingerprints, labels, planning)
+    return plan
 
 
 def _fingerprint(case: Case, raw: RawDataset, samples: int) -> Fingerprint:
-    image, label = read_case(case, raw)
-    box = nonzero_box(image.voxels)
-    image, label = (replace(one, voxels=one.voxels[box]) for one in (image, label))
-    return fingerprint(image, label, samples)
+    channels, label = read_case(case, raw)
+    box = nonzero_box([channel.voxels for channel in channels])
+    *cropped, label = (replace(one, voxels=one.voxels[box]) for one in (*channels, label))
+    share = label.voxels.size / channels[0].voxels.size
+    return fingerprint(cropped, label, samples, share)

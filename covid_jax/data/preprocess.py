@@ -1,6 +1,7 @@
-"""From a scan to what a network sees, and back: crop, resample, normalise (nnU-Net's for CT)."""
+"""From a scan to what a network sees, and back: crop, normalise, resample, as nnU-Net."""
 
-from collections.abc import Iterable, Iterator
+import functools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from covid_jax.data.geometry import (
     turned_to_file_axes,
 )
 from covid_jax.data.intensities import read_as
+from covid_jax.data.labels import check_grid
+from covid_jax.data.normalization import CT, normalized
 from covid_jax.data.plan import Plan
 from covid_jax.data.resample import resample, resample_label, resample_planes, resampled_size
 from covid_jax.data.volume import read_volume
@@ -45,7 +48,7 @@ class Geometry:
 
 @dataclass(frozen=True)
 class PreparedCase:
-    """image (D, H, W) float32, normalised; label (D, H, W) uint8 or None; the way back."""
+    """image (D, H, W, C) float32, normalised; label (D, H, W) uint8 or None; the way back."""
 
     image: np.ndarray
     label: np.ndarray | None
@@ -69,6 +72,34 @@ def read_scan_as(path: str | Path, told: str) -> tuple[Volume, str]:
         raise UserError(f"{path}: {'; '.join([str(error), *volume.notes])}") from error
 
 
+def read_channels(
+    paths: Sequence[Path], schemes: Sequence[str], told: str
+) -> tuple[tuple[Volume, ...], str]:
+    """The channels of a scan, those of CT in HU, and how their values were read.
+
+    Args:
+      paths: of each channel.
+      schemes: how each is normalised; HU are asked of CT alone.
+      told: how the values of CT are read (read_as).
+
+    Raises:
+      UserError: another number of channels, or one on another grid than the first; as read_scan.
+    """
+    if len(paths) != len(schemes):
+        raise UserError(
+            f"{paths[0]}: the scan has {len(paths)} channels, and the plan {len(schemes)}"
+        )
+    ways = [told if scheme == CT else "as_is" for scheme in schemes]
+    read = [read_scan_as(path, way) for path, way in zip(paths, ways, strict=True)]
+    first, *others = (volume for volume, _ in read)
+    channels = [first]
+    for path, volume in zip(paths[1:], others, strict=True):
+        channel = turned_like(volume, first)
+        check_grid(path, channel, first, f"the first channel, {paths[0].name}")
+        channels.append(channel)
+    return tuple(channels), " and ".join(dict.fromkeys(how for _, how in read))
+
+
 def check_extent(path: Path, volume: Volume, plan: Plan) -> None:
     """Raises a UserError where a scan would have more voxels on a plan's grid than memory has."""
     extent = volume.voxels.shape * volume.spacing_mm
@@ -81,23 +112,40 @@ def check_extent(path: Path, volume: Volume, plan: Plan) -> None:
         )
 
 
-def nonzero_box(voxels: np.ndarray) -> Box:
-    """The box around all voxels that are not zero; everything where all are."""
-    boxes = ndimage.find_objects((voxels != 0).astype(np.uint8))
-    return boxes[0] if boxes else tuple(slice(0, size) for size in voxels.shape)  # type: ignore[return-value]
+def nonzero(channels: Sequence[np.ndarray]) -> np.ndarray:
+    """(D, H, W) bool: where any channel (D, H, W) is not zero."""
+    some = channels[0] != 0
+    for voxels in channels[1:]:
+        some |= voxels != 0
+    return some
 
 
-def prepare_case(volume: Volume, label: Volume | None, plan: Plan) -> PreparedCase:
-    """Crops to non-zero, clips and normalises, resamples to the plan's spacing.
+def nonzero_box(channels: Sequence[np.ndarray]) -> Box:
+    """The box around all voxels that are not zero in all channels; everything where all are."""
+    boxes = ndimage.find_objects(nonzero(channels).astype(np.uint8))
+    return boxes[0] if boxes else tuple(slice(0, size) for size in channels[0].shape)  # type: ignore[return-value]
 
-    nnU-Net v2: DefaultPreprocessor with CTNormalization. The image is resampled as the plan says
-    (by cubic splines), the label linearly for each class; where an axis is coarse (see resample),
-    nearest along it.
+
+def prepare_case(scan: Volume | Sequence[Volume], label: Volume | None, plan: Plan) -> PreparedCase:
+    """Crops to non-zero, normalises, resamples to the plan's spacing.
+
+    nnU-Net v2: DefaultPreprocessor. The image is resampled as the plan says (by cubic splines), the
+    label linearly for each class; where an axis is coarse (see resample), nearest along it.
+
+    Args:
+      scan: of one channel, or its channels, on one grid.
+
+    Raises:
+      UserError: values that a channel's normalisation does not take.
     """
-    volume = turned_to_file_axes(volume) if plan.file_axes else turned(volume, plan.axes)
-    volume = transposed(volume, plan.transpose)
+    turn = turned_to_file_axes if plan.file_axes else functools.partial(turned, axes=plan.axes)
+    volumes = [
+        transposed(turn(volume), plan.transpose)
+        for volume in ([scan] if isinstance(scan, Volume) else scan)
+    ]
+    volume, whole = volumes[0], [one.voxels for one in volumes]
     label = turned_like(label, volume) if label is not None else None
-    box = nonzero_box(volume.voxels)
+    box = nonzero_box(whole)
     geometry = Geometry(
         shape=volume.voxels.shape,
         box=tuple((side.start, side.stop) for side in box),
@@ -106,21 +154,30 @@ def prepare_case(volume: Volume, label: Volume | None, plan: Plan) -> PreparedCa
         file_affine=tuple(map(tuple, volume.file_affine.tolist())),
         header=volume.header,
     )
-    cropped = volume.voxels[box].astype(np.float32)
-    size = resampled_size(cropped.shape, volume.spacing_mm, plan.spacing_mm)
+    size = resampled_size(volume.voxels[box].shape, volume.spacing_mm, plan.spacing_mm)
     spacings = volume.spacing_mm, plan.spacing_mm
-    if plan.resample_first:
-        image = _normalised(resample(cropped, size, *spacings, plan.image_resampling), plan)
-    else:
-        image = resample(_normalised(cropped, plan), size, *spacings, plan.image_resampling)
+    inside = (
+        _inside(whole, label, box) if any(h.use_mask_for_norm for h in plan.normalization) else None
+    )
+    image = np.empty((*size, len(volumes)), np.float32)
+    for channel, (voxels, how) in enumerate(zip(whole, plan.normalization, strict=True)):
+        cropped = voxels[box].astype(np.float32)
+        if plan.resample_first:
+            resampled = resample(cropped, size, *spacings, plan.image_resampling)
+            image[..., channel] = normalized(resampled, how, inside)
+        else:
+            scaled = normalized(cropped, how, inside)
+            image[..., channel] = resample(scaled, size, *spacings, plan.image_resampling)
     prepared_label = None
     if label is not None:
         prepared_label = resample_label(label.voxels[box], size, *spacings)
-    return PreparedCase(image.astype(np.float32), prepared_label, geometry)
+    return PreparedCase(image, prepared_label, geometry)
 
 
-def _normalised(voxels: np.ndarray, plan: Plan) -> np.ndarray:
-    return (np.clip(voxels, plan.lower_hu, plan.upper_hu) - plan.mean_hu) / plan.std_hu
+def _inside(channels: Sequence[np.ndarray], label: Volume | None, box: Box) -> np.ndarray:
+    """Of the crop, what is not zero or encloses it, and what is labelled (nnU-Net: seg >= 0)."""
+    inside = ndimage.binary_fill_holes(nonzero(channels))[box]
+    return inside if label is None else inside | (label.voxels[box] > 0)
 
 
 Piece = tuple[slice, np.ndarray]

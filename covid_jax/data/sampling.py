@@ -41,7 +41,7 @@ class Batch:
     """A batch on the host.
 
     Attributes:
-      image: (N, D, H, W, 1) float32.
+      image: (N, D, H, W, C) float32.
       label: (N, D, H, W) uint8.
       labelled: (N, classes) bool, the classes that a sample's dataset labels.
     """
@@ -94,14 +94,15 @@ class Sampler:
         """The batch of a step, the same whenever it is asked for; or only these samples of it."""
         samples = range(self.batch_size) if samples is None else samples
         shape = (len(samples), *self.cut_size)
-        image = np.empty((*shape, 1), np.float32)
+        channels = self.sources[0].cases[0].image.shape[-1]
+        image = np.empty((*shape, channels), np.float32)
         label = np.empty(shape, np.uint8)
         labelled = np.zeros((len(samples), self.num_classes), bool)
         labelled[:, 0] = True
         for row, sample in enumerate(samples):
             draw = self.draw(step, sample)
             source = draw.source
-            copy_cut(draw.case.image, draw.corner, image[row, ..., 0])
+            copy_cut(draw.case.image, draw.corner, image[row])
             copy_cut(draw.case.label, draw.corner, label[row])
             if source.classes != tuple(range(1, len(source.classes) + 1)):
                 classes = np.full(IGNORED + 1, IGNORED, np.uint8)
@@ -150,7 +151,7 @@ def cut_corner(
     around a lesion voxel.
     """
     lowest, highest = [], []
-    for n, cut, patch in zip(case.image.shape, cut_size, patch_size, strict=True):
+    for n, cut, patch in zip(case.label.shape, cut_size, patch_size, strict=True):
         outside = max(cut - patch, cut - n)
         lowest.append(-(outside // 2) - outside % 2)
         highest.append(n + outside // 2 + outside % 2 - cut)
@@ -165,12 +166,15 @@ def cut_corner(
 
 
 def copy_cut(voxels: np.ndarray, corner: Sequence[int], cut: np.ndarray) -> None:
-    """Fills `cut` with what lies at `corner` of `voxels`, and with 0 where that is outside."""
+    """Fills `cut` with what lies at `corner` of `voxels`, and with 0 where that is outside.
+
+    Both are (D, H, W) or (D, H, W, C).
+    """
     inside, target = [], []
-    for start, size, n in zip(corner, cut.shape, voxels.shape, strict=True):
+    for start, size, n in zip(corner, cut.shape[:3], voxels.shape[:3], strict=True):
         low, high = max(start, 0), min(start + size, n)
         inside.append(slice(low, high))
         target.append(slice(low - start, high - start))
-    if any(side.stop - side.start < size for side, size in zip(target, cut.shape, strict=True)):
+    if any(s.stop - s.start < size for s, size in zip(target, cut.shape[:3], strict=True)):
         cut[...] = 0
     cut[tuple(target)] = voxels[tuple(inside)]

@@ -3,7 +3,7 @@
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -111,6 +111,31 @@ def scans_in(path: Path) -> Scans:
     return Scans(paths, (*left_out, *notes))
 
 
+def cases_in(path: Path, channels: int) -> tuple[dict[str, tuple[Path, ...]], tuple[str, ...]]:
+    """The scans at `path`, of as many channels each, and lines on what is not taken.
+
+    Of one channel as scans_in; of several, files NAME_0000, NAME_0001, ... in a folder.
+
+    Raises:
+      UserError: there are none, two of one name, or one that lacks a channel.
+    """
+    if channels == 1:
+        one = scans_in(path)
+        return {name: (file,) for name, file in one.paths.items()}, one.left_out
+    if not path.is_dir():
+        raise UserError(
+            f"{path}: the network sees {channels} channels; give a folder with NAME_0000, "
+            "NAME_0001 and so on"
+        )
+    files = files_in(path)
+    scans, others = channels_of(path, files.paths, channels)
+    if not scans:
+        wanted = f"{path}: no scan of {channels} channels in it (NAME_0000, NAME_0001, ...)"
+        raise UserError("; ".join([wanted, *files.left_out]))
+    alone = f"{path}: {len(others)} not taken, by their names no channels: {listed(others)}"
+    return scans, (*files.left_out, *([alone] if others else []))
+
+
 def _series_in(folder: Path) -> tuple[bool, tuple[str, ...]]:
     """Whether a folder is to be read as a DICOM series, and what is said of it if not."""
     from covid_jax.data.dicom import find_series
@@ -190,6 +215,43 @@ def _each_once(folder: Path, named: Iterable[tuple[str, Path]]) -> dict[str, Pat
                 f"{name}; keep one of them there"
             )
     return {name: path for name, (path,) in found.items()}
+
+
+def channels_of(
+    folder: Path, paths: Mapping[str, Path], count: int
+) -> tuple[dict[str, tuple[Path, ...]], list[str]]:
+    """Scans of `count` channels each, of files NAME_0000, NAME_0001, ... in `folder`.
+
+    Args:
+      paths: of the files, by their names without ending.
+
+    Returns:
+      the channels' paths by NAME, and the files that are no channel
+
+    Raises:
+      UserError: a scan lacks a channel, or has one too many.
+    """
+    found: dict[str, dict[int, Path]] = defaultdict(dict)
+    for name, path in paths.items():
+        if base_of_channel(name):
+            found[base_of_channel(name)][int(name[-4:])] = path
+    scans = {name: channels for name, channels in found.items() if 0 in channels}
+    many = f"{count} channels" if count > 1 else "one channel"
+    if more := [c[k].name for c in scans.values() for k in c if k >= count]:
+        raise UserError(
+            f"{folder}: {listed(more)} are of other channels, and its scans have {many}; or, if "
+            "they are scans of their own, add nnU-Net's _0000 to the name of each"
+        )
+    if lacking := [
+        f"{name}_{k:04d}" for name, c in scans.items() for k in range(count) if k not in c
+    ]:
+        raise UserError(
+            f"{folder}: {listed(lacking)} are missing, and its scans have {many}: _0000 to "
+            f"_{count - 1:04d}"
+        )
+    taken = {path for channels in scans.values() for path in channels.values()}
+    rest = [path.name for path in paths.values() if path not in taken]
+    return {name: tuple(c[k] for k in range(count)) for name, c in scans.items()}, rest
 
 
 def _without_channel(name: str) -> str:

@@ -40,7 +40,7 @@ class StoredCase:
 
     Attributes:
       folder: of its files; has the case's name.
-      image: (D, H, W) float32.
+      image: (D, H, W, C) float32.
       label: (D, H, W) uint8.
       foreground: of each class that the case has, voxels (n, 3) of it, at most 10,000.
       geometry: the way back to the scan's own grid.
@@ -108,12 +108,14 @@ def save_case(
     try:
         with writing(final):
             partial.mkdir(parents=True)
-            np.save(partial / "image.npy", case.image)
+            # One channel is stored as it was before there were several.
+            image = case.image[..., 0] if case.image.shape[-1] == 1 else case.image
+            np.save(partial / "image.npy", image)
             np.save(partial / "label.npy", case.label)
             foreground = _foreground(case.label)
             np.save(partial / "foreground.npy", foreground)
             geometry = dataclasses.asdict(case.geometry)
-            of_arrays = _digest(geometry, case.image, case.label, foreground)
+            of_arrays = _digest(geometry, image, case.label, foreground)
             shutil.rmtree(final, ignore_errors=True)
             write_volume(label_file, reference)
             known = {"geometry": geometry, "sha256": of_arrays, "reference": digest([label_file])}
@@ -208,6 +210,7 @@ def open_case(folder: Path, verified: bool = False) -> StoredCase:
     classes = tuple(
         foreground[foreground[:, 0] == value, 1:] for value in np.unique(foreground[:, 0])
     )
+    image = image.reshape(*label.shape, -1)
     return StoredCase(folder, image, label, classes, geometry)
 
 

@@ -80,7 +80,7 @@ def _evenly(slabs: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
 
 
 def make_scorer(config: Config, params: Tree, mirror: bool, platform: Platform) -> Scorer:
-    """A normalised volume (D, H, W) -> what the run averages, in slabs: predict_slabs.
+    """A normalised volume (D, H, W, C) -> what the run averages, in slabs: predict_slabs.
 
     Raises:
       UserError: `mirror` of a network that is not to be mirrored along any axis.

@@ -48,8 +48,8 @@ def predict_slabs(
     are given away when no window reaches them any more, so that memory does not grow with D.
 
     Args:
-      apply: the network, jitted; it sees one shape, (batch_size, *patch_size, 1).
-      volume: (D, H, W), normalised.
+      apply: the network, jitted; it sees one shape, (batch_size, *patch_size, C).
+      volume: (D, H, W, C), or (D, H, W) of one channel; normalised.
       patch_size: (D, H, W) of a window.
       mirror_axes: of D, H, W (0, 1, 2); average over the views of each window that are mirrored
         along none, some or all of them: 8 where it is all three.
@@ -65,13 +65,15 @@ def predict_slabs(
       UserError: scores that are not finite, as in float16 those of 65520 and more.
     """
     scores = apply if average == "logits" else lambda image: jax.nn.softmax(apply(image))
+    volume = volume[..., None] if volume.ndim == 3 else volume
     padded, inside = _pad_to(volume, patch_size)
     starts = [
-        window_starts(n, size, step_size) for n, size in zip(padded.shape, patch_size, strict=True)
+        window_starts(n, size, step_size)
+        for n, size in zip(padded.shape[:3], patch_size, strict=True)
     ]
     corners = list(itertools.product(*starts))
     weight = gaussian_weight(tuple(patch_size), sums)
-    depth, plane = patch_size[0], padded.shape[1:]
+    depth, plane = patch_size[0], padded.shape[1:3]
     first = 0  # of the planes that are held, as many as a window has
     total: np.ndarray | None = None
     weights = np.zeros((depth, *plane), sums)
@@ -147,9 +149,9 @@ def _predicted(
     for start in range(0, len(corners), batch_size):
         some = corners[start : start + batch_size]
         # The last batch is filled up, so that one shape is compiled.
-        windows = np.zeros((batch_size, *patch_size, 1), np.float32)
+        windows = np.zeros((batch_size, *patch_size, volume.shape[-1]), np.float32)
         for window, corner in zip(windows, some, strict=False):
-            window[..., 0] = volume[
+            window[...] = volume[
                 tuple(slice(c, c + size) for c, size in zip(corner, patch_size, strict=True))
             ]
         scores = _views(apply, windows, mirror_axes)
@@ -171,9 +173,8 @@ def _views(apply: Network, windows: np.ndarray, mirror_axes: Sequence[int]) -> A
 
 
 def _pad_to(volume: np.ndarray, size: Sequence[int]) -> tuple[np.ndarray, tuple[slice, ...]]:
-    missing = [max(s - n, 0) for n, s in zip(volume.shape, size, strict=True)]
-    padded = np.pad(volume, [(need // 2, need - need // 2) for need in missing])
-    inside = tuple(
-        slice(need // 2, need // 2 + n) for need, n in zip(missing, volume.shape, strict=True)
-    )
+    shape = volume.shape[:3]
+    missing = [max(s - n, 0) for n, s in zip(shape, size, strict=True)]
+    padded = np.pad(volume, [*((need // 2, need - need // 2) for need in missing), (0, 0)])
+    inside = tuple(slice(need // 2, need // 2 + n) for need, n in zip(missing, shape, strict=True))
     return padded, inside

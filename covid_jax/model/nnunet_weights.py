@@ -5,7 +5,7 @@ named after their resolution; torch has a kernel's features first, where ours ar
 else differs, so both ways are exact to the bit.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,7 +27,8 @@ def to_params(state_dict: Mapping[str, Any], config: UNetConfig) -> Tree:
     """The parameter tree of UNet(config) with the weights of a `state_dict` of nnU-Net v1 or v2.
 
     Args:
-      state_dict: of Generic_UNet (v1) or PlainConvUNet (v2); arrays, or tensors on the CPU.
+      state_dict: of Generic_UNet (v1), PlainConvUNet or ResidualEncoderUNet (v2); arrays, or
+        tensors on the CPU.
       config: the topology; v1 has head_bias False and its kernel_sizes_decoder.
 
     Raises:
@@ -57,13 +58,14 @@ def to_params(state_dict: Mapping[str, Any], config: UNetConfig) -> Tree:
 
 
 def to_state_dict(params: Tree, config: UNetConfig) -> StateDict:
-    """The state dict with which nnU-Net v2's PlainConvUNet is the network of `params`.
+    """The state dict with which nnU-Net v2's network is that of `params`.
 
-    It holds every name under which PlainConvUNet reaches a weight, with one array for each weight.
-    Transposed convolutions and heads without a bias (v1's form) get one of zeros.
+    PlainConvUNet, or ResidualEncoderUNet where the encoder is a residual one. It holds every name
+    under which that reaches a weight, with one array for each weight. Transposed convolutions and
+    heads without a bias (v1's form) get one of zeros.
 
     Raises:
-      UserError: no PlainConvUNet is that network.
+      UserError: no network of nnU-Net v2 is that one.
     """
     if not config.conv_bias or not config.deep_supervision:
         raise UserError("nnU-Net v2 has networks with conv_bias and deep_supervision only")
@@ -79,9 +81,9 @@ def to_state_dict(params: Tree, config: UNetConfig) -> StateDict:
             f"nnU-Net v2 has no network with these parameters; they differ in {', '.join(unknown)}"
         )
     for path, leaf in list(leaves.items()):
-        bias = path.removesuffix("kernel") + "bias"
-        if path.endswith("kernel") and bias not in leaves:
-            leaves[bias] = np.zeros(leaf.shape[-1], leaf.dtype)
+        node, _, name = path.rpartition("/")
+        if name == "kernel" and (node.startswith("heads/") or node.endswith("/up")):
+            leaves.setdefault(f"{node}/bias", np.zeros(leaf.shape[-1], leaf.dtype))
     state_dict: StateDict = {}
     for path, leaf in leaves.items():
         state_dict.update(dict.fromkeys(_v2_names(path, config), _to_torch(path, leaf)))
@@ -97,38 +99,62 @@ def _shapes(config: UNetConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _v2_names(path: str, config: UNetConfig) -> tuple[str, ...]:
-    """The names of a leaf in PlainConvUNet: its own, and those that reach it by another way."""
-    part, stage, *inside, leaf = path.split("/")
-    resolution = int(stage.removeprefix("stage_"))
-    step = len(config.features_per_stage) - 2 - resolution
+    """The names of a leaf in nnU-Net v2: its own, and those that reach it by another way."""
+    *node, leaf = path.split("/")
     weight = _TORCH_LEAF[leaf]
-    if part == "heads":
-        return (f"decoder.seg_layers.{step}.{weight}",)
-    if inside == ["up"]:
-        return (f"decoder.transpconvs.{step}.{weight}",)
-    block, layer = int(inside[0].removeprefix("block_")), inside[1]
+    if node[0] == "heads":
+        return (f"decoder.seg_layers.{_step(node[1], config)}.{weight}",)
+    if node[-1] == "up":
+        return (f"decoder.transpconvs.{_step(node[1], config)}.{weight}",)
+    *block, layer = node
+    place = _v2_block(block, config)
+    # The decoder holds the encoder.
+    places = [place, f"decoder.{place}"] if block[0] == "encoder" else [place]
     index = ("conv", "norm").index(layer)
-    places = [f"decoder.stages.{step}.convs.{block}"]
-    if part == "encoder":
-        place = f"encoder.stages.{resolution}.0.convs.{block}"
-        places = [place, f"decoder.{place}"]  # the decoder holds the encoder
     return tuple(
         f"{place}.{name}.{weight}" for place in places for name in (layer, f"all_modules.{index}")
     )
 
 
+def _v2_block(node: Sequence[str], config: UNetConfig) -> str:
+    """The name of a convolution with its norm (ConvDropoutNormReLU)."""
+    match node:
+        case ["decoder", stage, block]:
+            return f"decoder.stages.{_step(stage, config)}.convs.{_number(block)}"
+        case ["encoder", "stem"]:
+            return "encoder.stem.convs.0"
+        case ["encoder", stage, block]:
+            return f"encoder.stages.{_number(stage)}.0.convs.{_number(block)}"
+        case ["encoder", stage, block, "skip"]:
+            # Behind the pooling, in a block that has a stride.
+            index = int(config.strides[_number(stage)] != (1, 1, 1))
+            return f"encoder.stages.{_number(stage)}.blocks.{_number(block)}.skip.{index}"
+        case _:
+            _, stage, block, name = node
+            return f"encoder.stages.{_number(stage)}.blocks.{_number(block)}.{name}"
+
+
+def _number(name: str) -> int:
+    """Of a stage or a block, which ends in it."""
+    return int(name.rpartition("_")[2])
+
+
+def _step(stage: str, config: UNetConfig) -> int:
+    """The place of a stage in the decoder, which nnU-Net counts from below."""
+    return len(config.features_per_stage) - 2 - _number(stage)
+
+
 def _v1_names(path: str, config: UNetConfig) -> tuple[str, ...]:
     """The name of a leaf in Generic_UNet, which keeps the last block of some stages apart."""
     part, stage, *inside, leaf = path.split("/")
-    resolution = int(stage.removeprefix("stage_"))
+    resolution, step = _number(stage), _step(stage, config)
     deepest = len(config.features_per_stage) - 1
-    step = deepest - 1 - resolution
     weight = _TORCH_LEAF[leaf]
     if part == "heads":
         return (f"seg_outputs.{step}.{weight}",)
     if inside == ["up"]:
         return (f"tu.{step}.{weight}",)
-    block, layer = int(inside[0].removeprefix("block_")), inside[1]
+    block, layer = _number(inside[0]), inside[1]
     layer = {"conv": "conv", "norm": "instnorm"}[layer]
     if part == "encoder":
         place, blocks = f"conv_blocks_context.{resolution}", config.n_conv_per_stage[resolution]

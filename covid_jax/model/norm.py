@@ -1,4 +1,4 @@
-"""Instance normalisation and leaky ReLU as one operation with one gradient."""
+"""Instance normalisation and leaky ReLU as one operation with one gradient, and each alone."""
 
 import functools
 
@@ -25,12 +25,17 @@ def instance_norm_leaky_relu(
       x: (N, D, H, W, C).
       scale, bias: (C,).
       epsilon: what is added to the variance.
-      slope: of the leaky ReLU below 0.
+      slope: of the leaky ReLU below 0; 1: the norm alone, of which XLA drops the rest.
 
     Returns:
       (N, D, H, W, C) in x's dtype
     """
     return _forward(x, scale, bias, epsilon, slope)[0]
+
+
+def leaky_relu(x: Array, slope: float = SLOPE) -> Array:
+    """Leaky ReLU, whose gradient at 0 is the slope, as in PyTorch."""
+    return jnp.where(x > 0, x, slope * x)
 
 
 def _coefficients(

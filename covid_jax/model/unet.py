@@ -1,21 +1,27 @@
-"""nnU-Net's 3D U-Net, and the paper's U-Net with two encoders, in flax.linen.
+"""nnU-Net's 3D U-Nets, and the paper's U-Net with two encoders, in flax.linen.
 
 Parameters live under `encoder`, `decoder` and `heads` (two encoders: `self_encoder` and
 `adapted_encoder`), and below that under the stage whose resolution they work at, in the encoder
 and the decoder alike: `encoder/stage_2/block_0/conv/kernel`, `decoder/stage_2/up/kernel`,
-`heads/stage_0/kernel`. These paths are the vocabulary of freezing and transfer.
+`heads/stage_0/kernel`. A residual encoder has `encoder/stem/conv/kernel` before its stages, and in
+its blocks `conv1`, `conv2` and `skip`: `encoder/stage_2/block_0/conv1/norm/scale`. These paths are
+the vocabulary of freezing and transfer; model/layers.py lists them in forward order.
 """
 
+import functools
+import itertools
 from collections.abc import Sequence
+from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.nn.initializers import variance_scaling
 
 from covid_jax.config import UNetConfig
 from covid_jax.model import conv
-from covid_jax.model.norm import SLOPE, instance_norm_leaky_relu
+from covid_jax.model.norm import SLOPE, instance_norm_leaky_relu, leaky_relu
 
 Triple = tuple[int, int, int]
 
@@ -71,10 +77,11 @@ class Norm(nn.Module):
 
     epsilon: float
     slope: float
+    initial_scale: float = 1.0
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        scale = self.param("scale", nn.initializers.constant(self.initial_scale), (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
         return instance_norm_leaky_relu(x, scale, bias, self.epsilon, self.slope)
 
@@ -88,23 +95,79 @@ class Block(nn.Module):
     strides: Triple
     dtype: jnp.dtype
     form: conv.Form
+    linear: bool = False  # without the ReLU
+    bias: bool = True  # where the config has biases
+    initial_scale: float = 1.0  # of the norm
 
     @nn.compact
     def __call__(self, *inputs: Array) -> Array:
+        config = self.config
         y = Convolution(
             self.features,
             self.kernel_size,
             self.strides,
-            self.config.conv_bias,
+            config.conv_bias and self.bias,
             self.dtype,
             self.form,
             name="conv",
         )(*inputs)
-        return Norm(self.config.norm_epsilon, self.config.negative_slope, name="norm")(y)
+        slope = 1.0 if self.linear else config.negative_slope
+        return Norm(config.norm_epsilon, slope, self.initial_scale, name="norm")(y)
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions and their input, added before the last leaky ReLU. nnU-Net: BasicBlockD.
+
+    Where the block has a stride its input is averaged over it, and where features change it goes
+    through a convolution of 1 x 1 x 1. At first the block is its input: the last norm's scale is 0
+    (init_last_bn_before_add_to_0).
+    """
+
+    config: UNetConfig
+    features: int
+    kernel_size: Triple
+    strides: Triple
+    dtype: jnp.dtype
+    form: conv.Form
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        one, how = (1, 1, 1), (self.dtype, self.form)
+        size = (self.features, self.kernel_size)
+        y = Block(self.config, *size, self.strides, *how, name="conv1")(x)
+        y = Block(self.config, *size, one, *how, linear=True, initial_scale=0.0, name="conv2")(y)
+        skip = average_pool(x, self.strides)
+        if x.shape[-1] != self.features:
+            skip = Block(
+                self.config, self.features, one, one, *how, linear=True, bias=False, name="skip"
+            )(skip)
+        return leaky_relu(y + skip, self.config.negative_slope)
+
+
+def average_pool(x: Array, strides: Triple) -> Array:
+    """The means of the blocks of `strides` voxels; at odd borders, of the voxels that are there.
+
+    Args:
+      x: (N, D, H, W, C).
+
+    Returns:
+      (N, ceil(D / sd), ceil(H / sh), ceil(W / sw), C)
+    """
+    if strides == (1, 1, 1):
+        return x
+    sizes = list(zip(x.shape[1:4], strides, strict=True))
+    borders = [(0, -size % stride) for size, stride in sizes]
+    x = jnp.pad(x, ((0, 0), *borders, (0, 0)))
+    # Slices, not a window: XLA for CPU takes ten times as long for a window's gradient.
+    places = itertools.product(*map(range, strides))
+    slices = [x[:, d :: strides[0], h :: strides[1], w :: strides[2]] for d, h, w in places]
+    counts = [np.minimum(stride, size - np.arange(0, size, stride)) for size, stride in sizes]
+    voxels = np.einsum("d,h,w->dhw", *counts)[..., None]
+    return functools.reduce(jnp.add, slices) / jnp.asarray(voxels, x.dtype)
 
 
 class EncoderStage(nn.Module):
-    """The blocks of one resolution; the first carries the stride into it."""
+    """The blocks of one resolution, all plain or all residual; the first has the stride."""
 
     config: UNetConfig
     stage: int
@@ -114,8 +177,9 @@ class EncoderStage(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         config, stage = self.config, self.stage
-        for block in range(config.n_conv_per_stage[stage]):
-            x = Block(
+        kind = ResidualBlock if config.n_blocks_per_stage else Block
+        for block in range((config.n_blocks_per_stage or config.n_conv_per_stage)[stage]):
+            x = kind(
                 config,
                 config.features_per_stage[stage],
                 config.kernel_sizes[stage],
@@ -137,10 +201,15 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> tuple[Array, ...]:
+        config, how = self.config, (self.dtype, self.form)
+        if config.n_blocks_per_stage:
+            stem = nn.remat(Block) if self.remat else Block
+            size = (config.features_per_stage[0], config.kernel_sizes[0])
+            x = stem(config, *size, (1, 1, 1), *how, name="stem")(x)
         kind = nn.remat(EncoderStage) if self.remat else EncoderStage
         features = []
-        for stage in range(len(self.config.features_per_stage)):
-            x = kind(self.config, stage, self.dtype, self.form, name=f"stage_{stage}")(x)
+        for stage in range(len(config.features_per_stage)):
+            x = kind(config, stage, *how, name=f"stage_{stage}")(x)
             features.append(x)
         return tuple(features)
 
@@ -157,12 +226,6 @@ class DecoderStage(nn.Module):
     def __call__(self, below: Sequence[Array], skips: Sequence[Array]) -> Array:
         config, stage = self.config, self.stage
         features = config.features_per_stage[stage]
-        deepest_first = -1 - stage  # nnU-Net counts the stages of its decoder from below
-        kernel_size = (
-            config.kernel_sizes_decoder[deepest_first]
-            if config.kernel_sizes_decoder
-            else config.kernel_sizes[stage]
-        )
         x = below[0] if len(below) == 1 else jnp.concatenate(below, -1)
         up = Upsample(features, config.strides[stage + 1], config.head_bias, self.dtype, name="up")(
             x
@@ -170,12 +233,13 @@ class DecoderStage(nn.Module):
         # Where a size is odd, the stride rounded up on the way down (25 -> 13 -> 26): crop.
         depth, height, width = skips[0].shape[1:4]
         inputs: tuple[Array, ...] = (up[:, :depth, :height, :width], *skips)
-        for block in range(config.n_conv_per_stage_decoder[deepest_first]):
+        # nnU-Net counts the stages of its decoder from below.
+        for block in range(config.n_conv_per_stage_decoder[-1 - stage]):
             inputs = (
                 Block(
                     config,
                     features,
-                    kernel_size,
+                    config.decoder_kernel_size(stage),
                     (1, 1, 1),
                     self.dtype,
                     self.form,
@@ -244,11 +308,14 @@ class Head(nn.Module):
 
 
 class UNet(nn.Module):
-    """nnU-Net's 3D U-Net (PlainConvUNet of dynamic-network-architectures).
+    """nnU-Net's 3D U-Net (PlainConvUNet and ResidualEncoderUNet of dynamic-network-architectures).
 
     `apply({"params": params}, x)` maps x (N, D, H, W, C) to a tuple of logits
     (N, D, H, W, classes), float32, full resolution first; one where deep_supervision is off.
     """
+
+    encoders: ClassVar[tuple[str, ...]] = ("encoder",)
+    """Their subtrees, in the order in which the decoder concatenates their features."""
 
     config: UNetConfig
     dtype: jnp.dtype = jnp.float32
@@ -258,33 +325,21 @@ class UNet(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> tuple[Array, ...]:
         settings = (self.config, self.dtype, self.form, self.remat)
-        features = Encoder(*settings, name="encoder")(x.astype(self.dtype))
-        stages = [(stage,) for stage in features]
+        x = x.astype(self.dtype)
+        features = [Encoder(*settings, name=name)(x) for name in self.encoders]
+        stages = list(zip(*features, strict=True))
         decoded = Decoder(*settings, name="decoder")(stages)
         return Heads(self.config, self.dtype, name="heads")(decoded)
 
 
-class MultiEncoderUNet(nn.Module):
+class MultiEncoderUNet(UNet):
     """The paper's multi-encoder U-Net (section III): two encoders, one decoder.
 
     At every stage, the bottleneck included, the features of the self encoder and then those of
     the adapted encoder are concatenated. Otherwise as UNet.
     """
 
-    config: UNetConfig
-    dtype: jnp.dtype = jnp.float32
-    form: conv.Form = "lax"
-    remat: bool = False
-
-    @nn.compact
-    def __call__(self, x: Array) -> tuple[Array, ...]:
-        settings = (self.config, self.dtype, self.form, self.remat)
-        x = x.astype(self.dtype)
-        own = Encoder(*settings, name="self_encoder")(x)
-        adapted = Encoder(*settings, name="adapted_encoder")(x)
-        stages = list(zip(own, adapted, strict=True))
-        decoded = Decoder(*settings, name="decoder")(stages)
-        return Heads(self.config, self.dtype, name="heads")(decoded)
+    encoders: ClassVar[tuple[str, ...]] = ("self_encoder", "adapted_encoder")
 
 
 def _bias(module: Upsample | Head, features: int) -> Array | None:

@@ -21,6 +21,7 @@ from covid_jax.config import (
     UNetConfig,
     validate,
 )
+from covid_jax.data.normalization import CT, SCHEMES, Z_SCORE, Normalization, ct
 from covid_jax.data.plan import Plan, Resampling
 from covid_jax.errors import UserError
 from covid_jax.inference.postprocess import Postprocessing
@@ -37,7 +38,20 @@ _READERS = {
 }
 """nnU-Net's readers of medical files, and whether they turn the scan."""
 
-_PLAIN_UNET = "dynamic_network_architectures.architectures.unet.PlainConvUNet"
+_LIBRARIES = ("torch.nn", "dynamic_network_architectures")
+_ARCHITECTURES = "dynamic_network_architectures.architectures."
+_PLAIN_UNET = f"{_ARCHITECTURES}unet.PlainConvUNet"
+_RESIDUAL_UNET = f"{_ARCHITECTURES}unet.ResidualEncoderUNet"
+
+_NETWORKS = {
+    _PLAIN_UNET: "n_conv_per_stage",
+    _RESIDUAL_UNET: "n_blocks_per_stage",
+    f"{_ARCHITECTURES}residual_unet.ResidualEncoderUNet": "n_blocks_per_stage",
+}
+"""The networks by the names that plans have for them, and how each calls its encoder's blocks."""
+
+_OLD_NETWORKS = {"PlainConvUNet": _PLAIN_UNET, "ResidualEncoderUNet": _RESIDUAL_UNET}
+"""Their names in plans before nnU-Net 2.5."""
 
 # Trainers of nnU-Net and of those that build on it, by what their names say of another network
 # that has the same weights. Any other network shows in the names of its weights.
@@ -94,7 +108,6 @@ _ARCHITECTURE_KEYS = {
     "conv_op",
     "kernel_sizes",
     "strides",
-    "n_conv_per_stage",
     "n_conv_per_stage_decoder",
     "conv_bias",
     "norm_op",
@@ -104,7 +117,11 @@ _ARCHITECTURE_KEYS = {
     "nonlin",
     "nonlin_kwargs",
     "deep_supervision",
-    "nonlin_first",
+}
+# Of the one network and of the other, beside those above and its blocks.
+_OWN_KEYS = {
+    "n_conv_per_stage": {"nonlin_first"},
+    "n_blocks_per_stage": {"block", "bottleneck_channels", "stem_channels"},
 }
 
 
@@ -137,7 +154,12 @@ def read_plans(
     refuse_other_network(trainer)
     settings = _inherited(plans["configurations"], configuration)
     _check_configuration(configuration, settings)
-    classes = _classes(dataset)
+    classes, channels = _classes(dataset), _channels(dataset)
+    schemes, masked = settings["normalization_schemes"], settings.get("use_mask_for_norm") or []
+    _require(
+        len(schemes) == channels and len(masked) in (0, channels),
+        f"its dataset has {channels} channels, and its configuration is of {len(schemes)}",
+    )
     reader, transpose = plans["image_reader_writer"], as_tuple(plans["transpose_forward"])
     _require(reader in _READERS, f"its images are read by {reader}", _READERS)
     _require(
@@ -156,20 +178,18 @@ def read_plans(
         intensities = plans["foreground_intensity_properties_by_modality"]
     axes = mirrored(mirror_axes or ())
     config = run_config(
-        _network(settings, classes),
+        dataclasses.replace(_network(settings, classes), in_channels=channels),
         settings["patch_size"],
         settings["batch_size"],
         bool(settings["batch_dice"]),
         InferenceConfig(average="logits", sums="float16", mirror=bool(axes), mirror_axes=axes),
     )
-    statistics = intensities["0"]
+    normalization = [
+        _normalization(scheme, intensities.get(str(channel), {}), bool(masked and masked[channel]))
+        for channel, scheme in enumerate(schemes)
+    ]
     plan = dataclasses.replace(
-        ct_plan(
-            settings["spacing"],
-            settings["median_image_size_in_voxels"],
-            statistics,
-            statistics["std"],
-        ),
+        plan_of(settings["spacing"], settings["median_image_size_in_voxels"], normalization),
         file_axes=not _READERS[reader],
         axes=_RAS if _READERS[reader] else Plan.axes,
         transpose=transpose,
@@ -185,6 +205,12 @@ def read_plans(
 def write_plans(config: Config, plan: Plan) -> dict[str, Any]:
     """What nnU-Net v2's ExperimentPlanner would have written for this network and plan."""
     network, data = config.model, config.data
+    residual = bool(network.n_blocks_per_stage)
+    blocks = (
+        {"n_blocks_per_stage": network.n_blocks_per_stage}
+        if residual
+        else {"n_conv_per_stage": network.n_conv_per_stage}
+    )
     resample = "resample_data_or_seg_to_shape"
     configuration = {
         "data_identifier": "nnUNetPlans_3d_fullres",
@@ -193,8 +219,8 @@ def write_plans(config: Config, plan: Plan) -> dict[str, Any]:
         "patch_size": data.patch_size,
         "median_image_size_in_voxels": plan.median_shape,
         "spacing": plan.spacing_mm,
-        "normalization_schemes": ["CTNormalization"],
-        "use_mask_for_norm": [False],
+        "normalization_schemes": [how.scheme for how in plan.normalization],
+        "use_mask_for_norm": [how.use_mask_for_norm for how in plan.normalization],
         "resampling_fn_data": resample,
         "resampling_fn_data_kwargs": _arguments(plan.image_resampling, is_seg=False),
         "resampling_fn_seg": resample,
@@ -202,14 +228,14 @@ def write_plans(config: Config, plan: Plan) -> dict[str, Any]:
         "resampling_fn_probabilities": resample,
         "resampling_fn_probabilities_kwargs": _arguments(plan.score_resampling, is_seg=False),
         "architecture": {
-            "network_class_name": _PLAIN_UNET,
+            "network_class_name": _RESIDUAL_UNET if residual else _PLAIN_UNET,
             "arch_kwargs": {
                 "n_stages": len(network.features_per_stage),
                 "features_per_stage": network.features_per_stage,
                 "conv_op": "torch.nn.modules.conv.Conv3d",
                 "kernel_sizes": network.kernel_sizes,
                 "strides": network.strides,
-                "n_conv_per_stage": network.n_conv_per_stage,
+                **blocks,
                 "n_conv_per_stage_decoder": network.n_conv_per_stage_decoder,
                 "conv_bias": True,
                 "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
@@ -223,11 +249,14 @@ def write_plans(config: Config, plan: Plan) -> dict[str, Any]:
         },
         "batch_dice": config.loss.batch_dice,
     }
-    intensities = {
-        "mean": plan.mean_hu,
-        "std": plan.std_hu,
-        "percentile_00_5": plan.lower_hu,
-        "percentile_99_5": plan.upper_hu,
+    statistics = {
+        str(channel): {
+            "mean": how.mean,
+            "std": how.std,
+            "percentile_00_5": how.lower,
+            "percentile_99_5": how.upper,
+        }
+        for channel, how in enumerate(plan.normalization)
     }
     plans = {
         "dataset_name": "Dataset000_covid_jax",
@@ -240,7 +269,7 @@ def write_plans(config: Config, plan: Plan) -> dict[str, Any]:
         "configurations": {"3d_fullres": configuration},
         "experiment_planner_used": "ExperimentPlanner",
         "label_manager": "LabelManager",
-        "foreground_intensity_properties_per_channel": {"0": intensities},
+        "foreground_intensity_properties_per_channel": statistics,
     }
     return json.loads(json.dumps(plans))
 
@@ -345,20 +374,34 @@ def run_config(
     return config
 
 
-def ct_plan(
-    spacing_mm: Sequence[float], size: Sequence[float], statistics: Mapping[str, float], std: float
+def plan_of(
+    spacing_mm: Sequence[float], size: Sequence[float], normalization: Iterable[Normalization]
 ) -> Plan:
-    """The plan of nnU-Net's spacing and its statistics of a channel (CTNormalization)."""
+    """The plan of nnU-Net's spacing, with the axes of the file."""
     depth, height, width = map(float, spacing_mm)
     return Plan(
         spacing_mm=(depth, height, width),
-        lower_hu=float(statistics["percentile_00_5"]),
-        upper_hu=float(statistics["percentile_99_5"]),
-        mean_hu=float(statistics["mean"]),
-        std_hu=max(float(std), 1e-8),
+        normalization=tuple(normalization),
         median_shape=as_tuple(size),
         training_cases=(),
         file_axes=True,
+    )
+
+
+def _normalization(scheme: str, of_channel: Mapping[str, float], of_mask: bool) -> Normalization:
+    _require(scheme in SCHEMES, f"its scans are normalised by {scheme}", SCHEMES)
+    _require(
+        not of_mask or scheme == Z_SCORE,
+        f"its {scheme} is within a mask (use_mask_for_norm)",
+        [f"{Z_SCORE} there"],
+    )
+    if scheme != CT:
+        return Normalization(scheme, use_mask_for_norm=of_mask)
+    return ct(
+        of_channel["percentile_00_5"],
+        of_channel["percentile_99_5"],
+        of_channel["mean"],
+        of_channel["std"],
     )
 
 
@@ -385,17 +428,6 @@ def _check_configuration(name: str, settings: Mapping[str, Any]) -> None:
         f"its configuration {name} is the second stage of a cascade",
         ["networks that see the scan alone"],
     )
-    schemes = settings["normalization_schemes"]
-    _require(len(schemes) == 1, f"it has {len(schemes)} channels", ["CT of one channel"])
-    _require(
-        schemes == ["CTNormalization"],
-        f"its scans are normalised by {schemes[0]}",
-        ["CT of one channel, by CTNormalization"],
-    )
-    _require(
-        not any(settings.get("use_mask_for_norm") or ()),
-        "it is normalised inside a mask (use_mask_for_norm), which is not supported",
-    )
     preprocessor = settings.get("preprocessor_name", "DefaultPreprocessor")
     _require(
         preprocessor == "DefaultPreprocessor",
@@ -406,8 +438,6 @@ def _check_configuration(name: str, settings: Mapping[str, Any]) -> None:
 
 def _classes(dataset: Mapping[str, Any]) -> int:
     """The number of classes, background included."""
-    channels = dataset.get("channel_names", dataset.get("modality", {"0": "CT"}))
-    _require(len(channels) == 1, f"it has {len(channels)} channels", ["CT of one channel"])
     values = sorted(set(plain_labels(dataset).values()))
     _require(
         values == list(range(len(values))),
@@ -415,6 +445,11 @@ def _classes(dataset: Mapping[str, Any]) -> int:
         ["labels of 0, 1, 2 and so on"],
     )
     return len(values)
+
+
+def _channels(dataset: Mapping[str, Any]) -> int:
+    """The number of channels."""
+    return len(dataset.get("channel_names", dataset.get("modality", {"0": "CT"})))
 
 
 def plain_labels(dataset: Mapping[str, Any]) -> dict[str, int]:
@@ -438,14 +473,15 @@ def _network(settings: Mapping[str, Any], num_classes: int) -> UNetConfig:
         arguments = settings["architecture"]["arch_kwargs"]
     else:  # plans before nnU-Net 2.5
         name = settings["UNet_class_name"]
-        name = _PLAIN_UNET if name == "PlainConvUNet" else name
-        arguments = _old_arguments(settings)
+        name = _OLD_NETWORKS.get(name, name)
+        arguments = _old_arguments(settings, _NETWORKS.get(name, ""))
     _require(
-        name == _PLAIN_UNET and len(settings["patch_size"]) == 3,
+        name in _NETWORKS and len(settings["patch_size"]) == 3,
         f"its network is {name.rpartition('.')[2]} of {len(settings['patch_size'])} axes",
-        ["the plain 3D U-Net (PlainConvUNet)"],
+        ["3D U-Nets with a plain or a residual encoder (PlainConvUNet, ResidualEncoderUNet)"],
     )
-    unknown = arguments.keys() - _ARCHITECTURE_KEYS
+    blocks = _NETWORKS[name]
+    unknown = arguments.keys() - _ARCHITECTURE_KEYS - {blocks} - _OWN_KEYS[blocks]
     _require(
         not unknown, f"its network has settings that this program does not know: {_listed(unknown)}"
     )
@@ -456,13 +492,16 @@ def _network(settings: Mapping[str, Any], num_classes: int) -> UNetConfig:
         "dropout_op": "None",
         "conv_bias": "True",
         "nonlin_first": "False",
+        "block": "BasicBlockD",
+        "bottleneck_channels": "None",
     }.items():
-        found = str(arguments.get(key, "False" if key == "nonlin_first" else None))
+        optional = any(key in keys for keys in _OWN_KEYS.values())
+        found = str(arguments.get(key, wanted if optional else None))
         module, _, name = found.rpartition(".")
         _require(
-            name == wanted and (not module or module.startswith("torch.nn")),
+            name == wanted and (not module or module.startswith(_LIBRARIES)),
             f"its network has {key}={found}",
-            [f"the plain 3D U-Net with {key}={wanted}"],
+            [f"networks with {key}={wanted}"],
         )
     norm = _known(arguments, "norm_op_kwargs", {"eps", "affine", "momentum"})
     nonlin = _known(arguments, "nonlin_kwargs", {"inplace", "negative_slope"})
@@ -470,12 +509,22 @@ def _network(settings: Mapping[str, Any], num_classes: int) -> UNetConfig:
     stages = int(arguments["n_stages"])
     kernels = _each(arguments["kernel_sizes"], stages)
     strides = _each(arguments["strides"], stages)
+    features = as_tuple(_each(arguments["features_per_stage"], stages))
+    stem = arguments.get("stem_channels")
+    _require(
+        stem in (None, features[0]),
+        f"its network has stem_channels={stem}",
+        [f"as many as the first stage has features, {features[0]}"],
+    )
+    in_encoder = as_tuple(_each(arguments[blocks], stages))
+    residual = blocks == "n_blocks_per_stage"
     network = UNetConfig(
         num_classes=num_classes,
-        features_per_stage=as_tuple(_each(arguments["features_per_stage"], stages)),
+        features_per_stage=features,
         kernel_sizes=tuple(_axes(size) for size in kernels),
         strides=tuple(_axes(size) for size in strides),
-        n_conv_per_stage=as_tuple(_each(arguments["n_conv_per_stage"], stages)),
+        n_conv_per_stage=() if residual else in_encoder,
+        n_blocks_per_stage=in_encoder if residual else (),
         n_conv_per_stage_decoder=as_tuple(_each(arguments["n_conv_per_stage_decoder"], stages - 1)),
         norm_epsilon=float(norm.get("eps", 1e-5)),
         negative_slope=float(nonlin.get("negative_slope", 0.01)),
@@ -488,8 +537,11 @@ def _network(settings: Mapping[str, Any], num_classes: int) -> UNetConfig:
     return network
 
 
-def _old_arguments(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of the network that plans before nnU-Net 2.5 tell (ConfigurationManager)."""
+def _old_arguments(settings: Mapping[str, Any], blocks: str) -> dict[str, Any]:
+    """The arguments of the network that plans before nnU-Net 2.5 tell (ConfigurationManager).
+
+    `blocks` is what it calls the number of blocks in each stage of its encoder.
+    """
     stages = len(settings["n_conv_per_stage_encoder"])
     base, most = int(settings["UNet_base_num_features"]), int(settings["unet_max_num_features"])
     return {
@@ -498,7 +550,7 @@ def _old_arguments(settings: Mapping[str, Any]) -> dict[str, Any]:
         "conv_op": "Conv3d",
         "kernel_sizes": settings["conv_kernel_sizes"],
         "strides": settings["pool_op_kernel_sizes"],
-        "n_conv_per_stage": settings["n_conv_per_stage_encoder"],
+        blocks: settings["n_conv_per_stage_encoder"],
         "n_conv_per_stage_decoder": settings["n_conv_per_stage_decoder"],
         "conv_bias": True,
         "norm_op": "InstanceNorm3d",

@@ -5,13 +5,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from covid_jax.config import InferenceConfig, UNetConfig
+from covid_jax.data.normalization import ct
 from covid_jax.data.plan import Plan, Resampling
 from covid_jax.errors import UserError
 from covid_jax.nnunet.plans import (
     AXES,
     Settings,
     as_tuple,
-    ct_plan,
+    plan_of,
     refuse_other_network,
     run_config,
     told,
@@ -79,13 +80,16 @@ def read_plans_v1(facts: Mapping[str, Any]) -> Settings:
         bool(arguments[4]) if arguments else False,
         InferenceConfig(average="probabilities", mirror=mirror, mirror_axes=AXES if mirror else ()),
     )
-    statistics = plans["dataset_properties"]["intensityproperties"][0]
+    of_channel = plans["dataset_properties"]["intensityproperties"][0]
+    normalization = ct(
+        of_channel["percentile_00_5"],
+        of_channel["percentile_99_5"],
+        of_channel["mean"],
+        of_channel["sd"],
+    )
     plan = dataclasses.replace(
-        ct_plan(
-            settings["current_spacing"],
-            settings["median_patient_size_in_voxels"],
-            statistics,
-            statistics["sd"],
+        plan_of(
+            settings["current_spacing"], settings["median_patient_size_in_voxels"], [normalization]
         ),
         transpose=transpose,
         score_resampling=_score_resampling(plans.get("segmentation_export_params")),

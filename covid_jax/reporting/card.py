@@ -96,6 +96,9 @@ def model_card(
     imported = [one["imported"] for one in chain[1:] if "imported" in one]
     origins = [f"a network trained on {named(earlier)}"] if earlier else []
     origins += [f"a network imported from nnU-Net ({name})" for name in imported]
+    channels = " and ".join(
+        "CT in HU" if how.is_ct else f"a channel by {how.scheme}" for how in plan.normalization
+    )
     facts = {
         "Trained": f"{trained}, {steps} steps of {config.data.batch_size} patches",
         "Started from": ", ".join(origins) if strategy.needs_pretraining else "",
@@ -103,7 +106,7 @@ def model_card(
         "Frozen": ", ".join(frozen),
         "Network": f"nnU-Net's 3D U-Net, {size:,} parameters, features {model.features_per_stage}, "
         f"patch {config.data.patch_size}, {model.num_classes} classes with background",
-        "Input": f"CT in HU, resampled to {plan.spacing_mm} mm (plan {plan.hash})",
+        "Input": f"{channels}, resampled to {plan.spacing_mm} mm (plan {plan.hash})",
         "Made by": f"covid_jax {__version__}",
     }
     return "\n".join(

@@ -16,7 +16,10 @@ from covid_jax.data.volume import read_volume
 from covid_jax.errors import UserError
 
 ReadCase = Callable[[], tuple[Volume, Volume]]
-"""Reads a scan (HU, as far as it was prepared) and its reference, both on the scan's own grid."""
+"""Reads a scan's first channel (CT in HU, as far as it was prepared) and its reference.
+
+Both are on the scan's own grid.
+"""
 
 
 def stored_cases(
@@ -53,12 +56,13 @@ def _read(dataset: StoredDataset, name: str, plan: Plan) -> tuple[Volume, Volume
 
 
 def _restored(case: StoredCase, plan: Plan) -> Volume:
-    """The prepared image in HU on its scan's own grid; around its crop the plan's lowest value."""
+    """The first channel on its scan's own grid, CT in HU; around its crop the lowest value."""
     geometry = case.geometry
     size = tuple(stop - start for start, stop in geometry.box)
-    hu = np.asarray(case.image) * plan.std_hu + plan.mean_hu
-    full = np.full(geometry.shape, plan.lower_hu, np.float32)
+    how = plan.normalization[0]  # mean 0 and deviation 1 where it is no CT
+    values = np.asarray(case.image[..., 0]) * how.std + how.mean
+    full = np.full(geometry.shape, how.lower if how.is_ct else values.min(), np.float32)
     inside = tuple(slice(*side) for side in geometry.box)
-    full[inside] = resample(hu, size, plan.spacing_mm, geometry.spacing_mm, Resampling(order=1))
+    full[inside] = resample(values, size, plan.spacing_mm, geometry.spacing_mm, Resampling(order=1))
     volume = as_volume(full, geometry)
     return from_file_axes(in_file_axes(volume), volume.file_affine)  # as masks are read

@@ -13,7 +13,8 @@ from covid_jax.reporting.runs import Kind, Run, kinds_of
 from covid_jax.reporting.statistics import summarise
 from covid_jax.reporting.tables import values_of
 
-LUNG_WINDOW_HU = (-1250, 250)
+_LUNG_WINDOW_HU = (-1250.0, 250.0)
+_AIR_HU = -700.0
 _REFERENCE, _PREDICTION, _CASE = "#35b779", "#ff5a36", "#31688e"
 _MARKS = {"scratch": "o", "continual": "s", "body": "^", "frozen_encoder": "D"}
 
@@ -79,6 +80,17 @@ def dice_against_seconds(runs: Sequence[Run], note: str) -> Figure:
     return _titled(figure, note)
 
 
+def window_of(voxels: np.ndarray) -> tuple[float, float]:
+    """The values that are drawn black and white: the lung's window of a scan that holds air.
+
+    Of others, such as abdominal CT or MR, the 0.5 and 99.5 percentiles.
+    """
+    if voxels.min() < _AIR_HU:
+        return _LUNG_WINDOW_HU
+    low, high = np.percentile(voxels, (0.5, 99.5))
+    return float(low), float(max(high, low + 1e-6))
+
+
 def overlays(
     scans: Mapping[str, np.ndarray],
     masks: Mapping[str, Mapping[str, np.ndarray]],
@@ -86,12 +98,12 @@ def overlays(
     runs: Sequence[str],
     note: str,
 ) -> Figure:
-    """A slice of each scan in lung window, with the contour of every run's mask.
+    """A slice of each scan in its window, with the contour of every run's mask.
 
     The slice is the one with most reference; of a scan without a reference, with most prediction.
 
     Args:
-      scans: name -> (D, H, W) in HU.
+      scans: name -> (D, H, W), in HU where it is CT.
       masks: name -> run -> (D, H, W); runs may be missing.
       references: name -> (D, H, W); names may be missing.
       runs: the columns.
@@ -104,7 +116,7 @@ def overlays(
         chosen = reference if reference is not None else np.sum(list(masks[name].values()), axis=0)
         index = int(np.argmax(chosen.sum((1, 2))))
         for axes, column in zip(row, columns, strict=True):
-            low, high = LUNG_WINDOW_HU
+            low, high = window_of(scan)
             axes.imshow(scan[index], cmap="gray", vmin=low, vmax=high)
             if reference is not None:
                 _contour(axes, reference[index], _REFERENCE)

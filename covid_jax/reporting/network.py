@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import jax
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
@@ -11,8 +10,8 @@ from matplotlib.patches import Patch, Rectangle
 from covid_jax.config import Config
 from covid_jax.training.cost import abstract_params
 from covid_jax.training.state import schedule
-from covid_jax.transfer.freezing import leaf_paths
-from covid_jax.transfer.strategies import STRATEGIES, frozen_masks, origins
+from covid_jax.transfer.freezing import leaves_by_path
+from covid_jax.transfer.strategies import STRATEGIES, frozen_masks, layers_of, origins
 
 _NEW, _COPIED, _INK = "#f2f2f2", "#9ecae1", "#333333"
 _FROZEN_HATCH = "////"
@@ -97,15 +96,18 @@ def draw_network(axes: Axes, config: Config) -> None:
 
 
 def parts_of(config: Config) -> dict[str, dict[int, Part]]:
-    """The parts of the run's network by subtree and stage, as it starts."""
+    """The parts of the run's network by subtree and stage, as it starts.
+
+    A stem counts to the stage whose resolution it has.
+    """
     params = abstract_params(config)
-    held = jax.tree.leaves(frozen_masks(config, params)[0])
+    held = leaves_by_path(frozen_masks(config, params)[0])
     copies = origins(STRATEGIES[config.strategy], params)
     found: dict[str, dict[int, list[tuple[bool, bool]]]] = {}
-    for path, frozen in zip(leaf_paths(params), held, strict=True):
-        top, stage = path.split("/")[:2]
-        leaves = found.setdefault(top, {}).setdefault(int(stage.removeprefix("stage_")), [])
-        leaves.append((copies[path] is not None, frozen))
+    for layer in layers_of(config):
+        leaves = found.setdefault(layer.top, {}).setdefault(layer.stage, [])
+        own = filter(layer.holds, held)
+        leaves += [(copies[path] is not None, held[path]) for path in own]
     return {
         top: {
             stage: Part(*(sum(column) / len(leaves) for column in zip(*leaves, strict=True)))

@@ -17,7 +17,7 @@ import numpy as np
 
 from covid_jax.data.geometry import Volume, from_spacing, in_file_axes
 from covid_jax.files import whole_file
-from covid_jax.reporting.figures import LUNG_WINDOW_HU
+from covid_jax.reporting.figures import window_of
 
 _LARGEST = 16_000_000  # voxels of a scan in the viewer
 
@@ -38,7 +38,7 @@ def write_case(
     reference: np.ndarray,
     masks: Iterable[tuple[str, np.ndarray]],
 ) -> None:
-    """Writes the script of a case: its scan in lung window (8 bits) and the masks of every run.
+    """Writes the script of a case: its scan in its window (8 bits) and the masks of every run.
 
     Reference and masks are bool (D, H, W) on the scan's grid; the masks come one at a time, each
     with the name of its run. Of a scan of more than 16 million
@@ -47,7 +47,7 @@ def write_case(
     step = 1
     while scan.voxels.size / step**2 > _LARGEST:
         step += 1
-    low, high = LUNG_WINDOW_HU
+    low, high = window_of(scan.voxels)
     grey = np.clip((scan.voxels - low) / (high - low) * 255, 0, 255).astype(np.uint8)
     content = {
         "scan": _encoded(grey, scan, step),

@@ -91,6 +91,11 @@ def plan_steps(
 
     runs = {name: load_config_file(f"{config_file}:{name}") for name in config.study.runs}
     sources = list(dict.fromkeys(run.source for run in runs.values() if run.source != "none"))
+    if strange := [source for source in sources if source not in SOURCES]:
+        raise UserError(
+            f"config.study.runs: a study pre-trains on {', '.join(list(SOURCES)[1:])}, and not on "
+            f"{', '.join(strange)}; train such a run by itself"
+        )
     target = config.data.datasets
     datasets = dict.fromkeys([*target, *(name for s in sources for name in SOURCES[s])])
     # The target's training cases make the plan, so it comes first.

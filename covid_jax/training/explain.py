@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from covid_jax.config import Config
+from covid_jax.config import Config, UNetConfig
 from covid_jax.training.checkpoint import load_pretrained
 from covid_jax.training.cost import abstract_params, step_flops
 from covid_jax.training.state import learning_rate, schedule
@@ -17,12 +17,11 @@ from covid_jax.transfer.strategies import (
     frozen_masks,
     frozen_patterns,
     initial_params,
+    layers_of,
     origins,
 )
 
 Tree = Any
-
-_FORWARD = ("encoder", "self_encoder", "adapted_encoder", "decoder", "heads")
 
 
 def explain(config: Config, notes: Sequence[str] = ()) -> str:
@@ -34,10 +33,11 @@ def explain(config: Config, notes: Sequence[str] = ()) -> str:
     strategy, model = STRATEGIES[config.strategy], config.model
     params = abstract_params(config)
     if config.pretrained:
-        initial_params(strategy, params, load_pretrained(config))
+        initial_params(strategy, params, load_pretrained(config), config.first_conv)
     network = [
         f"{strategy.network.__name__}, {len(model.features_per_stage)} stages of "
-        f"{', '.join(map(str, model.features_per_stage))} features, {model.num_classes} classes"
+        f"{_listed(model.features_per_stage)} features, {_residual(model)}"
+        f"{model.num_classes} classes"
         f"{'' if config.data.prepared_dir else ' (prepared data may have others)'}",
         f"patch {' x '.join(map(str, config.data.patch_size))}, batch {config.data.batch_size}, "
         f"{config.dtype}; {_size(jax.tree.leaves(params))}",
@@ -64,11 +64,12 @@ def _initial_values(config: Config, params: Tree) -> list[str]:
         (path.split("/")[0], origin.split("/")[0] if origin else None)
         for path, origin in origins(strategy, params).items()
     )
+    forward = [layer.top for layer in layers_of(config)]
     return [
         f"{top}: {f'copied from {source} of {where}' if source else 'new'}, "
         f"{leaves} leaves, {_size(jax.tree.leaves(params[top]))}"
         for (top, source), leaves in sorted(
-            copied.items(), key=lambda item: _FORWARD.index(item[0][0])
+            copied.items(), key=lambda item: forward.index(item[0][0])
         )
     ]
 
@@ -111,6 +112,16 @@ def _cost(config: Config) -> list[str]:
         share = f"{flops / full:.3f} of scratch, by XLA's count"
         lines.append(f"{_since(config, epoch)}{flops / 1e12:.3g} TFLOP, {share}")
     return lines
+
+
+def _residual(model: UNetConfig) -> str:
+    if not model.n_blocks_per_stage:
+        return ""
+    return f"residual encoder of {_listed(model.n_blocks_per_stage)} blocks, "
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
 
 
 def _since(config: Config, epoch: int) -> str:

@@ -12,9 +12,18 @@ import jax
 from jax.sharding import Mesh
 
 from covid_jax import __version__
-from covid_jax.config import Config, UNetConfig, differences, to_dict
+from covid_jax.config import (
+    Config,
+    UNetConfig,
+    check_prediction,
+    differences,
+    left_to_plan,
+    to_dict,
+)
 from covid_jax.data.augment import input_size
+from covid_jax.data.normalization import channel_of
 from covid_jax.data.plan import Plan, load_plan, save_plan
+from covid_jax.data.planner import topology_of
 from covid_jax.data.preparation import prepare_phantom
 from covid_jax.data.sampling import Batch, Sampler, Source, Stream
 from covid_jax.data.scans import listed
@@ -61,9 +70,9 @@ _COMPARED_APART = (
 
 _MEANING = {
     "spacing_mm": "spacing in mm",
-    **dict.fromkeys(("lower_hu", "upper_hu", "mean_hu", "std_hu"), "intensities"),
+    "normalization": "intensities",
     "file_axes": "axes of the file",
-    **dict.fromkeys(("median_shape", "training_cases", "version"), ""),
+    **dict.fromkeys(("median_shape", "training_cases", "topology", "version"), ""),
 }
 """What a plan's fields are about; nothing where a network does not depend on them."""
 
@@ -151,19 +160,67 @@ def open_data(config: Config, workdir: Path) -> tuple[Plan, list[StoredDataset]]
     return plan, [load_dataset(prepared_dir, name, plan.hash) for name in config.data.datasets]
 
 
-def with_num_classes(config: Config, datasets: list[StoredDataset]) -> Config:
-    """`config` for background and the classes of all datasets.
+def planned(config: Config, plan: Plan) -> Config:
+    """`config` with the network, patch and batch of its pre-training where it has none of its own.
+
+    Those of the plan where it starts from nothing.
 
     Raises:
-      UserError: it asks for another number of them.
+      UserError: there are none either, or a value of the config does not fit them.
     """
+    left = left_to_plan(config)
+    if not left:
+        return config
+    before = load_config(config.pretrained) if config.pretrained else None
+    topology = topology_of(before) if before else plan.topology
+    if topology is None:
+        raise UserError(
+            f"config.{left[0]} is empty, and plan.json plans no network: prepare with --planner, "
+            "or give it"
+        )
+    model, fields = config.model, {name.partition(".")[2] for name in left}
+    if before and not model.features_per_stage:  # with its biases and norms
+        model = dataclasses.replace(
+            before.model, in_channels=model.in_channels, num_classes=model.num_classes
+        )
+    if "n_conv_per_stage" in fields:
+        fields |= {"n_blocks_per_stage"}
+    values = {name: getattr(topology, name) for name in fields}
+    of_model, of_batch = (
+        {name: value for name, value in values.items() if hasattr(part, name)}
+        for part in (model, config.data)
+    )
+    batch_dice = config.loss.batch_dice or topology.batch_dice
+    full = dataclasses.replace(
+        config,
+        model=dataclasses.replace(model, **of_model),
+        data=dataclasses.replace(config.data, **of_batch),
+        loss=dataclasses.replace(config.loss, batch_dice=batch_dice),
+    )
+    check_prediction(full)
+    return full
+
+
+def fitted(config: Config, plan: Plan, datasets: list[StoredDataset]) -> Config:
+    """`config` for the plan's network and channels, and the classes of all datasets.
+
+    Background is one of them.
+
+    Raises:
+      UserError: it asks for another number of them; as planned.
+    """
+    config = planned(config, plan)
     classes, asked = 1 + sum(len(dataset.labels) for dataset in datasets), config.model.num_classes
     if asked not in (classes, UNetConfig.num_classes):
         raise UserError(
             f"config.model.num_classes={asked}: the data has {classes}, background included; "
             "leave it out"
         )
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, num_classes=classes))
+    channels, asked = len(plan.normalization), config.model.in_channels
+    if asked not in (channels, UNetConfig.in_channels):
+        raise UserError(f"config.model.in_channels={asked}: the data has {channels}; leave it out")
+    model = dataclasses.replace(config.model, num_classes=classes, in_channels=channels)
+    return dataclasses.replace(config, model=model)
 
 
 def title(config: Config, datasets: list[StoredDataset]) -> str:
@@ -216,8 +273,7 @@ def other_plan(config: Config, plan: Plan) -> list[str]:
     """
     if not config.pretrained:
         return []
-    before = dataclasses.asdict(load_plan(Path(config.pretrained) / "plan.json"))
-    here = dataclasses.asdict(plan)
+    before, here = vars(load_plan(Path(config.pretrained) / "plan.json")), vars(plan)
     differ = {_MEANING.get(name, name) for name in here if here[name] != before[name]} - {""}
     if not differ:
         return []
@@ -435,13 +491,13 @@ def claim_workdir(
     if is_new:
         save_plan(workdir / "plan.json", plan)
     classes = workdir / "dataset.json"
-    if datasets and (told := described(datasets)) != read_json(classes):
+    if datasets and (told := described(plan, datasets)) != read_json(classes):
         write_json(classes, told)
     if is_new or load_config(workdir) != config:
         write_json(workdir / "config.json", to_dict(config))
 
 
-def described(datasets: Sequence[StoredDataset]) -> dict[str, Any]:
+def described(plan: Plan, datasets: Sequence[StoredDataset]) -> dict[str, Any]:
     """The dataset.json, as nnU-Net has it, of what a run on these datasets predicts."""
     names = Counter(label for data in datasets for label in data.labels)
     labels = [
@@ -450,7 +506,8 @@ def described(datasets: Sequence[StoredDataset]) -> dict[str, Any]:
         for label in data.labels
     ]
     values = {"background": 0} | {label: value for value, label in enumerate(labels, start=1)}
-    return {"channel_names": {"0": "CT"}, "labels": values, "file_ending": ".nii.gz"}
+    channels = {str(k): channel_of(how.scheme) for k, how in enumerate(plan.normalization)}
+    return {"channel_names": channels, "labels": values, "file_ending": ".nii.gz"}
 
 
 def check_place(workdir: Path, config: Config) -> None:

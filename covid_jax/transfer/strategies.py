@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from covid_jax.config import Config
 from covid_jax.errors import UserError
 from covid_jax.model.conv import Form
+from covid_jax.model.layers import Layer, layers
 from covid_jax.model.unet import MultiEncoderUNet, UNet
 from covid_jax.transfer.freezing import leaf_paths, leaves_by_path, mask
 
@@ -30,7 +31,7 @@ class Strategy:
         pre-training began, over the epochs of both.
     """
 
-    network: type[nn.Module]
+    network: type[UNet]
     initial: Mapping[str, str] = field(default_factory=dict)
     frozen: tuple[str, ...] = ()
     schedule: Literal["fresh", "joint"] = "fresh"
@@ -56,10 +57,15 @@ STRATEGIES: dict[str, Strategy] = {
 }
 
 
-def network_of(config: Config, form: Form) -> nn.Module:
+def network_of(config: Config, form: Form) -> UNet:
     """The network that the run trains; `form` is that of its convolutions (model/conv.py)."""
     network = STRATEGIES[config.strategy].network
     return network(config.model, jnp.dtype(config.dtype), form, config.remat)
+
+
+def layers_of(config: Config) -> list[Layer]:
+    """The convolutions of the network that the run trains, in the order of the forward pass."""
+    return layers(config.model, STRATEGIES[config.strategy].network.encoders)
 
 
 def frozen_patterns(config: Config) -> dict[int, tuple[str, ...]]:
@@ -100,11 +106,19 @@ def origins(strategy: Strategy, new: Tree) -> dict[str, str | None]:
     return found
 
 
-def initial_params(strategy: Strategy, new: Tree, pretrained: Tree | None) -> Tree:
+def initial_params(
+    strategy: Strategy, new: Tree, pretrained: Tree | None, first_conv: str = ""
+) -> Tree:
     """The parameters a run starts with: `new` ones, some of them copied from `pretrained`.
 
     Every leaf is accounted for by `origins`. Pre-trained subtrees that the strategy does not name
     (the heads) are left where they are; of those it names, no leaf may be missing or left over.
+
+    Args:
+      first_conv: of config.FIRST_CONVS: what becomes of the first convolution where the
+        pre-trained network sees other channels. "repeat": theirs one after another, over and over;
+        "mean": their mean for each; both scaled so that their sum keeps its size.
+        "new": it is not copied.
 
     Raises:
       UserError: no pre-trained network where one is needed, one where nothing is taken from it, or
@@ -120,6 +134,8 @@ def initial_params(strategy: Strategy, new: Tree, pretrained: Tree | None) -> Tr
     if pretrained is None:
         raise UserError("config.pretrained is empty: this strategy starts from a pre-trained run")
     theirs, ours = leaves_by_path(pretrained), leaves_by_path(new)
+    if first_conv:
+        theirs |= _first_convolution(strategy, ours, theirs, first_conv)
     copied = {path: origin for path, origin in origins(strategy, new).items() if origin}
     wrong = [
         f"{path} is {ours[path].shape} here and "
@@ -130,6 +146,12 @@ def initial_params(strategy: Strategy, new: Tree, pretrained: Tree | None) -> Tr
     taken = set(strategy.initial.values())
     left_over = {path for path in theirs if path.split("/")[0] in taken} - set(copied.values())
     wrong += [f"{path} is missing here and {theirs[path].shape} there" for path in left_over]
+    there, here = _channels(strategy, ours, theirs)
+    if wrong and there and here and there != here and not first_conv:
+        raise UserError(
+            f"config.pretrained sees {there} channels, and the data has {here}: say what becomes "
+            "of the first convolution, --config.first_conv=repeat, mean or new"
+        )
     if wrong:
         more = f", and {len(wrong) - 1} more leaves" if len(wrong) > 1 else ""
         raise UserError(
@@ -138,3 +160,36 @@ def initial_params(strategy: Strategy, new: Tree, pretrained: Tree | None) -> Tr
         )
     leaves = [theirs[copied[path]] if path in copied else leaf for path, leaf in ours.items()]
     return jax.tree.unflatten(jax.tree.structure(new), leaves)
+
+
+def _first_kernel(encoder: str, leaves: Mapping[str, Any]) -> str:
+    """The path of the kernel that sees the image; "" where there is none."""
+    names = (f"{encoder}/{block}/conv/kernel" for block in ("stem", "stage_0/block_0"))
+    return next((path for path in names if path in leaves), "")
+
+
+def _channels(
+    strategy: Strategy, ours: Mapping[str, Any], theirs: Mapping[str, Any]
+) -> tuple[int, int]:
+    """How many channels the networks see, the pre-trained one and ours; 0 where none is known."""
+    top, source = next(iter(strategy.initial.items()))
+    kernels = theirs.get(_first_kernel(source, theirs)), ours.get(_first_kernel(top, ours))
+    there, here = (0 if kernel is None else int(kernel.shape[-2]) for kernel in kernels)
+    return there, here
+
+
+def _first_convolution(
+    strategy: Strategy, ours: Mapping[str, Any], theirs: Mapping[str, Any], how: str
+) -> dict[str, Any]:
+    """The pre-trained kernel that sees the image, for the channels here, by its path there."""
+    there, here = _channels(strategy, ours, theirs)
+    if there == here:
+        raise UserError(f"config.first_conv={how}: config.pretrained sees as many channels")
+    top, source = next(iter(strategy.initial.items()))
+    path = _first_kernel(source, theirs)
+    if how == "new":
+        return {path: ours[_first_kernel(top, ours)]}
+    kernel = theirs[path]
+    if how == "mean":
+        kernel = kernel.mean(axis=-2, keepdims=True)
+    return {path: jnp.take(kernel, np.arange(here) % kernel.shape[-2], axis=-2) * (there / here)}

@@ -41,7 +41,7 @@ def test_a_phantom_reads_back_in_the_raw_layout_of_its_dataset(tmp_path, name):
     assert raw.synthetic
     assert len(raw.cases) == 3
     for case in raw.cases:
-        image, label = read_volume(case.image), read_volume(case.label)
+        image, label = read_volume(case.images[0]), read_volume(case.label)
         assert image.voxels.shape == label.voxels.shape
         assert image.voxels.min() < -900
         assert set(label.voxels.ravel()) == {0, 1}
@@ -131,7 +131,7 @@ def test_names_in_either_form_of_unicode_are_one_case(raw):
     (label / "phantom_000.nii.gz").rename(label / f"{composed}.nii.gz")
     case = read_dataset("nnunet", raw).cases[0]
     assert (case.name, case.label.is_file()) == (composed, True)
-    shutil.copy(case.image, case.image.with_name(f"{composed}_0000.nii.gz"))
+    shutil.copy(case.images[0], case.images[0].with_name(f"{composed}_0000.nii.gz"))
     with pytest.raises(UserError, match="are both of the case"):
         read_dataset("nnunet", raw)
 

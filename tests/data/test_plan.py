@@ -3,12 +3,23 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
-from covid_jax.data.plan import Plan, Resampling, load_plan, save_plan
+from covid_jax.data.normalization import CT, Z_SCORE, Normalization, ct
+from covid_jax.data.plan import (
+    Fingerprint,
+    Plan,
+    Resampling,
+    load_plan,
+    make_plan,
+    save_plan,
+    with_topology,
+)
+from covid_jax.data.planner import Planning, Topology
 from covid_jax.errors import UserError
 
-PLAN = Plan((2.5, 0.8, 0.8), -900.0, 200.0, -400.0, 250.0, (50, 300, 310), ("a", "b"))
+PLAN = Plan((2.5, 0.8, 0.8), (ct(-900.0, 200.0, -400.0, 250.0),), (50, 300, 310), ("a", "b"))
 VERSION_1 = """{
  "spacing_mm": [2.5, 0.8, 0.8],
  "lower_hu": -900.0,
@@ -21,10 +32,10 @@ VERSION_1 = """{
 }"""
 OTHERS = {
     "spacing_mm": (2.5, 0.8, 0.9),
-    "lower_hu": -901.0,
-    "upper_hu": 201.0,
-    "mean_hu": -401.0,
-    "std_hu": 251.0,
+    "normalization": (
+        Normalization(Z_SCORE, use_mask_for_norm=True),
+        ct(-901.0, 201.0, -401.0, 251.0),
+    ),
     "median_shape": (50, 300, 311),
     "training_cases": ("a",),
     "file_axes": True,
@@ -33,6 +44,15 @@ OTHERS = {
     "image_resampling": Resampling(order=1),
     "score_resampling": Resampling(order=1, separate=False),
     "resample_first": True,
+    "topology": Topology(
+        patch_size=(40, 56, 40),
+        batch_size=9,
+        features_per_stage=(32, 64),
+        strides=((1, 1, 1), (1, 2, 2)),
+        kernel_sizes=((1, 3, 3), (3, 3, 3)),
+        n_conv_per_stage=(2, 2),
+        n_conv_per_stage_decoder=(2,),
+    ),
 }
 
 
@@ -45,18 +65,20 @@ def test_a_plan_of_version_1_opens_and_keeps_its_hash(tmp_path):
 
 
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Plan)])
-def test_every_field_has_a_part_in_the_hash_and_survives_the_way_to_disk(tmp_path, name):
+def test_every_field_but_the_network_has_a_part_in_the_hash_and_all_survive_the_way_to_disk(
+    tmp_path, name
+):
     other = dataclasses.replace(PLAN, **{name: OTHERS[name]})
-    assert other.hash != PLAN.hash
+    assert (other.hash == PLAN.hash) == (name == "topology")
     save_plan(tmp_path / "plan.json", other)
     assert load_plan(tmp_path / "plan.json") == other
 
 
-@pytest.mark.parametrize(("name", "value"), [("version", 3), ("flavour", 1)])
+@pytest.mark.parametrize(("name", "value"), [("version", 4), ("flavour", 1)])
 def test_a_plan_of_a_newer_version_is_one_line(tmp_path, name, value):
     save_plan(tmp_path / "plan.json", PLAN)
     content = json.loads((tmp_path / "plan.json").read_text())
-    assert content["version"] == 2
+    assert content["version"] == 3
     (tmp_path / "plan.json").write_text(json.dumps(content | {name: value}))
     with pytest.raises(UserError, match=r"plan\.json: written by a newer version of covid_jax"):
         load_plan(tmp_path / "plan.json")
@@ -69,3 +91,74 @@ def test_a_damaged_plan_is_one_line(tmp_path, content):
     (tmp_path / "plan.json").write_text(content)
     with pytest.raises(UserError, match=r"plan\.json: damaged"):
         load_plan(tmp_path / "plan.json")
+
+
+def saved_with_topology(path):
+    save_plan(path, dataclasses.replace(PLAN, topology=OTHERS["topology"]))
+    return json.loads(path.read_text())
+
+
+def test_plan_json_has_the_network_under_nnunets_names_beside_the_rest(tmp_path):
+    content = saved_with_topology(tmp_path / "plan.json")
+    assert content["spacing_mm"] == [2.5, 0.8, 0.8]
+    assert (content["n_stages"], content["patch_size"]) == (2, [40, 56, 40])
+    assert content["n_conv_per_stage"] == [2, 2]
+    assert not {"topology", "n_blocks_per_stage"} & content.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("n_stages", 3),
+        ("patch_size", [40, 56]),
+        ("patch_size", [40, 55, 40]),
+        ("batch_size", 0),
+        ("strides", [[1, 1, 1]]),
+        ("strides", [[1, 1, 1], [1, 0, 2]]),
+        ("n_blocks_per_stage", [1, 3]),
+        ("n_conv_per_stage", None),
+        ("kernel_sizes", 3),
+        ("batch_dice", 1),
+    ],
+)
+def test_a_network_that_cannot_be_is_one_line(tmp_path, name, value):
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(saved_with_topology(path) | {name: value}))
+    with pytest.raises(UserError, match=r"plan\.json: damaged"):
+        load_plan(path)
+
+
+def test_half_a_network_is_one_line(tmp_path):
+    path = tmp_path / "plan.json"
+    content = saved_with_topology(path)
+    del content["patch_size"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"plan\.json: damaged"):
+        load_plan(path)
+
+
+def planned(shape, spacing_mm, **planning):
+    some = np.array([[-600.0, 0.0]], np.float32)
+    fingerprints = [Fingerprint(shape, spacing_mm, some)] * 20
+    plan = make_plan(["a"] * 20, fingerprints, [CT])
+    return plan, with_topology(plan, fingerprints, 2, Planning(**planning))
+
+
+def test_a_planned_network_sees_the_coarsest_axis_first():
+    plan, planned_for = planned((512, 500, 40), (0.75, 0.8, 5.0))
+    assert (plan.spacing_mm, plan.transpose) == ((0.75, 0.8, 5.0), (0, 1, 2))
+    assert (planned_for.spacing_mm, planned_for.transpose) == ((5.0, 0.75, 0.8), (2, 0, 1))
+    assert planned_for.median_shape == (40, 512, 500)
+    assert planned_for.topology.strides[1] == (1, 2, 2)
+    assert planned_for.normalization == plan.normalization
+
+
+def test_a_plan_of_low_resolution_has_its_grid():
+    plan, low = planned((300, 600, 600), (2.0, 0.7, 0.7), configuration="3d_lowres")
+    assert np.prod(low.median_shape) < np.prod(plan.median_shape) / 2
+    assert low.hash != plan.hash
+
+
+def test_low_resolution_of_small_cases_is_refused():
+    with pytest.raises(UserError, match="makes no 3d_lowres"):
+        planned((36, 50, 35), (1.0, 1.0, 1.0), configuration="3d_lowres")

@@ -14,6 +14,7 @@ from covid_jax.data.check import check
 from covid_jax.data.datasets import Case
 from covid_jax.data.phantom import write_raw_dataset
 from covid_jax.data.plan import load_plan, save_plan
+from covid_jax.data.planner import Planning, coarsest_first
 from covid_jax.data.preparation import changes_in, check_dataset, open_dataset, prepare_dataset
 from covid_jax.data.store import load_case, load_dataset
 from covid_jax.data.volume import files_of, read_volume, write_volume
@@ -35,6 +36,9 @@ def small_dataset(folder, count=3, seed=0):
         save(folder / "labelsTr" / f"c{index}.nii.gz", label)
     describe(folder, {"background": 0, "lesion": 1}, numTraining=count)
     return folder
+
+
+LESION = {"background": 0, "lesion": 1}
 
 
 def describe(folder, labels, **more):
@@ -168,13 +172,45 @@ def test_a_raw_folder_in_the_place_of_its_prepared_data_is_refused(tmp_path):
         prepare_dataset("nnunet", raw, tmp_path / "out")
 
 
-def test_images_of_another_modality_or_of_two_channels_are_refused_unless_told(raw, tmp_path):
-    describe(raw, {"background": 0, "lesion": 1}, channel_names={"0": "T1"})
-    with pytest.raises(UserError, match=r"its channel is 'T1'.*--intensities=as_is"):
+def test_a_channel_is_normalised_by_its_name_and_shares_no_plan_with_another(raw, tmp_path):
+    prepare_dataset("nnunet", raw, tmp_path / "ct")
+    describe(raw, LESION, channel_names={"0": "T1"})
+    with pytest.raises(UserError, match=r"channels \(T1\) want ZScore.*is of CTNorm.*give another"):
+        prepare_dataset("nnunet", raw, tmp_path / "ct")
+    with pytest.raises(UserError, match="--intensities=8bit is of CT"):
+        prepare_dataset("nnunet", raw, tmp_path / "mr", intensities="8bit")
+    prepare_dataset("nnunet", raw, tmp_path / "mr")
+    image = stored(tmp_path / "mr", "c1").image
+    assert abs(image.mean()) < 1e-5
+    assert abs(image.std() - 1) < 1e-5
+
+
+def test_a_scan_of_several_channels_is_prepared_from_a_file_each(raw, tmp_path):
+    describe(raw, LESION, channel_names={"0": "CT", "1": "PET"})
+    with pytest.raises(UserError, match=r"c0_0001, c1_0001, .* are missing"):
         prepare_dataset("nnunet", raw, tmp_path / "out")
-    prepare_dataset("nnunet", raw, tmp_path / "out", intensities="as_is")
-    describe(raw, {"background": 0, "lesion": 1}, channel_names={"0": "CT", "1": "PET"})
-    with pytest.raises(UserError, match=r"2 channels \(CT, PET\)"):
+    for path in list((raw / "imagesTr").iterdir()):
+        of_pet = path.name.replace("_0000", "_0001")
+        save(raw / "imagesTr" / of_pet, nib.load(path).get_fdata().astype(np.int16) + 500)
+    prepare_dataset("nnunet", raw, tmp_path / "out")
+    case = stored(tmp_path / "out", "c1")
+    assert case.image.shape == (*case.label.shape, 2)
+    z_scores = case.image[..., 1]
+    assert abs(z_scores.mean()) < 1e-5
+    before = stored(tmp_path / "out", "c1").image.copy()
+    save(raw / "imagesTr" / "c1_0001.nii.gz", np.arange(720).reshape(10, 9, 8).astype(np.int16))
+    prepare_dataset("nnunet", raw, tmp_path / "out")  # the second channel is part of its source
+    after = stored(tmp_path / "out", "c1").image
+    np.testing.assert_array_equal(after[..., 0], before[..., 0])
+    assert (after[..., 1] != before[..., 1]).any()
+    save(raw / "imagesTr" / "c2_0001.nii.gz", np.zeros((10, 9, 7), np.int16))
+    with pytest.raises(UserError, match=r"c2_0001\.nii\.gz: its shape .* first channel"):
+        prepare_dataset("nnunet", raw, tmp_path / "out")
+
+
+def test_what_is_read_by_no_reader_is_refused_by_its_ending(raw, tmp_path):
+    describe(raw, LESION, file_ending=".png")
+    with pytest.raises(UserError, match=r"its scans are \.png files, which are not read"):
         prepare_dataset("nnunet", raw, tmp_path / "out")
 
 
@@ -358,7 +394,7 @@ def test_a_dead_link_or_a_pipe_among_slices_is_passed_over(raw, tmp_path, lidc_s
     volume = read_volume(series)
     write_volume(label, dataclasses.replace(volume, voxels=np.zeros(volume.voxels.shape, np.uint8)))
     dataset = dataclasses.replace(
-        open_dataset("nnunet", raw), cases=(Case("series", series, label),)
+        open_dataset("nnunet", raw), cases=(Case("series", (series,), label),)
     )
     (before,) = check_dataset(dataset, 1)
     (series / "notes.txt").symlink_to(tmp_path / "nowhere")
@@ -478,3 +514,39 @@ def test_a_scan_that_is_metres_large_is_refused_before_it_takes_the_memory(raw, 
     save_plan(prepared / "plan.json", plan)
     with pytest.raises(UserError, match=r"990 mm large.*is its own spacing right"):
         prepare_dataset("nnunet", raw, prepared)
+
+
+def test_a_network_is_planned_for_the_cases_and_kept(raw, tmp_path, capsys):
+    out = tmp_path / "out"
+    prepare_dataset("nnunet", raw, out, planning=Planning("resenc_m"))
+    plan = load_plan(out / "plan.json")
+    assert plan.topology.patch_size == (8, 10, 10)
+    assert plan.topology.n_blocks_per_stage == (1, 3)
+    told = "a residual network of 2 stages, for 2 patches of 8 x 10 x 10 at 3 x 2 x 2 mm"
+    assert told in capsys.readouterr().out
+    before = times(out)
+    prepare_dataset("nnunet", raw, out, planning=Planning("default"))
+    assert told in capsys.readouterr().out
+    assert load_plan(out / "plan.json") == plan
+    assert times(out) == before
+
+
+def test_a_planned_network_is_given_cases_with_their_coarsest_axis_first(raw, tmp_path):
+    """Their voxels are those of a plan without a network, transposed."""
+    for part in ("imagesTr", "labelsTr"):
+        for path in (raw / part).iterdir():
+            voxels = nib.load(path).get_fdata().astype(np.int16)
+            nib.Nifti1Image(voxels, np.diag([-2.0, -4.0, 2.0, 1.0])).to_filename(path)
+    prepare_dataset("nnunet", raw, tmp_path / "as they are")
+    prepare_dataset("nnunet", raw, tmp_path / "planned", planning=Planning())
+    plan = load_plan(tmp_path / "planned" / "plan.json")
+    assert (plan.spacing_mm, plan.transpose) == ((4.0, 2.0, 2.0), coarsest_first((2.0, 4.0, 2.0)))
+    here, there = (stored(tmp_path / name, "c1") for name in ("planned", "as they are"))
+    assert here.image.shape == (9, 8, 10, 1)
+    np.testing.assert_array_equal(here.image, there.image.transpose(*plan.transpose, 3))
+    np.testing.assert_array_equal(here.label, there.label.transpose(plan.transpose))
+
+
+def test_a_plan_without_a_network_is_not_taken_for_one(raw, prepared):
+    with pytest.raises(UserError, match=r"plan\.json: is there already, without a network"):
+        prepare_dataset("nnunet", raw, prepared, planning=Planning())

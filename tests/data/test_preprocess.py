@@ -15,6 +15,7 @@ from covid_jax.config import IGNORED
 from covid_jax.data.geometry import from_file_axes, from_spacing
 from covid_jax.data.intensities import read_as
 from covid_jax.data.labels import read_label
+from covid_jax.data.normalization import CT, ct
 from covid_jax.data.plan import Fingerprint, Plan, Resampling, load_plan, make_plan, save_plan
 from covid_jax.data.preprocess import (
     as_volume,
@@ -28,7 +29,7 @@ from covid_jax.data.resample import resample, resampled_size
 from covid_jax.data.volume import read_volume, write_volume
 from covid_jax.errors import UserError
 
-PLAN = Plan((3.0, 2.0, 2.0), -1000.0, 200.0, -500.0, 250.0, (10, 10, 10), ("a",))
+PLAN = Plan((3.0, 2.0, 2.0), (ct(-1000.0, 200.0, -500.0, 250.0),), (10, 10, 10), ("a",))
 
 
 def smooth(shape, seed=0):
@@ -92,9 +93,12 @@ def test_a_plan_of_version_1_of_nnunet_clips_after_it_resampled():
     image = from_spacing(voxels, (6.0, 2.0, 2.0))
     how = Resampling(order=1, separate=False)
     plan = replace(PLAN, image_resampling=how, resample_first=True)
-    first = prepare_case(image, None, plan).image * plan.std_hu + plan.mean_hu
-    second = prepare_case(image, None, replace(plan, resample_first=False)).image
-    second = second * plan.std_hu + plan.mean_hu
+    first = (
+        prepare_case(image, None, plan).image[..., 0] * plan.normalization[0].std
+        + plan.normalization[0].mean
+    )
+    second = prepare_case(image, None, replace(plan, resample_first=False)).image[..., 0]
+    second = second * plan.normalization[0].std + plan.normalization[0].mean
     np.testing.assert_allclose(first[:, 0, 0], [-1000, 0, 200, 200, 0, -1000], atol=1e-2)
     np.testing.assert_allclose(second[:, 0, 0], [-1000, -700, -100, -100, -700, -1000], atol=1e-2)
 
@@ -103,15 +107,15 @@ def test_the_box_is_that_of_the_voxels_that_are_not_zero():
     voxels = np.zeros((5, 6, 7))
     voxels[1, 2:4, 3] = 1
     voxels[3, 2, 5] = -1
-    assert nonzero_box(voxels) == (slice(1, 4), slice(2, 4), slice(3, 6))
-    assert nonzero_box(np.zeros((2, 2, 2))) == (slice(0, 2),) * 3
+    assert nonzero_box([voxels]) == (slice(1, 4), slice(2, 4), slice(3, 6))
+    assert nonzero_box([np.zeros((2, 2, 2))]) == (slice(0, 2),) * 3
 
 
 def test_intensities_are_clipped_and_normalised_by_the_plan():
     voxels = np.full((6, 6, 6), -500.0)
     voxels[0], voxels[1] = -3000, 3000
     case = prepare_case(from_spacing(voxels, PLAN.spacing_mm), None, PLAN)
-    np.testing.assert_allclose(case.image[[0, 1, 2], 0, 0], [-2.0, 2.8, 0.0], atol=1e-6)
+    np.testing.assert_allclose(case.image[[0, 1, 2], 0, 0, 0], [-2.0, 2.8, 0.0], atol=1e-6)
 
 
 @pytest.mark.parametrize("spacing", [(3.0, 2.0, 2.0), (5.0, 0.8, 0.8), (1.2, 1.7, 1.1)])
@@ -132,8 +136,8 @@ def test_outside_the_crop_everything_is_background():
     voxels = np.zeros((8, 12, 12))
     voxels[2:6, 3:9, 3:9] = -500
     case = prepare_case(from_spacing(voxels, PLAN.spacing_mm), None, PLAN)
-    assert case.image.shape == (4, 6, 6)
-    lesion = np.zeros((*case.image.shape, 2), np.float32)
+    assert case.image.shape == (4, 6, 6, 1)
+    lesion = np.zeros((*case.image.shape[:3], 2), np.float32)
     lesion[..., 1] = 1
     mask = gathered(restore_planes([lesion], case.geometry, PLAN), case.geometry).argmax(0)
     np.testing.assert_array_equal(mask, voxels != 0)
@@ -190,7 +194,11 @@ def test_a_plan_with_file_axes_sees_what_itk_reads_and_gives_the_grid_back(tmp_p
     plan = replace(PLAN, spacing_mm=(3.0, 2.0, 1.0), file_axes=True)
     case = prepare_case(read_volume(tmp_path / "scan.nii.gz"), None, plan)
     theirs = sitk.GetArrayFromImage(sitk.ReadImage(tmp_path / "scan.nii.gz"))
-    np.testing.assert_allclose(case.image * PLAN.std_hu + PLAN.mean_hu, theirs, rtol=1e-5)
+    np.testing.assert_allclose(
+        case.image[..., 0] * PLAN.normalization[0].std + PLAN.normalization[0].mean,
+        theirs,
+        rtol=1e-5,
+    )
     write_volume(tmp_path / "back.nii.gz", as_volume(theirs, case.geometry))
     back = nib.load(tmp_path / "back.nii.gz")
     np.testing.assert_array_equal(back.affine, affine)
@@ -216,7 +224,7 @@ def test_a_label_of_another_orientation_lies_on_its_image_for_every_plan(
     image = read_volume(tmp_path / "scan.nii.gz")
     label = read_label(tmp_path / "label.nii.gz", image, 2)
     case = prepare_case(image, label, plan)
-    intensities = case.image * plan.std_hu + plan.mean_hu
+    intensities = case.image[..., 0] * plan.normalization[0].std + plan.normalization[0].mean
     np.testing.assert_array_equal(case.label == 1, intensities > -400)
     write_volume(tmp_path / "back.nii.gz", as_volume(case.label, case.geometry))
     back = np.asarray(nib.load(tmp_path / "back.nii.gz").dataobj)
@@ -236,27 +244,30 @@ def test_a_label_somewhere_else_is_refused(tmp_path):
 
 def test_the_plan_has_the_median_spacing_and_the_foregrounds_statistics():
     values = np.linspace(-900, 100, 1001)
-    cases = [Fingerprint((10, 20, 20), (mm, 1.0, 1.0), values) for mm in (2.0, 2.5, 9.0)]
-    plan = make_plan(["a", "b", "c"], cases)
+    cases = [Fingerprint((10, 20, 20), (mm, 1.0, 1.0), values[None]) for mm in (2.0, 2.5, 9.0)]
+    plan = make_plan(["a", "b", "c"], cases, [CT])
     assert plan.spacing_mm == (2.5, 1.0, 1.0)
-    assert plan.mean_hu == pytest.approx(-400)
-    assert (plan.lower_hu, plan.upper_hu) == (pytest.approx(-895), pytest.approx(95))
+    assert plan.normalization[0].mean == pytest.approx(-400)
+    assert (plan.normalization[0].lower, plan.normalization[0].upper) == (
+        pytest.approx(-895),
+        pytest.approx(95),
+    )
 
 
 def test_a_coarse_and_short_axis_takes_the_tenth_percentile():
-    cases = [Fingerprint((10, 90, 90), (mm, 1.0, 1.0), np.ones(3)) for mm in (2.0, 5.0, 9.0)]
-    assert make_plan(["a", "b", "c"], cases).spacing_mm[0] == pytest.approx(2.6)
+    cases = [Fingerprint((10, 90, 90), (mm, 1.0, 1.0), np.ones((1, 3))) for mm in (2.0, 5.0, 9.0)]
+    assert make_plan(["a", "b", "c"], cases, [CT]).spacing_mm[0] == pytest.approx(2.6)
 
 
 def test_training_cases_without_a_lesion_are_refused():
     with pytest.raises(UserError, match="no lesion voxel"):
-        make_plan(["a"], [Fingerprint((1, 1, 1), (1.0, 1.0, 1.0), np.zeros(0))])
+        make_plan(["a"], [Fingerprint((1, 1, 1), (1.0, 1.0, 1.0), np.zeros((1, 0)))], [CT])
 
 
 def test_a_plan_keeps_its_hash_on_disk_and_another_has_another(tmp_path):
     save_plan(tmp_path / "plan.json", PLAN)
     assert load_plan(tmp_path / "plan.json").hash == PLAN.hash
-    assert replace(PLAN, mean_hu=0.0).hash != PLAN.hash
+    assert replace(PLAN, normalization=(ct(-1000.0, 200.0, 0.0, 250.0),)).hash != PLAN.hash
 
 
 def test_a_damaged_plan_is_refused_by_file(tmp_path):
@@ -275,6 +286,8 @@ def test_a_label_in_other_axes_than_its_scan_is_prepared_on_the_scans(tmp_path, 
     image = read_volume(tmp_path / "scan.nii")
     label = read_label(tmp_path / "label.nii", image, num_values=2)
     spacing = (2.0, 2.0, 3.0)
-    plan = replace(PLAN, spacing_mm=spacing, mean_hu=0.0, std_hu=1.0, file_axes=file_axes)
+    plan = replace(
+        PLAN, spacing_mm=spacing, normalization=(ct(-1000.0, 200.0, 0.0, 1.0),), file_axes=file_axes
+    )
     case = prepare_case(image, label, plan)
-    np.testing.assert_array_equal(case.label > 0, case.image > 0)
+    np.testing.assert_array_equal(case.label > 0, case.image[..., 0] > 0)

@@ -24,7 +24,7 @@ def case(shape=(20, 30, 40), value=1.0, lesion=((5, 6, 7),)):
     for voxel in lesion:
         label[voxel] = 1
     foreground = (np.array(lesion, np.int32),) if lesion else ()
-    return StoredCase(Path("case"), image, label, foreground, GEOMETRY)
+    return StoredCase(Path("case"), image[..., None], label, foreground, GEOMETRY)
 
 
 def sampler(
@@ -72,7 +72,7 @@ def parsed_flags():
 def test_worker_processes_make_the_batches_that_threads_make(workers, tmp_path):
     rng = np.random.default_rng(0)
     voxels = rng.random((9, 20, 30), np.float32)
-    prepared = PreparedCase(voxels, (voxels > 0.9).astype(np.uint8), GEOMETRY)
+    prepared = PreparedCase(voxels[..., None], (voxels > 0.9).astype(np.uint8), GEOMETRY)
     reference = from_spacing(prepared.label, (1.0, 1.0, 1.0))
     save_case(tmp_path, "noise", prepared, reference, {})
     one = sampler((Source((open_case(tmp_path / "cases" / "noise"),), (1,)),))
@@ -84,7 +84,7 @@ def test_worker_processes_make_the_batches_that_threads_make(workers, tmp_path):
 
 def test_another_process_maps_the_files_of_a_case(tmp_path):
     voxels = np.zeros((50, 50, 50), np.float32)
-    prepared = PreparedCase(voxels, voxels.astype(np.uint8), GEOMETRY)
+    prepared = PreparedCase(voxels[..., None], voxels.astype(np.uint8), GEOMETRY)
     save_case(tmp_path, "zeros", prepared, from_spacing(voxels, (1.0, 1.0, 1.0)), {})
     sent = pickle.dumps(open_case(tmp_path / "cases" / "zeros"))
     assert len(sent) < 1000
@@ -103,11 +103,12 @@ def test_the_samples_of_several_hosts_make_the_batch():
 
 def test_a_larger_cut_has_the_same_patch_in_its_middle():
     rng = np.random.default_rng(0)
-    noise = StoredCase(Path("noise"), rng.random((9, 20, 30)), np.zeros((9, 20, 30)), (), GEOMETRY)
+    voxels = rng.random((9, 20, 30, 2))
+    noise = StoredCase(Path("noise"), voxels, np.zeros((9, 20, 30)), (), GEOMETRY)
     sources = (Source((noise,), (1,)),)
     patch = sampler(sources).batch(3).image
     cut = sampler(sources, cut_size=(8, 16, 18)).batch(3).image
-    assert cut.shape == (2, 8, 16, 18, 1)
+    assert cut.shape == (2, 8, 16, 18, 2)
     np.testing.assert_array_equal(cut[:, :, 2:-2, 3:-3], patch)
 
 
@@ -122,7 +123,7 @@ def test_ignored_voxels_stay_ignored_whatever_the_classes_are():
 def test_another_step_seed_or_stream_is_another_batch():
     noisy = StoredCase(
         Path("noise"),
-        np.random.default_rng(0).random((40, 60, 60)).astype(np.float32),
+        np.random.default_rng(0).random((40, 60, 60, 1)).astype(np.float32),
         np.zeros((40, 60, 60), np.uint8),
         (),
         GEOMETRY,

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from covid_jax.data import store
+from covid_jax.data.normalization import ct
 from covid_jax.data.phantom import make_phantom, write_raw_dataset
 from covid_jax.data.plan import Plan
 from covid_jax.data.preparation import prepare_dataset
@@ -26,7 +27,7 @@ from covid_jax.data.store import (
 from covid_jax.data.volume import read_volume, write_volume
 from covid_jax.errors import StoppedError, UserError
 
-PLAN = Plan((5.0, 3.0, 3.0), -1000.0, 200.0, -500.0, 250.0, (36, 104, 128), ("a",))
+PLAN = Plan((5.0, 3.0, 3.0), (ct(-1000.0, 200.0, -500.0, 250.0),), (36, 104, 128), ("a",))
 
 
 @pytest.fixture(scope="module")

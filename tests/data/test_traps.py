@@ -89,16 +89,21 @@ REFUSED = {
 }
 
 
+def volumes_of(case, raw):
+    (image,), label = read_case(case, raw)
+    return image, label
+
+
 @pytest.fixture(scope="module")
 def laid(tmp_path_factory):
     """The raw folder, what case has which trap, and the cases as they were before."""
     folder = tmp_path_factory.mktemp("traps")
     write_raw_dataset("msd_lung", folder, CASES, seed=0)
     raw = read_dataset("msd_lung", folder)
-    before = {case.name: read_case(case, raw) for case in raw.cases}
+    before = {case.name: volumes_of(case, raw) for case in raw.cases}
     traps = dict(zip(raw.cases, {**MENDED, **REFUSED}.items(), strict=False))
     for case, (_, lay) in traps.items():
-        lay(case.image, case.label)
+        lay(case.images[0], case.label)
     return folder, {case.name: words for case, (words, _) in traps.items()}, before
 
 
@@ -115,7 +120,7 @@ def test_what_is_mended_reads_as_it_did_without_the_trap(laid):
     raw = read_dataset("msd_lung", folder)
     for case in raw.cases:
         if traps.get(case.name) in MENDED:
-            for found, expected in zip(read_case(case, raw), before[case.name], strict=True):
+            for found, expected in zip(volumes_of(case, raw), before[case.name], strict=True):
                 np.testing.assert_array_equal(found.voxels, expected.voxels)
                 np.testing.assert_allclose(found.affine, expected.affine, atol=1e-4)
 

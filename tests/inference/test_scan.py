@@ -10,6 +10,7 @@ from scipy import special
 
 from covid_jax.config import Config, DataConfig, InferenceConfig, UNetConfig
 from covid_jax.data.geometry import from_spacing
+from covid_jax.data.normalization import ct
 from covid_jax.data.plan import Plan
 from covid_jax.data.preprocess import gathered, prepare_case
 from covid_jax.errors import UserError
@@ -24,7 +25,7 @@ NETWORK = UNetConfig(
     n_conv_per_stage=(1, 1),
     n_conv_per_stage_decoder=(1,),
 )
-PLAN = Plan((1.0, 1.0, 1.0), -1000.0, 200.0, -500.0, 250.0, (4, 8, 8), ())
+PLAN = Plan((1.0, 1.0, 1.0), (ct(-1000.0, 200.0, -500.0, 250.0),), (4, 8, 8), ())
 CPU = platform_of("cpu")
 
 

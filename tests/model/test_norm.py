@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from covid_jax.model.norm import instance_norm_leaky_relu
+from covid_jax.model.norm import instance_norm_leaky_relu, leaky_relu
 
 
 def plain(x, scale, bias, epsilon=1e-5, slope=0.01):
@@ -33,6 +33,24 @@ def test_value_and_gradients_are_those_of_the_plain_formula(arguments, settings)
         np.testing.assert_allclose(ours, theirs, atol=1e-10)
         for a, b in zip(pull(dz), pull_theirs(dz), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-10)
+
+
+def test_with_a_slope_of_1_it_is_the_norm_alone(arguments):
+    """Its gradient too, and where a channel's scale is 0, as a residual block starts."""
+    x, scale, bias = (jnp.asarray(a, jnp.float32) for a in arguments)
+    scale, bias = scale.at[0].set(0), bias.at[0].set(0)
+    ours, pull = jax.vjp(lambda *a: instance_norm_leaky_relu(*a, slope=1.0), x, scale, bias)
+    theirs, pull_theirs = jax.vjp(lambda *a: plain(*a, slope=1.0), x, scale, bias)
+    dz = jnp.asarray(np.random.default_rng(1).normal(size=ours.shape), jnp.float32)
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    assert not np.asarray(ours[..., 0]).any()
+    for a, b in zip(pull(dz), pull_theirs(dz), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_a_leaky_relu_has_pytorchs_gradient_at_0():
+    slopes = jax.vmap(jax.grad(leaky_relu))(jnp.float32([-2, 0, 2]))
+    np.testing.assert_allclose(slopes, [0.01, 0.01, 1])
 
 
 def test_in_bfloat16_the_statistics_stay_float32(arguments):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from covid_jax.config import UNetConfig
-from covid_jax.model.unet import MultiEncoderUNet, UNet
+from covid_jax.model.unet import MultiEncoderUNet, ResidualBlock, UNet, average_pool
 from covid_jax.training.state import new_params
 from covid_jax.transfer.freezing import leaf_paths
 from tests.conftest import FORMS
@@ -22,6 +22,9 @@ SMALL = UNetConfig(
     n_conv_per_stage=(2, 1, 3),
     n_conv_per_stage_decoder=(1, 2),
 )
+
+RESIDUAL = dataclasses.replace(SMALL, n_conv_per_stage=(), n_blocks_per_stage=(1, 2, 1))
+NETWORKS = pytest.mark.parametrize("model", [SMALL, RESIDUAL], ids=["plain", "residual"])
 
 
 def shapes_of(network, size, channels=1):
@@ -51,6 +54,33 @@ def test_paths_name_part_stage_and_block():
     assert {path.split("/")[0] for path in paths} == {"encoder", "decoder", "heads"}
 
 
+def test_paths_of_a_residual_encoder_name_the_places_in_its_blocks():
+    params = shapes_of(UNet(RESIDUAL), (4, 8, 8), 2)
+    paths = leaf_paths(params)
+    assert "encoder/stem/norm/scale" in paths
+    assert "encoder/stage_1/block_1/conv2/conv/kernel" in paths
+    assert "encoder/stage_1/block_0/skip/norm/bias" in paths
+    assert "decoder/stage_0/block_0/conv/bias" in paths
+    # Features do not change in the first stage, nor in a block that is not the first.
+    assert not any("skip" in path for path in paths if "stage_0" in path or "block_1" in path)
+    # nnU-Net's projection has no bias.
+    assert set(params["encoder"]["stage_1"]["block_0"]["skip"]["conv"]) == {"kernel"}
+
+
+def test_a_residual_block_starts_as_its_input():
+    block = ResidualBlock(RESIDUAL, 3, (3, 3, 3), (1, 1, 1), jnp.float32, "lax")
+    x = jax.random.normal(jax.random.key(1), (1, 4, 4, 4, 3))
+    variables = block.init(jax.random.key(0), x)
+    np.testing.assert_array_equal(block.apply(variables, x), jnp.where(x > 0, x, 0.01 * x))
+
+
+def test_pooling_averages_the_voxels_that_are_there():
+    x = jnp.arange(5.0).reshape(1, 5, 1, 1, 1) + jnp.arange(3.0).reshape(1, 1, 1, 3, 1)
+    pooled = average_pool(x, (2, 1, 2))
+    np.testing.assert_allclose(pooled[0, :, 0, :, 0], [[1, 2.5], [3, 4.5], [4.5, 6]])
+    assert average_pool(x, (1, 1, 1)) is x
+
+
 def test_two_encoders_have_subtrees_of_their_own():
     params = shapes_of(MultiEncoderUNet(SMALL), (4, 8, 8), 2)
     assert set(params) == {"self_encoder", "adapted_encoder", "decoder", "heads"}
@@ -59,12 +89,13 @@ def test_two_encoders_have_subtrees_of_their_own():
     )
 
 
+@NETWORKS
 @pytest.mark.parametrize("network", [UNet, MultiEncoderUNet])
 @pytest.mark.parametrize("size", [(4, 8, 8), (5, 9, 11), (1, 4, 4)])
-def test_logits_have_the_size_of_each_stage_even_where_sizes_are_odd(network, size):
+def test_logits_have_the_size_of_each_stage_even_where_sizes_are_odd(network, size, model):
     image = jnp.ones((2, *size, 2))
-    params = {"params": new_params(network(SMALL, form="lax"), 0, image.shape)}
-    full, half = network(SMALL, form="lax").apply(params, image)
+    params = {"params": new_params(network(model, form="lax"), 0, image.shape)}
+    full, half = network(model, form="lax").apply(params, image)
     assert full.shape == (2, *size, 3)
     assert half.shape == (2, size[0], -(-size[1] // 2), -(-size[2] // 2), 3)
 
@@ -84,19 +115,21 @@ def test_version_1_has_no_bias_in_heads_and_upsampling():
     assert set(params["encoder"]["stage_0"]["block_0"]["conv"]) == {"kernel", "bias"}
 
 
+@NETWORKS
 @pytest.mark.parametrize("form", FORMS[1:])
-def test_the_form_of_the_convolutions_does_not_change_the_numbers(form):
+def test_the_form_of_the_convolutions_does_not_change_the_numbers(form, model):
     image = jax.random.normal(jax.random.key(1), (1, 6, 12, 12, 2))
-    variables = {"params": new_params(UNet(SMALL), 0, image.shape)}
-    ours = jax.jit(UNet(SMALL, form=form).apply)(variables, image)
-    theirs = jax.jit(UNet(SMALL, form="lax").apply)(variables, image)
+    variables = {"params": new_params(UNet(model), 0, image.shape)}
+    ours = jax.jit(UNet(model, form=form).apply)(variables, image)
+    theirs = jax.jit(UNet(model, form="lax").apply)(variables, image)
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
-def test_parameters_and_logits_are_float32_in_bfloat16_too():
+@NETWORKS
+def test_parameters_and_logits_are_float32_in_bfloat16_too(model):
     image = jnp.ones((1, 4, 8, 8, 2))
-    network = UNet(SMALL, jnp.dtype("bfloat16"), "lax")
+    network = UNet(model, jnp.dtype("bfloat16"), "lax")
     variables = {"params": new_params(network, 0, image.shape)}
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     assert all(logits.dtype == jnp.float32 for logits in network.apply(variables, image))
@@ -114,14 +147,16 @@ def test_kernels_start_he_normal_for_the_leaky_slope():
     assert up.std() == pytest.approx((2 / (1 + 0.01**2) / (8 * 6)) ** 0.5, rel=0.1)
 
 
-@pytest.mark.parametrize("network", [UNet, MultiEncoderUNet])
-def test_rematerialisation_adds_a_forward_pass_and_changes_no_number(network):
+@pytest.mark.parametrize(
+    ("network", "model"), [(UNet, SMALL), (MultiEncoderUNet, SMALL), (UNet, RESIDUAL)]
+)
+def test_rematerialisation_adds_a_forward_pass_and_changes_no_number(network, model):
     image = jax.random.normal(jax.random.key(1), (1, 8, 32, 32, 2))
-    params = new_params(network(SMALL), 0, image.shape)
+    params = new_params(network(model), 0, image.shape)
 
     def lowered(remat):
         def loss(params):
-            heads = network(SMALL, form="lax", remat=remat).apply({"params": params}, image)
+            heads = network(model, form="lax", remat=remat).apply({"params": params}, image)
             return sum((head**2).mean() for head in heads)
 
         return jax.jit(jax.grad(loss)).lower(params)

@@ -51,8 +51,8 @@ def test_a_model_of_version_1_gives_the_logits_that_it_gave_there():
 def test_the_plan_of_version_1_becomes_ours():
     model = read_model(VERSION_1 / "fold_0" / "model_final_checkpoint.model")
     assert model.plan.spacing_mm == (5.0, 1.5, 1.5)
-    assert (model.plan.lower_hu, model.plan.upper_hu) == (-950, 200)
-    assert (model.plan.mean_hu, model.plan.std_hu) == (-400, 250)
+    assert (model.plan.normalization[0].lower, model.plan.normalization[0].upper) == (-950, 200)
+    assert (model.plan.normalization[0].mean, model.plan.normalization[0].std) == (-400, 250)
     assert model.plan.file_axes
     assert model.config.data.patch_size == TINY_PATCH
     assert model.config.loss.batch_dice

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from covid_jax.config import InferenceConfig
+from covid_jax.data.normalization import ct
 from covid_jax.data.plan import Plan, Resampling
 from covid_jax.errors import UserError
 from covid_jax.inference.postprocess import Postprocessing
@@ -24,6 +25,19 @@ DATASET = {
 FULLRES = "configurations/3d_fullres/"
 ARGUMENTS = FULLRES + "architecture/arch_kwargs/"
 INTENSITIES = "foreground_intensity_properties_per_channel/0/"
+
+RESIDUAL_UNET = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
+
+
+def residual(plans):
+    """`plans` with a residual encoder, as ResEncUNetPlanner writes them."""
+    plans = copy.deepcopy(plans)
+    architecture = plans["configurations"]["3d_fullres"]["architecture"]
+    architecture["network_class_name"] = RESIDUAL_UNET
+    del architecture["arch_kwargs"]["n_conv_per_stage"]
+    architecture["arch_kwargs"]["n_blocks_per_stage"] = [1, 3, 4, 6, 6, 6]
+    return plans
+
 
 CANNOT_MATTER = {
     "dataset_name": "a name",
@@ -73,14 +87,14 @@ def another(value):
     return f"another_{value}"
 
 
-def changed(tree, place):
-    """`tree` with another value at `place`."""
+def changed(tree, place, value=None):
+    """`tree` with `value`, or just another one than it has, at `place`."""
     tree = copy.deepcopy(tree)
     *above, last = place.split("/")
     node = tree
     for key in above:
         node = node[key]
-    node[last] = another(node[last])
+    node[last] = another(node[last]) if value is None else value
     return tree
 
 
@@ -94,12 +108,64 @@ def run_of(plans, dataset=DATASET, **checkpoint):
 
 
 EXPECTED = run_of(PLANS)
+RESIDUAL_PLANS = residual(PLANS)
 
 
 @pytest.mark.parametrize("place", leaves(PLANS))
 def test_a_key_of_plans_changes_the_run_or_is_refused_or_cannot_matter(place):
     unchanged = run_of(changed(PLANS, place)) == EXPECTED
     assert unchanged == (place in CANNOT_MATTER or place.startswith(OTHER_NETWORKS))
+
+
+@pytest.mark.parametrize(
+    "place", [place for place in leaves(RESIDUAL_PLANS) if place.startswith(ARGUMENTS)]
+)
+def test_so_does_a_key_of_a_residual_encoder(place):
+    unchanged = run_of(changed(RESIDUAL_PLANS, place)) == run_of(RESIDUAL_PLANS)
+    assert unchanged == (place in CANNOT_MATTER)
+
+
+def test_a_residual_encoder_has_its_blocks_under_every_name_that_plans_have_for_it():
+    config, plan = run_of(RESIDUAL_PLANS)
+    assert config.model.n_blocks_per_stage == (1, 3, 4, 6, 6, 6)
+    assert config.model.n_conv_per_stage == ()
+    assert plan == EXPECTED[1]
+    elsewhere = copy.deepcopy(RESIDUAL_PLANS)
+    architecture = elsewhere["configurations"]["3d_fullres"]["architecture"]
+    architecture["network_class_name"] = RESIDUAL_UNET.replace("unet.", "residual_unet.")
+    # What is left out, or given as it is anyway.
+    block = "dynamic_network_architectures.building_blocks.residual.BasicBlockD"
+    architecture["arch_kwargs"] |= {"block": block, "bottleneck_channels": None}
+    architecture["arch_kwargs"] |= {"stem_channels": config.model.features_per_stage[0]}
+    assert run_of(elsewhere) == (config, plan)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        (
+            "block",
+            "dynamic_network_architectures.building_blocks.residual.BottleneckD",
+            "block=dynamic.*BottleneckD; supported: networks with block=BasicBlockD",
+        ),
+        ("bottleneck_channels", [8] * 6, r"bottleneck_channels=\[8"),
+        ("stem_channels", 16, "stem_channels=16; supported: as many as the first stage.*, 32"),
+        ("squeeze_excitation", True, "does not know: squeeze_excitation"),
+        ("stochastic_depth_p", 0.1, "does not know: stochastic_depth_p"),
+        ("n_conv_per_stage", [2] * 6, "does not know: n_conv_per_stage"),
+        ("n_blocks_per_stage", [1, 2], "has 6 stages, but"),
+    ],
+)
+def test_a_residual_encoder_of_another_kind_is_refused_by_name(key, value, message):
+    with pytest.raises(UserError, match=message):
+        read_plans(changed(RESIDUAL_PLANS, ARGUMENTS + key, value), DATASET)
+
+
+def test_a_network_whose_decoder_is_residual_too_is_refused():
+    place = FULLRES + "architecture/network_class_name"
+    name = RESIDUAL_UNET.replace("ResidualEncoderUNet", "ResidualUNet")
+    with pytest.raises(UserError, match="its network is ResidualUNet"):
+        read_plans(changed(RESIDUAL_PLANS, place, name), DATASET)
 
 
 @pytest.mark.parametrize("place", leaves(DATASET))
@@ -148,13 +214,7 @@ def test_a_trainer_of_another_network_with_the_same_weights_is_refused(trainer):
 
 
 def with_value(place, value):
-    plans = copy.deepcopy(PLANS)
-    *above, last = place.split("/")
-    node = plans
-    for key in above:
-        node = node[key]
-    node[last] = value
-    return plans
+    return changed(PLANS, place, value)
 
 
 @pytest.mark.parametrize(
@@ -177,8 +237,8 @@ def with_value(place, value):
         (FULLRES + "resampling_fn_data_kwargs/blur", 7, "resampling_fn_data_kwargs has blur"),
         (FULLRES + "use_mask_for_norm", [True], "use_mask_for_norm"),
         (FULLRES + "preprocessor_name", "Mine", "prepared by Mine; supported: DefaultPreprocessor"),
-        (FULLRES + "normalization_schemes", ["ZScoreNormalization"], "by ZScoreNormalization"),
-        (FULLRES + "normalization_schemes", ["CTNormalization"] * 2, "has 2 channels"),
+        (FULLRES + "normalization_schemes", ["MyNormalization"], "by MyNormalization"),
+        (FULLRES + "normalization_schemes", ["CTNormalization"] * 2, "has 1 channels"),
         ("image_reader_writer", "Tiff3DIO", "read by Tiff3DIO; supported: SimpleITKIO"),
         ("label_manager", "Mine", "label manager is Mine"),
         ("transpose_forward", [1, 2, 0], "does not undo"),
@@ -204,9 +264,10 @@ def test_arguments_that_are_left_out_are_those_of_nnunets_functions():
     assert run_of(plans)[1].image_resampling == Resampling(order=1)
 
 
-def test_what_was_read_is_written_again():
+@pytest.mark.parametrize("plans", [PLANS, RESIDUAL_PLANS], ids=["plain", "residual"])
+def test_what_was_read_is_written_again(plans):
     """Plans to settings to plans to settings."""
-    plans = with_value("image_reader_writer", "SimpleITKIOWithReorient")
+    plans = changed(plans, "image_reader_writer", "SimpleITKIOWithReorient")
     plans |= {"transpose_forward": [1, 2, 0], "transpose_backward": [2, 0, 1]}
     configuration = plans["configurations"]["3d_fullres"]
     configuration["resampling_fn_data_kwargs"]["order_z"] = 1
@@ -232,7 +293,7 @@ def test_an_export_says_what_nnunet_cannot_do():
     imported = " ".join(not_in_nnunet(config, plan, Postprocessing()))
     assert "8-bit" in imported
     assert "head, back, left" not in imported
-    own = Plan((1.0, 1.0, 1.0), -1000.0, 300.0, -300.0, 400.0, (64, 64, 64), ())
+    own = Plan((1.0, 1.0, 1.0), (ct(-1000.0, 300.0, -300.0, 400.0),), (64, 64, 64), ())
     config.inference = InferenceConfig(step_size=0.75)
     lines = not_in_nnunet(config, own, Postprocessing(0.3, largest_only=True))
     for what in ("LPS", "logits", "--disable_tta", "-step_size 0.75", "0.3", "largest", "half"):

@@ -154,7 +154,9 @@ def test_every_transform_of_nnunet_is_there_in_its_order_with_its_probability():
         "RemoveLabelTransform",
     ]
     random = [t for t in transforms if hasattr(t, "apply_probability")]
-    expected = [t.apply_probability * getattr(t.transform, "p_per_channel", 1.0) for t in random]
-    assert [transforms[1].p_rotation, transforms[1].p_scaling, *expected] == pytest.approx(
-        list(aug.PROBABILITIES.values())
+    assert list(aug.PROBABILITIES.values()) == pytest.approx(
+        [transforms[1].p_rotation, transforms[1].p_scaling, *(t.apply_probability for t in random)]
     )
+    assert [aug.OF_CHANNEL.get(name, 1.0) for name in list(aug.PROBABILITIES)[2:]] == [
+        getattr(t.transform, "p_per_channel", 1.0) for t in random
+    ]

@@ -65,6 +65,9 @@ def write_folder(
             for weight in network.parameters():
                 if weight.ndim > 1:
                     weight.normal_(0, 1.5 / weight[0].numel() ** 0.5)
+            for name, weight in network.named_parameters():
+                if name.endswith("conv2.norm.weight"):  # of residual blocks, which start as nothing
+                    weight.normal_(1, 0.3)
         checkpoint = {
             "network_weights": network.state_dict(),
             "trainer_name": "nnUNetTrainer",
@@ -159,6 +162,16 @@ def transposed(forward, backward, reader="SimpleITKIO"):
     )
 
 
+def residual(plans, configuration):
+    """A residual encoder, with a block whose input is pooled and one whose input is projected."""
+    architecture = configuration["architecture"]
+    architecture["network_class_name"] = (
+        "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
+    )
+    del architecture["arch_kwargs"]["n_conv_per_stage"]
+    architecture["arch_kwargs"] |= {"n_blocks_per_stage": [1, 3]}
+
+
 CASES = {
     "as the planner writes it": (OWN_SPACING, None, None, "LPS"),
     "resampled": (OTHER_SPACING, None, None, "RAS"),
@@ -198,6 +211,7 @@ CASES = {
     ),
     "by torch, slices apart": (SLICES_APART, None, by_torch, "LPS"),
     "by torch, in 3D": (OTHER_SPACING, None, by_torch_in_3d, "LPS"),
+    "a residual encoder": (OTHER_SPACING, (0, 2), residual, "LPS"),
     "transposed": ([1.2, 1.3, 2.0], None, transposed([1, 2, 0], [2, 0, 1]), "RAS"),
     "transposed after turning": (
         [1.2, 2.0, 1.3],

@@ -11,13 +11,12 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from covid_jax.config import UNetConfig
 from covid_jax.model import nnunet_weights
 from covid_jax.model.nnunet_weights import to_params, to_state_dict
 from covid_jax.model.unet import MultiEncoderUNet, UNet
 from covid_jax.training.state import new_params
 from tests.conftest import FORMS
-from tests.networks import CASES, random_image, relative_error
+from tests.networks import CASES, random_image, relative_error, topologies
 
 torch = pytest.importorskip("torch", reason="PyTorch is missing: EXTRAS=dev,peers launch/test.sh")
 from benchmarks.peers import torch_nnunet as peer  # noqa: E402
@@ -43,8 +42,8 @@ def errors(config, patch, net, forward=None, form=None):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", ["benchmark", "isotropic", "uneven"])
-def test_logits_of_every_head_are_those_of_plain_conv_unet(name, form):
+@pytest.mark.parametrize("name", ["benchmark", "isotropic", "uneven", "residual"])
+def test_logits_of_every_head_are_those_of_nnunets_network(name, form):
     config, patch = CASES[name]
     found = errors(config, patch, randomised(config), form=form)
     assert len(found) == len(config.features_per_stage) - 1
@@ -66,8 +65,9 @@ def multi_encoder_params(net, config, image):
     return unflatten_dict(params, sep="/")
 
 
-def test_two_encoders_are_those_of_the_peers_twin():
-    config, patch = CASES["uneven"]
+@pytest.mark.parametrize("name", ["uneven", "residual"])
+def test_two_encoders_are_those_of_the_peers_twin(name):
+    config, patch = CASES[name]
     net = peer.MultiEncoder(config)
     image = random_image(config, patch)
     with torch.no_grad():
@@ -83,34 +83,14 @@ def test_a_patch_that_the_strides_do_not_divide_is_cropped():
     assert max(errors(config, patch, randomised(config), peer.forward_cropped)) < TOLERANCE
 
 
-@st.composite
-def topologies(draw):
-    stages = draw(st.integers(2, 4))
-    odd = st.tuples(*[st.sampled_from((1, 3))] * 3)
-    step = st.tuples(*[st.sampled_from((1, 2))] * 3)
-
-    def each(values, count):
-        return tuple(draw(st.lists(values, min_size=count, max_size=count)))
-
-    return UNetConfig(
-        in_channels=draw(st.integers(1, 3)),
-        num_classes=draw(st.integers(2, 4)),
-        features_per_stage=each(st.integers(2, 9), stages),
-        kernel_sizes=each(odd, stages),
-        strides=((1, 1, 1), *each(step, stages - 1)),
-        n_conv_per_stage=each(st.integers(1, 3), stages),
-        n_conv_per_stage_decoder=each(st.integers(1, 3), stages - 1),
-    )
-
-
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=16, deadline=None)
 @given(topologies(), st.integers(0, 2**31))
 def test_logits_agree_for_any_topology(config, seed):
     patch = tuple(4 * math.prod(s) for s in zip(*config.strides, strict=True))
     assert max(errors(config, patch, randomised(config, seed), form="lax")) < TOLERANCE
 
 
-@pytest.mark.parametrize("name", ["benchmark", "isotropic", "uneven"])
+@pytest.mark.parametrize("name", ["benchmark", "isotropic", "uneven", "residual"])
 def test_a_state_dict_goes_there_and_back_bit_for_bit(name):
     config, _ = CASES[name]
     given_ = {k: v.numpy() for k, v in randomised(config).state_dict().items()}
@@ -119,10 +99,11 @@ def test_a_state_dict_goes_there_and_back_bit_for_bit(name):
     assert all(np.array_equal(back[k], given_[k]) for k in given_)
 
 
-def test_new_weights_are_drawn_from_the_same_distribution():
+@pytest.mark.parametrize("name", ["uneven", "residual"])
+def test_new_weights_are_drawn_from_the_same_distribution(name):
     """Mean and deviation of every kernel, in a network wide enough to tell."""
-    config = dataclasses.replace(CASES["uneven"][0], features_per_stage=(32, 48, 64, 64))
-    image = (1, *CASES["uneven"][1], config.in_channels)
+    config = dataclasses.replace(CASES[name][0], features_per_stage=(32, 48, 64, 64))
+    image = (1, *CASES[name][1], config.in_channels)
     ours = to_state_dict(new_params(UNet(config, form="lax"), 0, image), config)
     for name, theirs in peer.network(config).state_dict().items():
         if theirs.ndim == 5:

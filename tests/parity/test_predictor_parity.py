@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from covid_jax.config import Config, DataConfig, InferenceConfig, UNetConfig
+from covid_jax.data.normalization import ct
 from covid_jax.data.plan import Plan
 from covid_jax.data.preprocess import gathered, prepare_case, read_scan
 from covid_jax.errors import UserError
@@ -43,6 +44,8 @@ NETWORK = UNetConfig(
     n_conv_per_stage=(1, 2, 1),
     n_conv_per_stage_decoder=(2, 1),
 )
+RESIDUAL = dataclasses.replace(NETWORK, n_conv_per_stage=(), n_blocks_per_stage=(1, 2, 2))
+NETWORKS = pytest.mark.parametrize("network", [NETWORK, RESIDUAL], ids=["plain", "residual"])
 PLANS = {
     "isotropic": (2.0, 2.5, 2.2),
     "slices apart": (7.5, 2.5, 2.5),
@@ -50,16 +53,16 @@ PLANS = {
 }
 
 
-def random_model(spacing_mm, mirror, sums="float32"):
-    net = peer.network(NETWORK)
+def random_model(spacing_mm, mirror, sums="float32", network=NETWORK):
+    net = peer.network(network)
     golden.load_random_weights(net, seed=3)
     config = Config(
-        model=NETWORK,
+        model=network,
         data=DataConfig(datasets=("nnunet",), patch_size=(16, 40, 48)),
         inference=InferenceConfig(average="logits", sums=sums, mirror=mirror),
     )
-    plan = Plan(spacing_mm, -900.0, 300.0, -400.0, 350.0, (40, 60, 60), (), file_axes=True)
-    return Model(config, plan, to_params(net.state_dict(), NETWORK), plain_dataset(3))
+    plan = Plan(spacing_mm, (ct(-900.0, 300.0, -400.0, 350.0),), (40, 60, 60), (), file_axes=True)
+    return Model(config, plan, to_params(net.state_dict(), network), plain_dataset(3))
 
 
 def nnunet_prediction(folder, scan, mirror):
@@ -199,6 +202,34 @@ def test_train_starts_from_an_imported_network(tmp_path, exported, tiny_run, com
     assert all(map(np.array_equal, jax.tree.leaves(tuned), jax.tree.leaves(imported)))
 
 
+def test_a_residual_encoder_predicts_there_what_it_predicts_here(tmp_path, thorax, in_float32):
+    model = random_model(PLANS["slices apart"], mirror=False, network=RESIDUAL)
+    write_model(tmp_path / "model", model)
+    image = nib.load(thorax).slicer[10:60, 5:75, 20:60]
+    nib.save(image, tmp_path / "scan.nii.gz")
+    _, theirs = nnunet_prediction(tmp_path / "model", tmp_path / "scan.nii.gz", mirror=False)
+    np.testing.assert_allclose(
+        our_probabilities(model, tmp_path / "scan.nii.gz"), theirs, atol=1e-4
+    )
+
+
+@NETWORKS
+def test_a_model_goes_out_and_comes_back_bit_for_bit(tmp_path, network):
+    model = random_model((2.0, 2.0, 2.0), False, sums="float16", network=network)
+    write_model(tmp_path / "one", model)
+    back = read_model(tmp_path / "one")
+    assert back.config.model == network
+    write_model(tmp_path / "two", back)
+    one, two = (
+        torch.load(tmp_path / name / "fold_0" / "checkpoint_final.pth", weights_only=True)
+        for name in ("one", "two")
+    )
+    assert one["network_weights"].keys() == two["network_weights"].keys()
+    for name, weight in one["network_weights"].items():
+        assert torch.equal(weight, two["network_weights"][name]), name
+    assert one["init_args"] == two["init_args"]
+
+
 def test_torch_reads_an_export_without_executing_anything(tmp_path):
     """So others may load it with weights_only."""
     write_model(tmp_path, random_model((2.0, 2.0, 2.0), False))
@@ -232,12 +263,14 @@ def test_a_checkpoint_with_all_that_nnunets_trainer_saves_is_read(tmp_path):
 
 def old_form(configuration):
     """The same network as plans before nnU-Net 2.5 tell it."""
-    arguments = configuration.pop("architecture")["arch_kwargs"]
+    architecture = configuration.pop("architecture")
+    arguments = architecture["arch_kwargs"]
+    blocks = arguments.get("n_conv_per_stage") or arguments["n_blocks_per_stage"]
     configuration |= {
-        "UNet_class_name": "PlainConvUNet",
+        "UNet_class_name": architecture["network_class_name"].rpartition(".")[2],
         "UNet_base_num_features": 6,
         "unet_max_num_features": 12,
-        "n_conv_per_stage_encoder": arguments["n_conv_per_stage"],
+        "n_conv_per_stage_encoder": blocks,
         "n_conv_per_stage_decoder": arguments["n_conv_per_stage_decoder"],
         "pool_op_kernel_sizes": arguments["strides"],
         "conv_kernel_sizes": arguments["kernel_sizes"],
@@ -250,8 +283,9 @@ def change_plans(folder, change):
     (folder / "plans.json").write_text(json.dumps(plans))
 
 
-def test_plans_of_before_version_2_5_are_read(tmp_path):
-    network = dataclasses.replace(NETWORK, features_per_stage=(6, 12, 12))
+@NETWORKS
+def test_plans_of_before_version_2_5_are_read(tmp_path, network):
+    network = dataclasses.replace(network, features_per_stage=(6, 12, 12))
     net = peer.network(network)
     model = dataclasses.replace(
         random_model((2.0, 2.0, 2.0), True),

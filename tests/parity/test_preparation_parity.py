@@ -15,8 +15,9 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 from nnunetv2.preprocessing.resampling.default_resampling import resample_data_or_seg_to_shape
 
 from benchmarks.peers.torch_preprocessor import DATASET, plans_of
-from covid_jax.data.geometry import Volume
+from covid_jax.data.geometry import Volume, from_spacing
 from covid_jax.data.labels import read_label
+from covid_jax.data.normalization import CT, SCHEMES, Z_SCORE, Normalization, ct
 from covid_jax.data.phantom import make_phantom
 from covid_jax.data.plan import Fingerprint, Plan, fingerprint, make_plan
 from covid_jax.data.preprocess import gathered, nonzero_box, prepare_case, read_scan, restore_planes
@@ -66,9 +67,9 @@ CASES = {
 def case(request):
     read, spacing = CASES[request.param]
     scan, label = read(request.config.rootpath)
-    box = nonzero_box(scan.voxels)
-    inside = [dataclasses.replace(v, voxels=v.voxels[box]) for v in (scan, label)]
-    plan = make_plan(["case"], [fingerprint(*inside, 100_000)])
+    box = nonzero_box([scan.voxels])
+    image, mask = [dataclasses.replace(v, voxels=v.voxels[box]) for v in (scan, label)]
+    plan = make_plan(["case"], [fingerprint([image], mask, 100_000)], [CT])
     return scan, label, dataclasses.replace(plan, spacing_mm=spacing)
 
 
@@ -89,12 +90,50 @@ def test_image_label_and_crop_are_those_of_the_default_preprocessor(case):
     image, mask, properties = theirs_of(scan, label, plan)
     ours = prepare_case(scan, label, plan)
     assert [list(side) for side in ours.geometry.box] == properties["bbox_used_for_cropping"]
-    assert ours.image.shape == image.shape[1:]
-    near = np.abs(ours.image - image[0]) < 1e-3
+    assert ours.image.shape == (*image.shape[1:], 1)
+    near = np.abs(ours.image[..., 0] - image[0]) < 1e-3
     assert near.mean() >= 0.999
     foreground = np.maximum(mask[0], 0) > 0
     assert foreground.any()
     assert ((ours.label > 0) != foreground).sum() <= 0.001 * foreground.sum()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("spacing", [(2.0, 1.0, 1.0), (1.7, 1.3, 0.8), (6.0, 1.0, 1.2)])
+def test_every_normalisation_is_the_default_preprocessors_to_the_bit(spacing, masked):
+    """Of five channels at once, around which everything is zero, with a hole within."""
+    rng = np.random.default_rng(0)
+    inside = np.zeros((14, 22, 20), bool)
+    inside[2:12, 3:19, 2:17] = True
+    inside[5:7, 8:10, 8:10] = False
+    voxels = [rng.normal(100, 40, inside.shape).clip(1, 255) * inside for _ in SCHEMES]
+    channels = [from_spacing(one.astype(np.float32), (3.0, 1.0, 1.1)) for one in voxels]
+    label = dataclasses.replace(
+        channels[0], voxels=(rng.random(inside.shape) > 0.95).astype(np.uint8) * inside
+    )
+    plan = Plan(
+        spacing_mm=spacing,
+        normalization=tuple(
+            ct(30, 180, 110, 25)
+            if scheme == CT
+            else Normalization(scheme, use_mask_for_norm=masked and scheme == Z_SCORE)
+            for scheme in SCHEMES
+        ),
+        median_shape=(14, 22, 20),
+        training_cases=(),
+    )
+    plans = plans_of(plan)
+    image, mask, _ = DefaultPreprocessor(verbose=False).run_case_npy(
+        np.stack([one.voxels for one in channels]),
+        label.voxels[None].astype(np.int16),
+        {"spacing": channels[0].spacing_mm.tolist()},
+        plans,
+        plans.get_configuration("3d_fullres"),
+        DATASET,
+    )
+    ours = prepare_case(channels, label, plan)
+    np.testing.assert_array_equal(np.moveaxis(ours.image, -1, 0), image)
+    np.testing.assert_array_equal(ours.label, np.maximum(mask[0], 0))
 
 
 def test_probabilities_come_back_as_nnunets_do(case):
@@ -131,16 +170,16 @@ def test_the_statistics_of_lesions_are_those_of_nnunets_fingerprint(case):
     (theirs,), _ = DatasetFingerprintExtractor.collect_foreground_intensities(
         mask, data, num_samples=5000
     )
-    box = nonzero_box(scan.voxels)
-    inside = [dataclasses.replace(v, voxels=v.voxels[box]) for v in (scan, label)]
-    ours = fingerprint(*inside, 5000)
-    np.testing.assert_array_equal(ours.foreground_hu, theirs)
+    box = nonzero_box([scan.voxels])
+    image, inside = [dataclasses.replace(v, voxels=v.voxels[box]) for v in (scan, label)]
+    ours = fingerprint([image], inside, 5000)
+    np.testing.assert_array_equal(ours.foreground[0], theirs)
     assert ours.shape == data.shape[1:]
-    plan = make_plan(["case"], [ours])
-    assert plan.mean_hu == pytest.approx(np.mean(theirs), rel=1e-6)
-    assert plan.std_hu == pytest.approx(np.std(theirs), rel=1e-6)
+    plan = make_plan(["case"], [ours], [CT])
+    assert plan.normalization[0].mean == pytest.approx(np.mean(theirs), rel=1e-6)
+    assert plan.normalization[0].std == pytest.approx(np.std(theirs), rel=1e-6)
     low, high = np.percentile(theirs, (0.5, 99.5))
-    assert (plan.lower_hu, plan.upper_hu) == (low, high)
+    assert (plan.normalization[0].lower, plan.normalization[0].upper) == (low, high)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -156,10 +195,10 @@ def test_the_target_spacing_is_the_planners(seed):
     planner.anisotropy_threshold = 3
     planner.dataset_fingerprint = {"spacings": list(spacings), "shapes_after_crop": list(shapes)}
     expected = planner.determine_fullres_target_spacing()
-    some = np.array([-600.0, 0.0], np.float32)
+    some = np.array([[-600.0, 0.0]], np.float32)
     fingerprints = [
         Fingerprint(tuple(shape), tuple(spacing), some)
         for shape, spacing in zip(shapes, spacings, strict=True)
     ]
-    plan = make_plan([str(k) for k in range(count)], fingerprints)
+    plan = make_plan([str(k) for k in range(count)], fingerprints, [CT])
     np.testing.assert_allclose(plan.spacing_mm, expected, rtol=1e-12)

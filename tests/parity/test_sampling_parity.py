@@ -32,7 +32,7 @@ def nnunet_loader(cut: Size, patch: Size):
 def stored(shape: Size, voxels: np.ndarray) -> StoredCase:
     geometry = Geometry((1, 1, 1), (), (), (), ())
     foreground = (voxels,) if len(voxels) else ()
-    return StoredCase(Path("case"), np.zeros(shape), np.zeros(shape), foreground, geometry)
+    return StoredCase(Path("case"), np.zeros((*shape, 1)), np.zeros(shape), foreground, geometry)
 
 
 @given(shape=sizes, patch=sizes, more=st.tuples(*[st.integers(0, 5)] * 3), data=st.data())

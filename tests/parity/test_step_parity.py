@@ -1,5 +1,6 @@
 """Loss, gradients and whole optimiser steps beside PyTorch's nnU-Net, on the same data."""
 
+import dataclasses
 import types
 
 import jax
@@ -30,6 +31,8 @@ MODEL = UNetConfig(
     n_conv_per_stage=(2, 1, 2),
     n_conv_per_stage_decoder=(2, 1),
 )
+RESIDUAL = dataclasses.replace(MODEL, n_conv_per_stage=(), n_blocks_per_stage=(1, 2, 1))
+MODELS = pytest.mark.parametrize("model", [MODEL, RESIDUAL], ids=["plain", "residual"])
 PATCH = (8, 32, 32)
 STEPS = 5
 TOLERANCE = {"float32": 1e-4, "float64": 1e-9}
@@ -88,26 +91,27 @@ def test_the_loss_and_its_gradient_to_every_head(kind, batch_dice, precision):
     assert theirs[2].grad is None
 
 
-def setting(precision, clip_norm, batch_dice):
+def setting(model, precision, clip_norm, batch_dice):
     config = Config(
         epochs=STEPS,  # of one step each, so that the schedule moves at every step
-        model=MODEL,
+        model=model,
         optimizer=OptimizerConfig(clip_norm=clip_norm),
     )
-    net = peer.network(MODEL)
+    net = peer.network(model)
     golden.load_random_weights(net)
     net = net.to(getattr(torch, precision))
     loss = peer.loss(2, batch_dice)
-    images = [random_image(MODEL, PATCH, seed).astype(precision) for seed in range(STEPS)]
+    images = [random_image(model, PATCH, seed).astype(precision) for seed in range(STEPS)]
     labels = [labels_of("all classes", seed) for seed in range(STEPS)]
     return config, net, loss, images, labels
 
 
-def test_every_gradient_is_torchs(precision):
-    _, net, loss, images, labels = setting(precision, 12.0, False)
+@MODELS
+def test_every_gradient_is_torchs(model, precision):
+    _, net, loss, images, labels = setting(model, precision, 12.0, False)
     loss(net(peer.channels_first(images[0])), torch.from_numpy(labels[0])).backward()
-    network = UNet(MODEL, jnp.dtype(precision))
-    params = jax.tree.map(jnp.asarray, to_params(values_of(net), MODEL))
+    network = UNet(model, jnp.dtype(precision))
+    params = jax.tree.map(jnp.asarray, to_params(values_of(net), model))
     gradient = jax.jit(
         jax.grad(
             lambda p: deep_supervision_loss(
@@ -120,7 +124,7 @@ def test_every_gradient_is_torchs(precision):
             name: (torch.zeros_like(w) if w.grad is None else w.grad).numpy()
             for name, w in net.state_dict(keep_vars=True).items()
         },
-        MODEL,
+        model,
     )
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(theirs))
     for path, a, b in zip(
@@ -140,11 +144,12 @@ def values_of(net):
     return {name: weight.detach().numpy() for name, weight in net.state_dict().items()}
 
 
+@MODELS
 @pytest.mark.parametrize(("clip_norm", "batch_dice"), [(12.0, False), (0.1, True)])
-def test_parameters_after_five_steps_are_torchs(precision, clip_norm, batch_dice):
+def test_parameters_after_five_steps_are_torchs(model, precision, clip_norm, batch_dice):
     """Nesterov momentum, L2 weight decay, clipped gradients, poly schedule."""
-    config, net, loss, images, labels = setting(precision, clip_norm, batch_dice)
-    start = jax.tree.map(np.array, to_params(values_of(net), MODEL))
+    config, net, loss, images, labels = setting(model, precision, clip_norm, batch_dice)
+    start = jax.tree.map(np.array, to_params(values_of(net), model))
     sgd = peer.optimizer(net, config.optimizer)
     for step in range(STEPS):
         for group in sgd.param_groups:  # nnU-Net: PolyLRScheduler
@@ -152,7 +157,7 @@ def test_parameters_after_five_steps_are_torchs(precision, clip_norm, batch_dice
         image, target = peer.channels_first(images[step]), torch.from_numpy(labels[step])
         peer.train_step(net, sgd, loss, image, target, clip_norm)
 
-    network = UNet(MODEL, jnp.dtype(precision))
+    network = UNet(model, jnp.dtype(precision))
     transform = optimizer(config.optimizer)
     state = initial_state(start, transform)
     train_step = make_train_step(
@@ -171,7 +176,7 @@ def test_parameters_after_five_steps_are_torchs(precision, clip_norm, batch_dice
         norms.append(float(metrics["gradient_norm"]))
     ours = jax.device_get(state.trainable)
     assert min(norms) > 0.1  # so that the smaller clip cuts at every step
-    theirs = to_params(values_of(net), MODEL)
+    theirs = to_params(values_of(net), model)
     for path, a, b, before in zip(
         leaf_paths(ours), *map(jax.tree.leaves, (ours, theirs, start)), strict=True
     ):

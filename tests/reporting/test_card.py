@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from covid_jax.config import Config
+from covid_jax.data.normalization import ct
 from covid_jax.data.plan import Plan
 from covid_jax.evaluation.metrics import EXTRAS, METRICS, mean_over_labels, summarise
 from covid_jax.reporting.card import model_card
@@ -13,7 +14,7 @@ from covid_jax.training.checkpoint import load_params, load_run
 from tests.conftest import ROOT, tiny
 
 SCORES = dict.fromkeys(METRICS, 0.5) | {"hd95_mm": 2.0, "volume_difference_ml": 1.0}
-PLAN = Plan((5.0, 3.0, 3.0), -1000.0, 200.0, -500.0, 250.0, (36, 104, 128), ("a",))
+PLAN = Plan((5.0, 3.0, 3.0), (ct(-1000.0, 200.0, -500.0, 250.0),), (36, 104, 128), ("a",))
 
 
 def test_a_run_leaves_a_model_that_is_the_run_without_its_folders(tiny_run):

@@ -1,5 +1,7 @@
 """The drawing of a network shows what the run would do."""
 
+import dataclasses
+
 import pytest
 
 from covid_jax.config import STRATEGY_NAMES
@@ -19,6 +21,13 @@ def test_what_is_frozen_in_part_is_shown_in_part():
     parts = parts_of(tiny(frozen=("encoder/stage_1/block_0/norm",)))
     assert parts["encoder"][0].frozen == 0
     assert parts["encoder"][1].frozen == pytest.approx(0.5)
+
+
+def test_a_stem_is_drawn_at_the_full_resolution():
+    model = dataclasses.replace(tiny().model, n_conv_per_stage=(), n_blocks_per_stage=(1, 2, 1))
+    parts = parts_of(tiny(model=model, frozen=("encoder/stem",)))
+    assert list(parts["encoder"]) == [0, 1, 2]
+    assert [part.frozen for part in parts["encoder"].values()] == [pytest.approx(1 / 3), 0, 0]
 
 
 def test_a_drawing_has_a_panel_for_each_network():

@@ -42,7 +42,7 @@ def page_file(tmp_path_factory, covid19_raw):
     """
     study, raw = tmp_path_factory.mktemp("study"), tmp_path_factory.mktemp("raw")
     for case in read_dataset("covid19", covid19_raw).cases:
-        for path in (case.image, case.label):
+        for path in (*case.images, case.label):
             if case.name in (*NAMES, TRAINING):
                 (raw / path.parent.name).mkdir(exist_ok=True)
                 (raw / path.parent.name / path.name).symlink_to(path)
@@ -201,12 +201,12 @@ def test_a_scan_is_shown_as_it_was_prepared_on_its_own_grid(page_file, covid19_r
     read = stored_cases(study, config, NAMES, problems)[NAMES[0]]
     scan, reference = read()
     (raw,) = (c for c in read_dataset("covid19", covid19_raw).cases if c.name == NAMES[0])
-    original, plan = read_scan(raw.image), load_plan(study / "prepared" / "plan.json")
+    original, plan = read_scan(raw.images[0]), load_plan(study / "prepared" / "plan.json")
     assert problems == []
     assert scan.voxels.shape == original.voxels.shape == reference.voxels.shape
     np.testing.assert_allclose(scan.affine, original.affine)
-    clipped = np.clip(original.voxels, plan.lower_hu, plan.upper_hu)
-    assert np.abs(scan.voxels - clipped).mean() < 0.1 * plan.std_hu
+    clipped = np.clip(original.voxels, plan.normalization[0].lower, plan.normalization[0].upper)
+    assert np.abs(scan.voxels - clipped).mean() < 0.1 * plan.normalization[0].std
 
 
 @pytest.mark.parametrize("way", ["cut", "other grid", "gone"])

@@ -63,6 +63,14 @@ def test_it_says_what_is_copied_new_and_frozen():
     assert "frozen 12 of" in text
 
 
+def test_it_tells_a_residual_encoder():
+    model = dataclasses.replace(tiny().model, n_conv_per_stage=(), n_blocks_per_stage=(1, 2, 1))
+    text = explain(tiny("frozen_encoder-msd", model=model))
+    assert "3 stages of 4, 8, 16 features, residual encoder of 1, 2, 1 blocks, 2 classes" in text
+    # The stem, and of each stage the first block: 4 leaves a convolution, 3 in a projection.
+    assert "frozen 42 of" in " ".join(text.split())
+
+
 def test_it_says_how_the_joint_schedule_goes_on():
     text = explain(tiny("continual-msd", pretraining_epochs=30, epochs=10))
     assert "epochs 30 to 39 of a poly schedule over 40 (30 of pre-training, 10 of this" in text

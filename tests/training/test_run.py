@@ -6,9 +6,11 @@ import re
 
 import pytest
 
-from covid_jax.config import InferenceConfig, to_dict
+from covid_jax.config import InferenceConfig, load_config_file, to_dict
 from covid_jax.data.datasets import Split
+from covid_jax.data.normalization import ct
 from covid_jax.data.plan import Plan
+from covid_jax.data.planner import Topology
 from covid_jax.data.store import StoredDataset
 from covid_jax.errors import UserError
 from covid_jax.reporting.card import model_card
@@ -19,17 +21,17 @@ from covid_jax.training.run import (
     claim_workdir,
     described,
     device_here,
+    fitted,
     note_device,
     other_plan,
     provenance,
     start_notes,
-    with_num_classes,
 )
 from covid_jax.training.state import new_params
 from covid_jax.transfer.strategies import network_of
-from tests.conftest import tiny
+from tests.conftest import ROOT, tiny
 
-PLAN = Plan((2.0, 1.0, 1.0), -900.0, 300.0, -400.0, 350.0, (40, 60, 60), ())
+PLAN = Plan((2.0, 1.0, 1.0), (ct(-900.0, 300.0, -400.0, 350.0),), (40, 60, 60), ())
 
 
 CLASSES = (("one", ("tumour",)), ("two", ()))
@@ -168,7 +170,7 @@ def test_test_cases_that_the_pretraining_was_trained_on_are_told(tmp_path, capsy
 
 def test_a_run_keeps_the_names_of_its_classes_and_is_not_taken_for_an_imported_one(tmp_path):
     data = [StoredDataset(name, tmp_path, (*own, "lesion"), (), True) for name, own in CLASSES]
-    assert described(data)["labels"] == {
+    assert described(PLAN, data)["labels"] == {
         "background": 0,
         "tumour": 1,
         "lesion (one)": 2,
@@ -176,7 +178,7 @@ def test_a_run_keeps_the_names_of_its_classes_and_is_not_taken_for_an_imported_o
     }
     before = tmp_path / "before"
     claim_workdir(before, tiny(), PLAN)
-    (before / "dataset.json").write_text(json.dumps(described(data[:1])))
+    (before / "dataset.json").write_text(json.dumps(described(PLAN, data[:1])))
     config = tiny("body-msd", pretrained=str(before))
     assert provenance(config, [])["pretrained"]["imported"] == "of the labels tumour, lesion"
     origin = json.loads((before / "provenance.json").read_text())
@@ -245,20 +247,71 @@ def test_what_of_the_plan_differs_from_the_pretrainings_is_told(tmp_path):
     config = tiny("body-msd", pretrained=str(tmp_path))
     assert other_plan(config, PLAN) == []
     assert other_plan(config, dataclasses.replace(PLAN, training_cases=("a",))) == []
-    other = dataclasses.replace(PLAN, spacing_mm=(5.0, 1.0, 1.0), mean_hu=-100.0, file_axes=True)
+    other = dataclasses.replace(
+        PLAN,
+        spacing_mm=(5.0, 1.0, 1.0),
+        normalization=(ct(-900.0, 300.0, -100.0, 350.0),),
+        file_axes=True,
+    )
     (line,) = other_plan(config, other)
     assert line.startswith(f"note: {tmp_path} was trained on data of another plan")
     assert "spacing in mm (2 1 1 there, 5 1 1 here)" in line
-    assert "intensities (-900 300 -400 350 there, -900 300 -100 350 here)" in line
+    assert "intensities (CT clipped to -900 to 300 HU, mean -400, deviation 350 there, " in line
     assert "axes of the file (False there, True here)" in line
 
 
-def test_other_classes_than_the_datas_are_refused(tmp_path):
+def test_other_classes_and_channels_than_the_datas_are_refused(tmp_path):
     data = [StoredDataset("one", tmp_path, ("a", "b"), (), True)]
-    assert with_num_classes(tiny(), data).model.num_classes == 3
-    asked = tiny(model=dataclasses.replace(tiny().model, num_classes=5))
-    with pytest.raises(UserError, match=r"num_classes=5: the data has 3"):
-        with_num_classes(asked, data)
+    assert fitted(tiny(), PLAN, data).model.num_classes == 3
+    several = dataclasses.replace(PLAN, normalization=PLAN.normalization * 2)
+    assert fitted(tiny(), several, data).model.in_channels == 2
+    for name, value, held in (("num_classes", 5, 3), ("in_channels", 4, 2)):
+        asked = tiny(model=dataclasses.replace(tiny().model, **{name: value}))
+        with pytest.raises(UserError, match=rf"{name}={value}: the data has {held}"):
+            fitted(asked, several, data)
+
+
+def test_what_a_config_leaves_empty_is_the_plans_and_what_it_has_wins(tmp_path):
+    data = [StoredDataset("one", tmp_path, ("a",), (), True)]
+    topology = Topology(
+        patch_size=(8, 16, 24),
+        batch_size=5,
+        features_per_stage=(4, 8),
+        strides=((1, 1, 1), (1, 2, 2)),
+        kernel_sizes=((1, 3, 3), (3, 3, 3)),
+        n_conv_per_stage_decoder=(1,),
+        n_blocks_per_stage=(1, 2),
+        batch_dice=True,
+    )
+    config = load_config_file(f"{ROOT}/configs/nnunet.py")
+    with pytest.raises(UserError, match=r"plan\.json plans no network: prepare with --planner"):
+        fitted(config, PLAN, data)
+    plan = dataclasses.replace(PLAN, topology=topology)
+    found = fitted(config, plan, data)
+    assert found.model.n_blocks_per_stage == (1, 2)
+    assert found.model.n_conv_per_stage == ()
+    assert (found.data.patch_size, found.data.batch_size) == ((8, 16, 24), 5)
+    assert found.loss.batch_dice
+    wins = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=2))
+    assert fitted(wins, plan, data).data.batch_size == 2
+    assert fitted(wins, plan, data).data.patch_size == (8, 16, 24)
+    three = dataclasses.replace(config.model, features_per_stage=(4, 8, 16))
+    with pytest.raises(UserError, match=r"config\.model\.\w+=.*must have 3"):
+        fitted(dataclasses.replace(config, model=three), plan, data)
+    assert fitted(tiny(), plan, data).model.features_per_stage == tiny().model.features_per_stage
+
+
+def test_what_a_config_leaves_empty_is_its_pretrainings_network(tmp_path):
+    """With its biases and norms, which no plan has; channels and classes are the data's."""
+    of_version_1 = dataclasses.replace(
+        tiny().model, head_bias=False, negative_slope=0.2, num_classes=25, in_channels=3
+    )
+    claim_workdir(tmp_path, tiny(model=of_version_1), PLAN)
+    data = [StoredDataset("one", tmp_path, ("a",), (), True)]
+    config = load_config_file(f"{ROOT}/configs/nnunet.py:body-mine")
+    found = fitted(dataclasses.replace(config, pretrained=str(tmp_path)), PLAN, data)
+    assert found.model == dataclasses.replace(of_version_1, num_classes=2, in_channels=1)
+    assert found.data.patch_size == tiny().data.patch_size
 
 
 def test_a_start_from_an_imported_network_names_it_and_an_older_provenance_goes_on(tmp_path):
@@ -284,7 +337,7 @@ def test_a_start_from_an_imported_network_names_it_and_an_older_provenance_goes_
         ('{"zap": 1}', "config has no field zap"),
         ('{"model": 3}', "config.model=3: must be settings by name"),
         ("[]", "config=[]: must be settings by name"),
-        ('{"model": {"in_channels": 2}}', "config.model.in_channels=2: scans have 1"),
+        ('{"model": {"in_channels": 0}}', "config.model.in_channels=0: must be at least 1"),
         ('{"model": {"strides": [[1, 1, 1]]}}', "config.model.strides"),
     ],
 )

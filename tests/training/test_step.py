@@ -23,7 +23,7 @@ from covid_jax.training.state import (
 )
 from covid_jax.training.step import make_eval_step, make_train_step, pseudo_dice
 from covid_jax.transfer.freezing import join, leaf_paths, mask, split
-from covid_jax.transfer.strategies import STRATEGIES
+from covid_jax.transfer.strategies import STRATEGIES, initial_params
 from tests.conftest import tiny
 
 CONFIG = tiny()
@@ -47,19 +47,32 @@ def batch(seed=0):
     }
 
 
-def run(strategy, steps, dtype=jnp.float32, patterns=None):
+def run(strategy, steps, dtype=jnp.float32, patterns=None, model=MODEL, augmentation=AUGMENT):
     """Parameters before and after some steps; the mask; the compiled step."""
-    network = STRATEGIES[strategy].network(MODEL, dtype, "lax")
+    network = STRATEGIES[strategy].network(model, dtype, "lax")
     params = new_params(network, 0, (*SHAPE, 1))
+    if STRATEGIES[strategy].needs_pretraining:
+        pretrained = new_params(UNet(model), 1, (*SHAPE, 1))
+        params = initial_params(STRATEGIES[strategy], params, pretrained)
     held = mask(params, STRATEGIES[strategy].frozen if patterns is None else patterns)
     trainable, frozen = split(params, held)
     transform = optimizer(CONFIG.optimizer)
     state = initial_state(trainable, transform)
-    step = make_train_step(lambda p, x: network.apply({"params": p}, x), transform, AUGMENT)
+    step = make_train_step(lambda p, x: network.apply({"params": p}, x), transform, augmentation)
     for index in range(steps):
         state, metrics = step(state, frozen, batch(index), jnp.float32(0.01), jax.random.key(0))
     assert np.isfinite(metrics["loss"])
     return params, join(state.trainable, frozen), held, step, state
+
+
+RESIDUAL = UNetConfig(
+    features_per_stage=(4, 6),
+    kernel_sizes=((1, 3, 3),) * 2,
+    strides=((1, 1, 1), (1, 2, 2)),
+    n_conv_per_stage=(),
+    n_blocks_per_stage=(1, 2),
+    n_conv_per_stage_decoder=(1,),
+)
 
 
 def unequal(a, b):
@@ -69,7 +82,17 @@ def unequal(a, b):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("strategy", ["frozen_encoder", "multi_encoder"])
 def test_a_frozen_leaf_is_bit_identical_after_training_and_all_others_move(strategy, dtype):
-    before, after, held, _, _ = run(strategy, 4, dtype)
+    assert_all_but_frozen_move(*run(strategy, 4, dtype)[:3])
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_strategy_trains_a_residual_encoder(strategy):
+    run_ = run(strategy, 2, model=RESIDUAL, augmentation=None)
+    assert_all_but_frozen_move(*run_[:3])
+
+
+def assert_all_but_frozen_move(before, after, held):
+    """That frozen leaves are bit-identical after training."""
     moved = unequal(before, after)
     for path, was_moved, h in zip(
         leaf_paths(held), *map(jax.tree.leaves, (moved, held)), strict=True

@@ -91,6 +91,54 @@ def test_another_network_is_refused_with_path_and_both_shapes():
         initial_params(STRATEGIES["body"], new_params("body"), new_params("scratch", (4, 8, 64)))
 
 
+@pytest.fixture(scope="module")
+def of_two_channels():
+    model = dataclasses.replace(MODEL, in_channels=2)
+    return {
+        name: new_params_of(STRATEGIES[name].network(model, form="lax"), 0, (*IMAGE[:-1], 2))
+        for name in ("body", "multi_encoder")
+    }
+
+
+FIRST = "stage_0", "block_0", "conv", "kernel"
+
+
+def first(encoder):
+    return functools.reduce(dict.__getitem__, FIRST, encoder)
+
+
+@pytest.mark.parametrize("how", ["repeat", "mean", "new"])
+@pytest.mark.parametrize("name", ["body", "multi_encoder"])
+def test_a_first_convolution_is_taken_from_other_channels_as_told(
+    pretrained, of_two_channels, name, how
+):
+    new = of_two_channels[name]
+    with pytest.raises(UserError, match=r"sees 1 channels, and the data has 2: .*first_conv="):
+        initial_params(STRATEGIES[name], new, pretrained)
+    params = initial_params(STRATEGIES[name], new, pretrained, how)
+    for top in STRATEGIES[name].initial.keys() - {"decoder"}:
+        theirs = first(pretrained["encoder"])
+        expected = np.repeat(theirs / 2, 2, axis=-2)
+        expected = first(new[next(iter(STRATEGIES[name].initial))]) if how == "new" else expected
+        np.testing.assert_allclose(first(params[top]), expected, rtol=1e-6)
+        rest = flatten_dict(params[top]).keys() - {FIRST}
+        assert all(
+            np.array_equal(flatten_dict(params[top])[k], flatten_dict(pretrained["encoder"])[k])
+            for k in rest
+        )
+    with pytest.raises(UserError, match=rf"first_conv={how}: .* sees as many channels"):
+        initial_params(STRATEGIES["body"], new_params("body"), pretrained, how)
+
+
+def test_fewer_channels_take_the_mean_or_the_first_of_more(of_two_channels):
+    more, new = of_two_channels["body"], new_params("body")
+    kernel = np.asarray(first(more["encoder"]))
+    mean, repeated = kernel.sum(-2, keepdims=True), 2 * kernel[..., :1, :]
+    for how, expected in (("mean", mean), ("repeat", repeated)):
+        found = initial_params(STRATEGIES["body"], new, more, how)
+        np.testing.assert_allclose(first(found["encoder"]), expected, rtol=1e-5, atol=1e-6)
+
+
 def without(tree, path):
     """The tree less the leaf at `path`."""
     leaves = flatten_dict(tree, sep="/")

@@ -33,6 +33,9 @@ SOURCES: dict[str, tuple[str, ...]] = {
 A source of another name is a prepared dataset of that name, or a network that was imported.
 """
 
+NAME = r"\w[\w.+-]*"
+"""What a dataset, or a source, may be called: it becomes a folder."""
+
 FIRST_CONVS = ("", "repeat", "mean", "new")
 """How the first convolution is taken from a network that sees other channels; "": it is refused."""
 
@@ -300,7 +303,7 @@ def validate(config: Config) -> None:
         f"must be one of {_listed(STRATEGY_NAMES)}",
     )
     _require(
-        re.fullmatch(r"\w[\w.+ ]*", config.source) is not None,
+        re.fullmatch(NAME, config.source) is not None,
         "source",
         config.source,
         f"must be a name, such as {_listed(SOURCES)}",

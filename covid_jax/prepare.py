@@ -1,4 +1,4 @@
-"""Prepares a raw dataset: crop, resample, clip, normalise, as nnU-Net does for CT.
+"""Prepares a raw dataset: crop, normalise, resample, as nnU-Net does.
 
     python -m covid_jax.prepare --dataset=covid19 --raw_dir=COVID-19-CT-Seg --out_dir=prepared
 
@@ -11,21 +11,26 @@ what is not taken, what is missing, what would be mended and what would be refus
 
 --planner plans a network too, by nnU-Net's rules for a GPU of --gpu_memory_gb: patch, batch and
 stages, at the resolution that --configuration names. plan.json has them under nnU-Net's names.
+--plan_from=RUN takes the plan of a run or of an imported network instead, so that its network finds
+the data as it knows it; --plans=plans.json that of nnU-Net, its configuration named.
 
-A plan is in HU. Scans that cannot be in HU are refused, but for 8-bit grey, which is mapped back;
+CT is in HU. Scans that cannot be in HU are refused, but for 8-bit grey, which is mapped back;
 --intensities tells how their values are read instead: hu (they are), 8bit, offset1024 (HU + 1024),
-or as_is.
+or as_is. Other channels are normalised as their names in dataset.json say to nnU-Net.
 
 Raw layouts (--raw_dir):
   covid19         COVID-19-CT-Seg_20cases/CASE.nii.gz, Infection_Mask/CASE.nii.gz
   msd_lung        imagesTr/lung_001.nii.gz, labelsTr/lung_001.nii.gz
   structseg_gtv   N/data.nii.gz, N/label.nii.gz
   nsclc_effusion  LUNG1-NNN/ with a DICOM series at any depth, and masks *LUNG1-NNN*effusion*.nii.gz
-  nnunet          dataset.json, imagesTr/CASE_0000.nii.gz, labelsTr/CASE.nii.gz (or .nrrd, .mha)
+  nnunet          dataset.json, imagesTr/CASE_0000.nii.gz, labelsTr/CASE.nii.gz (or .nrrd, .mha),
+                  and nnU-Net's splits_final.json, if other folds are wanted than nnU-Net's (or
+                  --splits=FILE); several such datasets are told apart by --name
   phantom         synthetic cases, written to --raw_dir first
 """
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from absl import flags
@@ -34,13 +39,20 @@ from covid_jax.data.check import check
 from covid_jax.data.datasets import DATASETS
 from covid_jax.data.intensities import INTENSITIES
 from covid_jax.data.phantom import LESIONS, write_raw_dataset
-from covid_jax.data.planner import CONFIGURATIONS, PLANNERS, Planning
+from covid_jax.data.plan import Plan, load_plan
+from covid_jax.data.planner import CONFIGURATIONS, PLANNERS, Planning, topology_of
 from covid_jax.data.preparation import prepare_dataset
 from covid_jax.device import announce_cpu
 from covid_jax.errors import UserError, run_command
+from covid_jax.nnunet.model_folder import nnunet_plan
+from covid_jax.training.checkpoint import load_config
 
 _DATASET = flags.DEFINE_enum("dataset", None, list(DATASETS), "Layout of the raw data.")
 _RAW_DIR = flags.DEFINE_string("raw_dir", None, "Folder of the raw data.")
+_NAME = flags.DEFINE_string(
+    "name", "", "What the prepared dataset is called, if not as its layout: config.data.datasets."
+)
+_SPLITS = flags.DEFINE_string("splits", None, "Folds, as nnU-Net's splits_final.json.")
 _OUT_DIR = flags.DEFINE_string("out_dir", None, "Folder for prepared data and its plan.json.")
 _PLAN_FOLD = flags.DEFINE_integer(
     "plan_fold", 0, "Fold whose training cases make plan.json.", lower_bound=0
@@ -55,9 +67,14 @@ _GPU_MEMORY = flags.DEFINE_float(
     lower_bound=1,
     upper_bound=1024,
 )
-_CONFIGURATION = flags.DEFINE_enum(
-    "configuration", None, CONFIGURATIONS, "What --planner plans; 3d_fullres unless told."
+_CONFIGURATION = flags.DEFINE_string(
+    "configuration",
+    None,
+    f"What --planner plans ({' or '.join(CONFIGURATIONS)}), or which of --plans is taken; "
+    "3d_fullres unless told.",
 )
+_PLAN_FROM = flags.DEFINE_string("plan_from", None, "A run whose plan and network are taken.")
+_PLANS = flags.DEFINE_string("plans", None, "nnU-Net's plans.json, whose plan is taken.")
 _SYNTHETIC = flags.DEFINE_bool(
     "synthetic", False, "Write synthetic cases in the dataset's layout to --raw_dir first."
 )
@@ -80,16 +97,32 @@ _SEED = flags.DEFINE_integer("seed", 0, "Seed of the synthetic cases.", lower_bo
 
 def _planning() -> Planning | None:
     """What the flags ask of the planner."""
+    ways = [f"--{flag.name}" for flag in (_PLANNER, _PLAN_FROM, _PLANS) if flag.value]
+    if len(ways) > 1:
+        raise UserError(f"{' and '.join(ways)}: a plan comes from one of them")
+    if _CONFIGURATION.value and not (_PLANNER.value or _PLANS.value):
+        raise UserError("--configuration tells --planner or --plans what to plan; name one")
     if not _PLANNER.value:
-        for flag in (_GPU_MEMORY, _CONFIGURATION):
-            if flag.value is not None:
-                raise UserError(
-                    f"--{flag.name} tells --planner what to plan; name one (see --help)"
-                )
+        if _GPU_MEMORY.value is not None:
+            raise UserError("--gpu_memory_gb tells --planner what to plan; name one (see --help)")
         return None
-    return Planning(
-        _PLANNER.value, _GPU_MEMORY.value, _CONFIGURATION.value or Planning.configuration
-    )
+    configuration = _CONFIGURATION.value or Planning.configuration
+    if configuration not in CONFIGURATIONS:
+        raise UserError(
+            f"--configuration={configuration}: --planner plans {' or '.join(CONFIGURATIONS)}"
+        )
+    return Planning(_PLANNER.value, _GPU_MEMORY.value, configuration)
+
+
+def _given_plan(raw_dir: Path) -> Plan | None:
+    """The plan, with its network, that --plan_from or --plans names."""
+    if _PLAN_FROM.value:
+        run = Path(_PLAN_FROM.value)
+        return replace(load_plan(run / "plan.json"), topology=topology_of(load_config(run)))
+    if _PLANS.value:
+        path, configuration = Path(_PLANS.value), _CONFIGURATION.value or Planning.configuration
+        return nnunet_plan(path, raw_dir / "dataset.json", configuration)
+    return None
 
 
 def main() -> None:
@@ -98,6 +131,7 @@ def main() -> None:
         if not flag.value:
             raise UserError(f"--{flag.name} is missing (see --help)")
     planning = _planning()
+    splits = Path(_SPLITS.value) if _SPLITS.value else None
     announce_cpu()
     if _CHECK_ONLY.value:
         check(
@@ -108,6 +142,8 @@ def main() -> None:
             _NUM_PROCESSES.value,
             _SKIP_BAD.value,
             _INTENSITIES.value,
+            _NAME.value,
+            splits,
         )
         return
     raw_dir, out_dir = Path(_RAW_DIR.value), Path(_OUT_DIR.value)
@@ -122,6 +158,9 @@ def main() -> None:
         _SKIP_BAD.value,
         _INTENSITIES.value,
         planning,
+        _given_plan(raw_dir),
+        _NAME.value,
+        splits,
     )
     label = "SYNTHETIC " if raw.synthetic else ""
     print(f"{len(raw.cases)} {label}cases of {raw.name} are prepared in {out_dir / raw.name}")

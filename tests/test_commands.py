@@ -162,6 +162,11 @@ def test_a_damaged_case_stops_prepare_with_its_name_and_no_dataset(raw, tmp_path
             "--gpu_memory_gb tells --planner what to plan",
         ),
         (
+            "prepare",
+            ["--dataset=nnunet", "--raw_dir=x", "--out_dir=x", "--planner=default", "--plans=x"],
+            "--planner and --plans: a plan comes from one of them",
+        ),
+        (
             "evaluate",
             ["--predictions=x", "--references=x", "--output=x", "--tolerance_mm=nan"],
             "--tolerance_mm=nan: give a number of mm",

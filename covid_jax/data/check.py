@@ -23,13 +23,16 @@ def check(
     processes: int,
     skip_bad: bool,
     intensities: str,
+    called: str = "",
+    splits: Path | None = None,
 ) -> None:
     """Prints what `raw_dir` holds, and what would become of what `out_dir` holds of it.
 
     Raises:
       UserError: prepare would refuse a case, or all of it.
     """
-    raw = open_dataset(name, raw_dir, intensities)
+    raw = open_dataset(name, raw_dir, intensities, called, splits)
+    name = raw.name
     if out_dir:
         check_places(raw, out_dir)
     plan = known_plan(out_dir)

@@ -223,7 +223,7 @@ def nnunet(raw_dir: Path) -> RawDataset:
     if expected != len(cases):
         notes.append(f"{description} says numTraining {expected}, and there are {len(cases)} cases")
     ordered = _checked("nnunet", raw_dir, cases, notes)
-    return RawDataset(
+    raw = RawDataset(
         "nnunet",
         ordered,
         names,
@@ -233,6 +233,8 @@ def nnunet(raw_dir: Path) -> RawDataset:
         ignored,
         channels,
     )
+    splits = raw_dir / "splits_final.json"
+    return with_splits(raw, splits) if splits.is_file() else raw
 
 
 def phantom(raw_dir: Path) -> RawDataset:
@@ -318,6 +320,34 @@ def cross_validation(names: list[str], folds: int = 5) -> tuple[Split, ...]:
         )
         for test in np.array_split(order, min(folds, len(names)))
     )
+
+
+def with_splits(raw: RawDataset, path: Path) -> RawDataset:
+    """The dataset with the folds of a file like nnU-Net's splits_final.json.
+
+    Its validation cases are those that are tested on, as in cross_validation.
+
+    Raises:
+      UserError: it is none, or names a case that is not there.
+    """
+    try:
+        folds = json.loads(path.read_text("utf-8-sig"))
+        splits = tuple(Split(tuple(fold["train"]), tuple(fold["val"])) for fold in folds)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: is no list of folds, each with the names of cases under train and val"
+        ) from error
+    here, told = {case.name for case in raw.cases}, {n for split in splits for n in split.cases}
+    if not splits or (missing := told - here):
+        what = f"names cases that are not there: {listed(missing)}" if splits else "has no fold"
+        raise UserError(f"{path}: {what}")
+    for number, split in enumerate(splits):
+        if both := {*split.train} & {*split.test}:
+            raise UserError(f"{path}: fold {number} trains and tests on {listed(both)}")
+    notes = _not_taken(f"to train or test on, as {path.name} has it", here - told)
+    return replace(raw, splits=splits, notes=(*raw.notes, *notes))
 
 
 def is_synthetic(raw_dir: Path) -> bool:

@@ -1,6 +1,7 @@
 """A raw dataset becomes a prepared one: its cases by one plan, each whole or absent."""
 
 import functools
+import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -9,8 +10,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from covid_jax.config import NAME
 from covid_jax.data import phantom, store
-from covid_jax.data.datasets import Case, RawDataset, Split, read_dataset
+from covid_jax.data.datasets import Case, RawDataset, Split, read_dataset, with_splits
 from covid_jax.data.geometry import Volume
 from covid_jax.data.labels import read_label
 from covid_jax.data.normalization import CT
@@ -36,13 +38,29 @@ from covid_jax.lock import only_here
 _FILES_OF_CASE = {"image", "label"}  # of what a case was made from, what is its alone
 
 
-def open_dataset(name: str, raw_dir: Path, intensities: str = "auto") -> RawDataset:
-    """The raw dataset `name` in `raw_dir`, whose CT is read as `intensities` tells.
+def open_dataset(
+    name: str,
+    raw_dir: Path,
+    intensities: str = "auto",
+    called: str = "",
+    splits: Path | None = None,
+) -> RawDataset:
+    """The raw dataset in `raw_dir`, in the layout `name`.
+
+    Args:
+      intensities: how its CT is read.
+      called: its name, if not the layout's.
+      splits: a file of its folds, as nnU-Net's splits_final.json; else they are the layout's.
 
     Raises:
       UserError: as read_dataset; or something is told of CT, and it has none.
     """
     raw = read_dataset(name, raw_dir)
+    if called and not re.fullmatch(NAME, called):
+        raise UserError(f"--name={called}: must be a name of letters, digits and . + - _")
+    raw = replace(raw, name=called or raw.name)
+    if splits:
+        raw = with_splits(raw, splits)
     if intensities not in ("auto", "as_is") and CT not in raw.schemes:
         raise UserError(
             f"{raw_dir / 'dataset.json'}: its channels are {', '.join(raw.channels)}, and "
@@ -60,22 +78,26 @@ def prepare_dataset(
     skip_bad: bool = False,
     intensities: str = "auto",
     planning: Planning | None = None,
+    plan: Plan | None = None,
+    called: str = "",
+    splits: Path | None = None,
 ) -> RawDataset:
-    """Prepares every case of a raw dataset into `out_dir`/`name`, which then is what the raw is.
+    """Prepares every case of a raw dataset into `out_dir`/NAME, which then is what the raw is.
 
     Cases that are there from the same files, in the same way, are kept; cases that the raw dataset
-    no longer has are removed. The plan is `out_dir`/plan.json; where there is none yet, the
-    training cases of fold `plan_fold` of this dataset make it, with a network where there is
-    `planning` for one. As many cases are worked on at once
-    as there are `processes`. With `skip_bad` all are read first, and those that cannot be read
-    safely are left out of the dataset and its folds, each with a line that says why.
+    no longer has are removed. The plan is `out_dir`/plan.json; where there is none yet, it is
+    `plan`, or the training cases of fold `plan_fold` of this dataset make it, with a network where
+    there is `planning` for one. As many cases are worked on at once as there are `processes`. With
+    `skip_bad` all are read first, and those that cannot be read safely are left out of the dataset
+    and its folds, each with a line that says why. The other arguments are open_dataset's.
 
     Raises:
       UserError: the raw dataset is incomplete, a case of it is damaged (names the file), or
-        `out_dir` holds another dataset of this name or a plan without the network that is asked
-        for, or lies in `raw_dir`.
+        `out_dir` holds another dataset of this name, another plan than `plan`, or one without the
+        network that is asked for, or lies in `raw_dir`.
     """
-    raw = open_dataset(name, raw_dir, intensities)
+    raw = open_dataset(name, raw_dir, intensities, called, splits)
+    name = raw.name
     check_places(raw, out_dir)
     for note in raw.notes:
         tqdm.write(f"{name}: {note}")
@@ -85,10 +107,10 @@ def prepare_dataset(
             if finding.refused:
                 tqdm.write(f"{finding.case}: left out; {finding.refused}")
         raw = without_refused(raw, findings)
-    if not known_plan(out_dir):
+    if not (plan or known_plan(out_dir)):
         check_plan_fold(raw, plan_fold)
     with only_here(out_dir / name, "another preparation"):
-        return _prepare(raw, out_dir, plan_fold, processes, planning)
+        return _prepare(raw, out_dir, plan_fold, processes, planning, plan)
 
 
 def check_places(raw: RawDataset, out_dir: Path) -> None:
@@ -142,13 +164,18 @@ def check_plan_fold(raw: RawDataset, fold: int) -> None:
 
 
 def _prepare(
-    raw: RawDataset, out_dir: Path, plan_fold: int, processes: int, planning: Planning | None
+    raw: RawDataset,
+    out_dir: Path,
+    plan_fold: int,
+    processes: int,
+    planning: Planning | None,
+    given: Plan | None,
 ) -> RawDataset:
     folder = out_dir / raw.name
     sources = _sources(raw, _each_digests(raw, processes))
     known = store.facts_of(folder, processes)
     _refuse_another_dataset(folder, raw.folder, known, sources)
-    plan = _plan(raw, out_dir, plan_fold, processes, planning)
+    plan = _plan(raw, out_dir, plan_fold, processes, planning, given)
     if planning and plan.topology:
         tqdm.write(f"{out_dir / 'plan.json'}: {_network(plan.topology, plan.spacing_mm)}")
     changes = _changes(raw, known, sources, plan, store.folds_of(folder))
@@ -448,20 +475,31 @@ def _check_label(case: Case) -> None:
 
 
 def _plan(
-    raw: RawDataset, out_dir: Path, fold: int, processes: int, planning: Planning | None
+    raw: RawDataset,
+    out_dir: Path,
+    fold: int,
+    processes: int,
+    planning: Planning | None,
+    given: Plan | None,
 ) -> Plan:
     """The plan in `out_dir`; where there is none yet it is made, by one preparation alone.
 
     Raises:
-      UserError: it is of other channels, or has no network where one is to be planned.
+      UserError: it is of other channels, or not the one that is given, or has no network where one
+        is to be planned.
     """
     path = out_dir / "plan.json"
     if not known_plan(out_dir):
         with only_here(out_dir, "a preparation that makes plan.json"):
             if not known_plan(out_dir):
-                save_plan(path, _plan_of(raw, fold, processes, planning))
+                save_plan(path, given or _plan_of(raw, fold, processes, planning))
     plan = load_plan(path)
     _refuse_other_channels(raw, plan, path)
+    if given and given.hash != plan.hash:
+        raise UserError(
+            f"{path}: is there already, and another plan than the one that is given; give another "
+            "--out_dir"
+        )
     if planning and not plan.topology:
         raise UserError(
             f"{path}: is there already, without a network; delete it to plan one, and the cases "

@@ -4,7 +4,7 @@ import contextlib
 import io
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from covid_jax.config import Config, UNetConfig
 from covid_jax.data.plan import Plan
+from covid_jax.data.planner import topology_of
 from covid_jax.errors import UserError
 from covid_jax.files import read_json, whole_file, write_json
 from covid_jax.model.nnunet_weights import to_params, to_state_dict
@@ -130,6 +131,20 @@ def write_model(folder: Path, model: Model) -> None:
         partial.write_bytes(packed.getbuffer())
     for name, text in {"dataset.json": model.dataset, "plans.json": plans}.items():
         write_json(folder / name, text)
+
+
+def nnunet_plan(path: Path, dataset: Path, configuration: str) -> Plan:
+    """The plan, with its network, of nnU-Net v2's plans.json at `path`.
+
+    Raises:
+      UserError: it is missing or damaged, or what decides masks there is not supported here.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; --plans is nnU-Net's plans.json")
+    plans, description = read_json(path), read_json(dataset)
+    with _faults_of(path, None):
+        settings = read_plans(plans, description, configuration)
+    return replace(settings.plan, topology=topology_of(settings.config))
 
 
 def plain_dataset(num_classes: int) -> dict[str, Any]:

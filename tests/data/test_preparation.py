@@ -11,7 +11,7 @@ import pytest
 import SimpleITK as sitk
 
 from covid_jax.data.check import check
-from covid_jax.data.datasets import Case
+from covid_jax.data.datasets import Case, Split
 from covid_jax.data.phantom import write_raw_dataset
 from covid_jax.data.plan import load_plan, save_plan
 from covid_jax.data.planner import Planning, coarsest_first
@@ -206,6 +206,56 @@ def test_a_scan_of_several_channels_is_prepared_from_a_file_each(raw, tmp_path):
     save(raw / "imagesTr" / "c2_0001.nii.gz", np.zeros((10, 9, 7), np.int16))
     with pytest.raises(UserError, match=r"c2_0001\.nii\.gz: its shape .* first channel"):
         prepare_dataset("nnunet", raw, tmp_path / "out")
+
+
+def test_datasets_of_one_layout_lie_side_by_side_by_their_names(raw, tmp_path):
+    other = small_dataset(tmp_path / "other", seed=1)
+    for name, folder in (("a-b", raw), ("c.d", other)):
+        assert prepare_dataset("nnunet", folder, tmp_path / "out", called=name).name == name
+    plan = load_plan(tmp_path / "out" / "plan.json")
+    assert load_dataset(tmp_path / "out", "a-b", plan.hash).name == "a-b"
+    assert load_dataset(tmp_path / "out", "c.d", plan.hash).labels == ("lesion",)
+    with pytest.raises(UserError, match=r"--name=\.\./x: must be a name"):
+        prepare_dataset("nnunet", raw, tmp_path / "out", called="../x")
+
+
+def test_folds_are_those_of_a_file_where_there_is_one(raw, tmp_path):
+    folds = [{"train": ["c0"], "val": ["c2"]}]
+    (raw / "splits_final.json").write_text(json.dumps(folds))
+    found = open_dataset("nnunet", raw)
+    assert found.splits == (Split(("c0",), ("c2",)),)
+    assert any(
+        "1 not taken, to train or test on, as splits_final.json has it: c1" in note
+        for note in found.notes
+    )
+    given = tmp_path / "mine.json"
+    given.write_text(json.dumps([{"train": ["c1", "c2"], "val": ["c0"]}]))
+    assert open_dataset("nnunet", raw, splits=given).splits == (Split(("c1", "c2"), ("c0",)),)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("{", "is no list of folds"),
+        ('{"train": []}', "is no list of folds"),
+        ("[]", "has no fold"),
+        ('[{"train": ["c0"]}]', "is no list of folds"),
+        ('[{"train": ["c0"], "val": ["c9"]}]', "names cases that are not there: c9"),
+        ('[{"train": ["c0", "c1"], "val": ["c1"]}]', "fold 0 trains and tests on c1"),
+    ],
+)
+def test_folds_that_cannot_be_are_one_line(raw, tmp_path, text, told):
+    (tmp_path / "mine.json").write_text(text)
+    with pytest.raises(UserError, match=told):
+        open_dataset("nnunet", raw, splits=tmp_path / "mine.json")
+
+
+def test_a_plan_that_is_given_is_taken_and_no_other_is_beside_it(raw, prepared, tmp_path):
+    plan = dataclasses.replace(load_plan(prepared / "plan.json"), spacing_mm=(4.0, 3.0, 2.0))
+    prepare_dataset("nnunet", raw, tmp_path / "new", plan=plan)
+    assert load_plan(tmp_path / "new" / "plan.json") == plan
+    with pytest.raises(UserError, match="another plan than the one that is given"):
+        prepare_dataset("nnunet", raw, prepared, plan=plan)
 
 
 def test_what_is_read_by_no_reader_is_refused_by_its_ending(raw, tmp_path):

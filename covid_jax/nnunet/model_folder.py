@@ -19,8 +19,6 @@ from covid_jax.model.nnunet_weights import to_params, to_state_dict
 from covid_jax.nnunet.pickles import load_checkpoint, load_pickle
 from covid_jax.nnunet.plans import plain_labels, read_plans, write_plans
 from covid_jax.nnunet.version_1 import read_plans_v1
-from covid_jax.training.checkpoint import load_run, save_params
-from covid_jax.training.run import claim_workdir
 
 Tree = Any
 
@@ -221,17 +219,3 @@ def _json_near(path: Path, given: Path | None, name: str) -> dict[str, Any] | No
             except ValueError as error:
                 raise UserError(f"{candidate}: damaged; it is no JSON") from error
     return None
-
-
-def read_run(workdir: Path) -> Model:
-    """A run of ours, with the dataset.json that it was imported with, or a plain one."""
-    config, plan, params = load_run(workdir)
-    dataset = read_json(workdir / "dataset.json") or plain_dataset(config.model.num_classes)
-    return Model(config, plan, params, dataset)
-
-
-def write_run(workdir: Path, model: Model) -> None:
-    """Writes a run folder; config.json, by which it counts as one, comes last."""
-    save_params(workdir, model.params)
-    write_json(workdir / "dataset.json", model.dataset)
-    claim_workdir(workdir, model.config, model.plan)

@@ -21,9 +21,9 @@ from covid_jax.nnunet.model_folder import (
     Model,
     plain_dataset,
     read_model,
-    read_run,
     write_model,
 )
+from covid_jax.nnunet.run_folder import read_run
 from covid_jax.training.checkpoint import load_params
 from covid_jax.training.platform import platform_of
 from tests.conftest import ROOT
@@ -313,7 +313,7 @@ def test_a_configuration_has_what_it_inherits(tmp_path):
     ("change", "message"),
     [
         (lambda p, c: p.update(transpose_forward=[1, 2, 0]), "does not undo"),
-        (lambda p, c: c.update(normalization_schemes=["ZScoreNormalization"]), "CT of one"),
+        (lambda p, c: c.update(normalization_schemes=["MyNormalization"]), "by MyNormalization"),
         (lambda p, c: c["architecture"].update(network_class_name="a.ResEnc"), "network is ResEnc"),
         (lambda p, c: c["architecture"]["arch_kwargs"].update(conv_bias=False), "plain 3D U-Net"),
         (lambda p, c: c.pop("spacing"), "KeyError: 'spacing'"),

@@ -1,0 +1,25 @@
+"""Run folders as models of nnU-Net's, and such models as run folders.
+
+Beside model_folder, which machines read that lack the libraries of a run's data.
+"""
+
+from pathlib import Path
+
+from covid_jax.files import read_json, write_json
+from covid_jax.nnunet.model_folder import Model, plain_dataset
+from covid_jax.training.checkpoint import load_run, save_params
+from covid_jax.training.run import claim_workdir
+
+
+def read_run(workdir: Path) -> Model:
+    """A run of ours, with the dataset.json that it was imported with, or a plain one."""
+    config, plan, params = load_run(workdir)
+    dataset = read_json(workdir / "dataset.json") or plain_dataset(config.model.num_classes)
+    return Model(config, plan, params, dataset)
+
+
+def write_run(workdir: Path, model: Model) -> None:
+    """Writes a run folder; config.json, by which it counts as one, comes last."""
+    save_params(workdir, model.params)
+    write_json(workdir / "dataset.json", model.dataset)
+    claim_workdir(workdir, model.config, model.plan)

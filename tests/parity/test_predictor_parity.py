@@ -315,7 +315,10 @@ def test_a_configuration_has_what_it_inherits(tmp_path):
         (lambda p, c: p.update(transpose_forward=[1, 2, 0]), "does not undo"),
         (lambda p, c: c.update(normalization_schemes=["MyNormalization"]), "by MyNormalization"),
         (lambda p, c: c["architecture"].update(network_class_name="a.ResEnc"), "network is ResEnc"),
-        (lambda p, c: c["architecture"]["arch_kwargs"].update(conv_bias=False), "plain 3D U-Net"),
+        (
+            lambda p, c: c["architecture"]["arch_kwargs"].update(conv_bias=False),
+            "networks with conv_bias=True",
+        ),
         (lambda p, c: c.pop("spacing"), "KeyError: 'spacing'"),
     ],
 )

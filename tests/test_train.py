@@ -280,7 +280,7 @@ def test_a_run_whose_data_was_prepared_again_is_refused_unless_told(tiny_run, tm
     refused = command("train", *arguments)
     assert refused.returncode == 1
     (line,) = refused.stderr.splitlines()[-1:]
-    assert "data.phantom.phantom_" in line
+    assert "(phantom: phantom_" in line
     assert "--accept_changes" in line
     assert command("train", *arguments, "--accept_changes").returncode == 0
     assert command("train", *arguments).returncode == 0  # it is what was accepted

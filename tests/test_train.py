@@ -414,7 +414,7 @@ print("COUNTS", *counts)
         (["--config.frozen=encoder/stag_0/**"], "near: encoder/stage_0"),
         (["--config.frozen=**"], "nothing is to train"),
         (["--config.pretrained=RUN"], "this strategy starts from nothing"),
-        (["--config.model.in_channels=2"], "config.model.in_channels=2: scans have 1"),
+        (["--config.model.in_channels=2"], "in_channels=2: the data has 1"),
         (["--config.model.num_classes=4"], "num_classes=4: the data has 2"),
         (["--explain", "--replay=1"], "give one of them"),
         (["--dry_run", "--accept_changes"], "has no meaning with --dry_run"),

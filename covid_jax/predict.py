@@ -89,14 +89,16 @@ def predict() -> None:
     announce_device()
     keep_compiled_programs()
     output_dir, told = Path(_OUTPUT_DIR.value), _INTENSITIES.value
-    if Path(_INPUT.value).is_dir():
-        refuse_inside(output_dir, Path(_INPUT.value), "--output_dir")
+    if not (source := Path(_INPUT.value)).exists():
+        raise UserError(f"{source}: no such file or folder")
     platform = platform_of(jax.local_devices()[0].platform)
     workdirs = [Path(folder) for folder in _CHECKPOINT.value]
     together = open_ensemble(workdirs, _MIRROR.value, told, platform)
     channels = tuple(how.scheme for how in together.plan.normalization)
-    scans, left_out = cases_in(Path(_INPUT.value), len(channels))
+    scans, left_out = cases_in(source, len(channels))
     refuse_among(output_dir, itertools.chain(*scans.values()))
+    if source.is_dir():
+        refuse_inside(output_dir, source, "--output_dir")
     for line in (*left_out, *together.notes):
         print(line)
 

@@ -50,8 +50,8 @@ def test_pretraining_trains_on_the_datasets_of_its_source():
 
 def test_a_source_of_ones_own_is_a_dataset_or_what_was_imported():
     assert named_run(Config(), "pretraining-zap").data.datasets == ("zap",)
-    config = named_run(Config(), "frozen_encoder-Task 001.x")
-    assert config.source == "Task 001.x"
+    config = named_run(Config(), "frozen_encoder-Task-001.x")
+    assert config.source == "Task-001.x"
     validate(config)
     with pytest.raises(UserError, match=r"config\.source='\.\./x': must be a name"):
         validate(named_run(Config(), "body-../x"))

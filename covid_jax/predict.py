@@ -94,7 +94,7 @@ def predict() -> None:
     platform = platform_of(jax.local_devices()[0].platform)
     workdirs = [Path(folder) for folder in _CHECKPOINT.value]
     together = open_ensemble(workdirs, _MIRROR.value, told, platform)
-    channels = tuple(how.scheme for how in together.plan.normalization)
+    channels = together.plan.schemes
     scans, left_out = cases_in(source, len(channels))
     refuse_among(output_dir, itertools.chain(*scans.values()))
     if source.is_dir():
@@ -204,9 +204,8 @@ def _stale(
 
 def _unreadable(paths: Sequence[Path], told: str, plan: Plan) -> str:
     """Why a scan cannot be read, or predicted by a plan; empty where it can."""
-    schemes = [how.scheme for how in plan.normalization]
     try:
-        (first, *_), _ = read_channels(paths, schemes, told)
+        (first, *_), _ = read_channels(paths, plan.schemes, told)
         check_extent(paths[0], first, plan)
     except UserError as error:
         return str(error)

@@ -15,6 +15,7 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import (  # noqa:
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager  # noqa: E402
 
 from covid_jax.data.plan import Plan  # noqa: E402
+from covid_jax.nnunet.plans import intensity_properties  # noqa: E402
 
 DATASET = {
     "labels": {"background": 0, "lesion": 1},
@@ -32,28 +33,19 @@ def plans_of(plan: Plan) -> PlansManager:
         "preprocessor_name": "DefaultPreprocessor",
         "patch_size": [56, 160, 192],
         "spacing": list(plan.spacing_mm),
-        "normalization_schemes": [how.scheme for how in plan.normalization],
+        "normalization_schemes": plan.schemes,
         "use_mask_for_norm": [how.use_mask_for_norm for how in plan.normalization],
         "resampling_fn_data": resampling,
         "resampling_fn_data_kwargs": {"is_seg": False, "order": 3, **options},
         "resampling_fn_seg": resampling,
         "resampling_fn_seg_kwargs": {"is_seg": True, "order": 1, **options},
     }
-    statistics = {
-        str(channel): {
-            "mean": how.mean,
-            "std": how.std,
-            "percentile_00_5": how.lower,
-            "percentile_99_5": how.upper,
-        }
-        for channel, how in enumerate(plan.normalization)
-    }
     return PlansManager(
         {
             "image_reader_writer": "SimpleITKIO",
             "transpose_forward": [0, 1, 2],
             "transpose_backward": [0, 1, 2],
-            "foreground_intensity_properties_per_channel": statistics,
+            "foreground_intensity_properties_per_channel": intensity_properties(plan),
             "configurations": {"3d_fullres": configuration},
             "label_manager": "LabelManager",
         }

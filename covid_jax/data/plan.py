@@ -114,6 +114,11 @@ class Plan:
     topology: Topology | None = None
 
     @property
+    def schemes(self) -> tuple[str, ...]:
+        """How each channel is normalised (normalization.SCHEMES)."""
+        return tuple(how.scheme for how in self.normalization)
+
+    @property
     def hash(self) -> str:
         """Names this plan; data prepared by another one has another hash.
 

@@ -202,12 +202,11 @@ def _prepare(
 
 def _refuse_other_channels(raw: RawDataset, plan: Plan, path: Path) -> None:
     """Raises a UserError where the dataset's channels are not what a plan is of."""
-    planned = tuple(how.scheme for how in plan.normalization)
-    if raw.schemes != planned:
+    if raw.schemes != plan.schemes:
         channels = ", ".join(raw.channels)
         raise UserError(
             f"{raw.folder}: its channels ({channels}) want {', '.join(raw.schemes)}, and {path} is "
-            f"of {', '.join(planned)}; give another --out_dir"
+            f"of {', '.join(plan.schemes)}; give another --out_dir"
         )
 
 

@@ -219,7 +219,7 @@ def write_plans(config: Config, plan: Plan) -> dict[str, Any]:
         "patch_size": data.patch_size,
         "median_image_size_in_voxels": plan.median_shape,
         "spacing": plan.spacing_mm,
-        "normalization_schemes": [how.scheme for how in plan.normalization],
+        "normalization_schemes": plan.schemes,
         "use_mask_for_norm": [how.use_mask_for_norm for how in plan.normalization],
         "resampling_fn_data": resample,
         "resampling_fn_data_kwargs": _arguments(plan.image_resampling, is_seg=False),
@@ -249,15 +249,6 @@ def write_plans(config: Config, plan: Plan) -> dict[str, Any]:
         },
         "batch_dice": config.loss.batch_dice,
     }
-    statistics = {
-        str(channel): {
-            "mean": how.mean,
-            "std": how.std,
-            "percentile_00_5": how.lower,
-            "percentile_99_5": how.upper,
-        }
-        for channel, how in enumerate(plan.normalization)
-    }
     plans = {
         "dataset_name": "Dataset000_covid_jax",
         "plans_name": "nnUNetPlans",
@@ -269,9 +260,22 @@ def write_plans(config: Config, plan: Plan) -> dict[str, Any]:
         "configurations": {"3d_fullres": configuration},
         "experiment_planner_used": "ExperimentPlanner",
         "label_manager": "LabelManager",
-        "foreground_intensity_properties_per_channel": statistics,
+        "foreground_intensity_properties_per_channel": intensity_properties(plan),
     }
     return json.loads(json.dumps(plans))
+
+
+def intensity_properties(plan: Plan) -> dict[str, dict[str, float]]:
+    """Of each channel, what nnU-Net normalises by (foreground_intensity_properties)."""
+    return {
+        str(channel): {
+            "mean": how.mean,
+            "std": how.std,
+            "percentile_00_5": how.lower,
+            "percentile_99_5": how.upper,
+        }
+        for channel, how in enumerate(plan.normalization)
+    }
 
 
 def not_in_nnunet(config: Config, plan: Plan, postprocessing: Postprocessing) -> tuple[str, ...]:

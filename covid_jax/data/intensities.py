@@ -23,6 +23,7 @@ _READ_AS = {
     "8bit": "as 8-bit grey mapped to -1250 ... 250 HU",
     "offset1024": "as HU + 1024, of which 1024 is taken off",
     "as_is": "as they are, told to be no HU",
+    "no_ct": "as they are, of no CT",
 }
 _AIR_HU = (-1200.0, -500.0)  # of air and lung, noise included
 _LEAST_AIR = 1e-3  # of all voxels
@@ -45,7 +46,7 @@ def read_as(volume: Volume, told: str = "auto") -> tuple[Volume, str]:
     """The volume in HU, and in words how its values were read.
 
     Args:
-      told: of INTENSITIES.
+      told: of INTENSITIES, or "no_ct" of a channel that is none.
 
     Raises:
       UserError: values that are not finite; or, with "auto", neither HU nor 8-bit grey.
@@ -62,7 +63,7 @@ def read_as(volume: Volume, told: str = "auto") -> tuple[Volume, str]:
         voxels = voxels.astype(np.float32) / 255 * (top - bottom) + bottom
     elif kind == "offset1024":
         voxels = voxels.astype(np.float32) - 1024
-    notes = () if kind == "hu" else (f"values are read {_READ_AS[kind]}",)
+    notes = () if kind in ("hu", "no_ct") else (f"values are read {_READ_AS[kind]}",)
     return replace(volume, voxels=voxels, notes=(*volume.notes, *notes)), _READ_AS[kind]
 
 

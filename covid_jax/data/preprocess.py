@@ -89,7 +89,7 @@ def read_channels(
         raise UserError(
             f"{paths[0]}: the scan has {len(paths)} channels, and the plan {len(schemes)}"
         )
-    ways = [told if scheme == CT else "as_is" for scheme in schemes]
+    ways = [told if scheme == CT else "no_ct" for scheme in schemes]
     read = [read_scan_as(path, way) for path, way in zip(paths, ways, strict=True)]
     first, *others = (volume for volume, _ in read)
     channels = [first]

@@ -180,6 +180,8 @@ def test_a_channel_is_normalised_by_its_name_and_shares_no_plan_with_another(raw
     with pytest.raises(UserError, match="--intensities=8bit is of CT"):
         prepare_dataset("nnunet", raw, tmp_path / "mr", intensities="8bit")
     prepare_dataset("nnunet", raw, tmp_path / "mr")
+    (finding, *_) = check_dataset(open_dataset("nnunet", raw), 1)
+    assert (finding.mended, finding.read_as) == ((), "as they are, of no CT")
     image = stored(tmp_path / "mr", "c1").image
     assert abs(image.mean()) < 1e-5
     assert abs(image.std() - 1) < 1e-5

@@ -1,6 +1,5 @@
 """The test of a run: the masks of its fold's test cases, and their metrics."""
 
-import hashlib
 import itertools
 import json
 import os
@@ -23,6 +22,7 @@ from covid_jax.data.volume import read_volume
 from covid_jax.errors import writing
 from covid_jax.evaluation.folders import evaluate_folders, save_metrics
 from covid_jax.evaluation.metrics import dice
+from covid_jax.inference.ensemble import digest_of
 from covid_jax.inference.masks import Origin, is_ours, write_mask
 from covid_jax.inference.postprocess import (
     Postprocessing,
@@ -74,7 +74,8 @@ def score_run(
         save_postprocessing(workdir, choose(compared(name) for name in selected_by))
     postprocessing = load_postprocessing(workdir, config.inference)
     keep_others(folder, workdir / "predictions_kept")
-    run, scans = _digest(config, plan, postprocessing, params), digests(dataset)
+    settings = json.dumps([to_dict(config), plan.hash, asdict(postprocessing)])
+    run, scans = digest_of(settings, *jax.tree.leaves(params)), digests(dataset)
     for name in tqdm(split.test, "testing", unit="case", mininterval=1):
         pieces, geometry = predicted(name)
         mask = mask_of(pieces, geometry.shape, postprocessing)
@@ -113,15 +114,6 @@ def keep_others(folder: Path, kept: Path) -> None:
             path.rename(place / path.name)
     names = listed(path.name for path in theirs)
     print(f"{folder}: not written by this program, or changed since, kept in {place}: {names}")
-
-
-def _digest(config: Config, plan: Plan, postprocessing: Postprocessing, params: Any) -> str:
-    """Of all that a mask depends on but the scan."""
-    settings = json.dumps([to_dict(config), plan.hash, asdict(postprocessing)])
-    digest = hashlib.sha256(settings.encode())
-    for leaf in jax.tree.leaves(params):
-        digest.update(np.ascontiguousarray(leaf).data)
-    return digest.hexdigest()
 
 
 def choose(cases: Iterable[tuple[np.ndarray, np.ndarray]]) -> Postprocessing:

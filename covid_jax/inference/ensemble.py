@@ -69,7 +69,7 @@ def open_ensemble(
                 f"{workdir}: averages over {views} mirrored views, in {views} times the time"
             )
         settings = json.dumps([to_dict(config), mirrors, plan.hash, intensities])
-        digests.append(_digest(settings, *jax.tree.leaves(params)))
+        digests.append(digest_of(settings, *jax.tree.leaves(params)))
         chosen[load_postprocessing(workdir, config.inference)] = workdir
     # The rounding of a mean depends on the order.
     in_order = [run for _, run in sorted(zip(digests, runs, strict=True), key=lambda one: one[0])]
@@ -82,12 +82,13 @@ def open_ensemble(
         classes,
         make_ensemble(in_order, mirror, platform),
         postprocessing,
-        _digest(json.dumps([asdict(postprocessing), *sorted(digests)])),
+        digest_of(json.dumps([asdict(postprocessing), *sorted(digests)])),
         tuple(notes),
     )
 
 
-def _digest(text: str, *arrays: np.ndarray) -> str:
+def digest_of(text: str, *arrays: np.ndarray) -> str:
+    """Of settings, as text, and parameters: of all that masks depend on but their scans."""
     digest = hashlib.sha256(text.encode())
     for array in arrays:
         digest.update(np.ascontiguousarray(array).data)

@@ -35,6 +35,7 @@ from covid_jax.data.sampling import Sampler
 from covid_jax.data.store import StoredCase, StoredDataset, load_case, save_case
 from covid_jax.device import announce_device
 from covid_jax.errors import UserError, run_command
+from covid_jax.label_space import LabelSpace
 
 _CONFIG = define_config_flag()
 flags.declare_key_flag("config")
@@ -51,7 +52,7 @@ NAMES = ("coronacases_001", "coronacases_002")
 
 def scans(folder: Path) -> dict[str, StoredCase]:
     """Prepared cases of whole scans' size, memory-mapped from `folder`."""
-    dataset = StoredDataset("covid19", folder, ("infection",), (), False)
+    dataset = StoredDataset("covid19", folder, LabelSpace(("infection",)), (), False)
     for name in NAMES:
         image = read_scan(EXAMPLES / "COVID-19-CT-Seg_20cases" / f"{name}.nii.gz")
         label = read_label(EXAMPLES / "Infection_Mask" / f"{name}.nii.gz", image, 2)

@@ -17,6 +17,7 @@ from typing import Any
 from absl import flags
 
 from covid_jax.errors import UserError
+from covid_jax.label_space import CLASSES, LabelSpace
 
 STRATEGY_NAMES = ("scratch", "continual", "body", "frozen_encoder", "multi_encoder")
 """The paper's strategies (section III); what each one does is in transfer/strategies.py."""
@@ -61,7 +62,9 @@ class UNetConfig:
     """
 
     in_channels: int = 1  # set by train from the plan, or refused
-    num_classes: int = 2  # background included; set by train from the datasets, or refused
+    # Channels of a head, the background's included, of which regions have none; set by train from
+    # the datasets, or refused.
+    num_classes: int = 2
     features_per_stage: tuple[int, ...] = (32, 64, 128, 256, 320, 320)
     kernel_sizes: tuple[tuple[int, int, int], ...] = ((1, 3, 3),) + ((3, 3, 3),) * 5
     strides: tuple[tuple[int, int, int], ...] = (
@@ -211,6 +214,8 @@ class Config:
     # and from which epoch on one more pattern holds, such as (10, "!encoder/stage_5") to unfreeze.
     frozen: tuple[str, ...] = ()
     frozen_schedule: tuple[tuple[int, str], ...] = ()
+    # What is segmented, with the ignored value as it is prepared; set by train from the datasets.
+    label_space: LabelSpace = CLASSES
     model: UNetConfig = field(default_factory=UNetConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -335,7 +340,16 @@ def left_to_plan(config: Config) -> tuple[str, ...]:
 def check_prediction(config: Config) -> None:
     """Raises a UserError that names the first field with which nothing can be predicted."""
     check_network(config.model)
-    data, inference = config.data, config.inference
+    data, inference, classes = config.data, config.inference, config.model.num_classes
+    regions = config.label_space.regions
+    _require(
+        classes == len(regions) if regions else classes > 1,
+        "model.num_classes",
+        classes,
+        f"must be {len(regions)}, one for each region"
+        if regions
+        else "must be 2 or more, the background is one of them",
+    )
     for name, value in {
         "inference.batch_size": inference.batch_size,
         "inference.step_size": inference.step_size,
@@ -434,12 +448,6 @@ def check_network(model: UNetConfig) -> None:
     stages = len(model.features_per_stage)
     _require(model.in_channels > 0, "model.in_channels", model.in_channels, "must be at least 1")
     _require(
-        model.num_classes > 1,
-        "model.num_classes",
-        model.num_classes,
-        "must be 2 or more, the background is one of them",
-    )
-    _require(
         stages > 1, "model.features_per_stage", model.features_per_stage, "must have 2 or more"
     )
     blocks = "n_blocks_per_stage" if model.n_blocks_per_stage else "n_conv_per_stage"
@@ -526,6 +534,8 @@ def check_config_arguments(arguments: list[str]) -> None:
         return
     config = load_config_file(file)
     for name in values:
+        if name.startswith("config.label_space"):
+            raise UserError(f"--{name}: is the datasets' own; leave it out")
         place: Any = config
         for depth, part in enumerate(name.split(".")[1:]):
             names = [f.name for f in dataclasses.fields(place)] if _is_settings(place) else []
@@ -536,13 +546,18 @@ def check_config_arguments(arguments: list[str]) -> None:
 
 
 def load_config_file(spec: str) -> Config:
-    """The Config of `FILE.py[:ARGUMENT]`, or of a run's config.json."""
+    """The Config of `FILE.py[:ARGUMENT]`, or of a run's config.json.
+
+    What the latter says of its datasets' labels is left out: those of others are others.
+    """
     file, _, argument = spec.partition(":")
     path = Path(file)
     if not path.is_file():
         raise UserError(f"--config={spec}: no file {file}; configs/ has the ones that come along")
     if path.suffix == ".json" and not argument:
-        return read_config(path)
+        config = read_config(path)
+        model = dataclasses.replace(config.model, num_classes=UNetConfig.num_classes)
+        return dataclasses.replace(config, model=model, label_space=CLASSES)
     description = importlib.util.spec_from_file_location("covid_jax_config", path)
     if path.suffix != ".py" or description is None or description.loader is None:
         raise UserError(f"--config={spec}: {file} is not a Python file with get_config()")

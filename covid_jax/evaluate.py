@@ -3,12 +3,13 @@
     python -m covid_jax.evaluate --predictions=masks --references=labels --output=metrics.json
 
 Masks and references are NIfTI, NRRD or MHA files of the same names on the same grids; NAME_0000 is
-the case NAME. Every label is scored, and the mean over them: those that a dataset.json beside the
-references (or above them, or beside the masks) names, else every value that the files hold; or
---label alone. Voxels of the reference that have the value --ignore_label, or that dataset.json says
-to ignore, are left out.
+the case NAME. Every label, or region, is scored, and the mean over them: those that a dataset.json
+beside the references (or above them, or beside the masks) names, else every value that the files
+hold; or --label alone. Voxels of the reference that have the value --ignore_label, or that
+dataset.json says to ignore, are left out.
 """
 
+import itertools
 import math
 import os
 from pathlib import Path
@@ -26,6 +27,7 @@ from covid_jax.evaluation.folders import (
     save_metrics,
 )
 from covid_jax.evaluation.metrics import NOT_OVER_LABELS, never_predicted, unscored
+from covid_jax.label_space import values_of
 
 _PREDICTIONS = flags.DEFINE_string("predictions", None, "Folder of predicted masks.")
 _REFERENCES = flags.DEFINE_string("references", None, "Folder of reference masks.")
@@ -68,7 +70,9 @@ def main() -> None:
         predictions,
         references,
         labels=names if label is None else {label: names.get(label, f"label {label}")},
-        known=() if label is not None or not names else {0, *names},
+        known=()
+        if label is not None or not names
+        else {0, *itertools.chain(*map(values_of, names))},
         ignored=ignored,
         tolerance_mm=_TOLERANCE_MM.value,
         processes=_NUM_PROCESSES.value,

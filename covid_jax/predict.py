@@ -7,7 +7,7 @@ becomes masks/SCAN.nii.gz, uint8 (NAME_0000.nii.gz becomes masks/NAME.nii.gz, as
 folders). A scan of several channels is files NAME_0000, NAME_0001, ... in a folder. Several runs
 (--checkpoint=A,B,C: the folds) are averaged, as nnU-Net averages its folds.
 With --save_probabilities there are also masks/SCAN_probability_K.nii.gz, one for each class that is
-not background.
+not background, or for each region in the order of the run's config.label_space.
 
 All scans are read before the first is predicted; one that cannot be read stops it there, or is left
 out with --skip_bad. A file in the output folder that this command did not write, or that somebody
@@ -103,9 +103,10 @@ def predict() -> None:
         print(line)
 
     # What is to be done, and whether all of it can be, before any of it is.
-    classes = range(1, together.num_classes) if _SAVE_PROBABILITIES.value else ()
+    space = together.label_space
+    heads = space.foreground(together.num_classes) if _SAVE_PROBABILITIES.value else ()
     targets = {
-        name: [output_dir / f"{name}_probability_{k}.nii.gz" for k in classes]
+        name: [output_dir / f"{name}_probability_{k + 1}.nii.gz" for k in range(len(heads))]
         + [output_dir / f"{name}.nii.gz"]
         for name in scans
     }
@@ -138,11 +139,11 @@ def predict() -> None:
         pieces = together.predict(case)
         *others, last = targets[name]
         if others:  # all probabilities at once; a mask alone takes them as they come
-            probabilities = gathered(pieces, case.geometry)
+            probabilities = gathered(pieces, case.geometry, space)
             pieces = iter([(slice(None), probabilities)])
-            for k, file in zip(classes, others, strict=True):
-                write_mask(file, as_volume(probabilities[k], case.geometry), origins[name])
-        mask = mask_of(pieces, case.geometry.shape, together.postprocessing)
+            for head, file in zip(heads, others, strict=True):
+                write_mask(file, as_volume(probabilities[head], case.geometry), origins[name])
+        mask = mask_of(pieces, case.geometry.shape, together.postprocessing, space)
         write_mask(last, as_volume(mask, case.geometry), origins[name])
     kept = len(origins) - len(todo)
     already = f", {kept} of them from before" if kept else ""

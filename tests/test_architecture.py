@@ -13,6 +13,7 @@ FLOORS = {
     "device": 0,
     "files": 0,
     "cache": 0,
+    "label_space": 0,
     "lock": 1,
     "config": 1,
     "data": 2,

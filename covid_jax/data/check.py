@@ -39,7 +39,8 @@ def check(
     findings = check_dataset(raw, processes, plan)
     refused = [finding.case for finding in findings if finding.refused]
     label = "SYNTHETIC " if raw.synthetic else ""
-    print(f"{len(raw.cases)} {label}cases of {name}, labels: {', '.join(raw.labels)}")
+    kind = raw.label_space.kind
+    print(f"{len(raw.cases)} {label}cases of {name}, {kind}: {', '.join(raw.labels)}")
     for note in raw.notes:
         print(note)
     for finding in findings:
@@ -52,8 +53,8 @@ def check(
     for number, split in enumerate(raw.splits):
         print(f"fold {number}: {len(split.train)} to train on, {len(split.test)} to test on")
     print(summary([finding.read_as for finding in findings]))
-    if raw.ignored is not None:
-        print(f"voxels of the value {raw.ignored} are ignored")
+    if (ignored := raw.label_space.ignored) is not None:
+        print(f"voxels of the value {ignored} are ignored")
     if out_dir:
         changes = changes_in(raw, out_dir, findings, processes)
         print("\n".join([*changes.lines, *changes.again.values()]))

@@ -20,6 +20,7 @@ from covid_jax.data.normalization import scheme_of
 from covid_jax.data.scans import ENDINGS, channels_of, ending, files_in, listed
 from covid_jax.errors import UserError
 from covid_jax.files import read_json
+from covid_jax.label_space import LabelSpace, label_space
 
 SYNTHETIC_MARKER = "SYNTHETIC.txt"
 """A raw folder that holds a file of this name is synthetic, and so is all that comes from it."""
@@ -62,10 +63,9 @@ class RawDataset:
 
     Attributes:
       cases: sorted by name.
-      labels: names of the foreground classes; label value i + 1 in the files is labels[i].
+      label_space: what the values of its labels are, as they are in the files.
       splits: the folds.
       synthetic: whether it was made by phantom.py.
-      ignored: the label value of voxels that nobody annotated, where there is one.
       notes: what a user should know of it, such as cases of the split that are not there, and
         files that are not taken.
       folder: of the raw data.
@@ -76,15 +76,19 @@ class RawDataset:
 
     name: str
     cases: tuple[Case, ...]
-    labels: tuple[str, ...]
+    label_space: LabelSpace
     splits: tuple[Split, ...]
     synthetic: bool
     notes: tuple[str, ...] = ()
-    ignored: int | None = None
     channels: tuple[str, ...] = ("CT",)
     intensities: str = "auto"
     folder: Path = Path()
     left_out: frozenset[str] = frozenset()
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of its classes or regions."""
+        return self.label_space.names
 
     @property
     def schemes(self) -> tuple[str, ...]:
@@ -183,7 +187,7 @@ def nnunet(raw_dir: Path) -> RawDataset:
     content = read_json(description)
     _refuse_names_twice(description)
     try:
-        values = label_values(content)
+        space = label_space(content)
         channels = _channels(content.get("channel_names") or content.get("modality") or {})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{description}: not an nnU-Net dataset.json with labels") from error
@@ -195,23 +199,11 @@ def nnunet(raw_dir: Path) -> RawDataset:
             f"{description}: its scans are {file_ending} files, which are not read; convert them "
             f"to one of {', '.join(ENDINGS)}"
         )
-    ignored, highest = values.pop("ignore", None), max(values.values(), default=0)
-    notes = []
-    if ignored is not None and ignored <= highest:
-        raise UserError(
-            f"{description}: the label ignore is {ignored}, and another one {highest}; nnU-Net "
-            "wants it to be the highest"
-        )
-    if ignored is not None and ignored > highest + 1:
-        notes.append(f"{description}: the label ignore is {ignored}; nnU-Net wants {highest + 1}")
-    names = tuple(sorted((name for name in values if values[name] != 0), key=values.__getitem__))
-    if sorted(values.values()) != list(range(len(names) + 1)):
-        raise UserError(
-            f"{description}: label values {sorted(values.values())} are not 0 (background), 1, 2, "
-            "...; nnU-Net wants them so"
-        )
-    if len(names) >= IGNORED:
-        raise UserError(f"{description}: {len(names)} labels; at most {IGNORED - 1} work")
+    if len(space.values) >= IGNORED:
+        raise UserError(f"{description}: {len(space.values)} labels; at most {IGNORED - 1} work")
+    notes, free = [], 1 + max(space.values, default=0)
+    if space.ignored not in (None, free):
+        notes.append(f"{description}: the label ignore is {space.ignored}; nnU-Net wants {free}")
     images, masks = _folder(raw_dir, "imagesTr"), _folder(raw_dir, "labelsTr")
     found = files_in(images)
     scans, others = channels_of(images, found.paths, len(channels))
@@ -226,11 +218,10 @@ def nnunet(raw_dir: Path) -> RawDataset:
     raw = RawDataset(
         "nnunet",
         ordered,
-        names,
+        space,
         cross_validation([case.name for case in ordered]),
         is_synthetic(raw_dir),
         tuple(notes),
-        ignored,
         channels,
     )
     splits = raw_dir / "splits_final.json"
@@ -241,44 +232,6 @@ def phantom(raw_dir: Path) -> RawDataset:
     """Synthetic cases, laid out as an nnU-Net raw dataset (see phantom.py)."""
     raw = nnunet(raw_dir)
     return replace(raw, name="phantom")
-
-
-def label_values(description: dict[str, Any]) -> dict[str, int]:
-    """The value of each label of an nnU-Net dataset.json by its name, background among them.
-
-    Raises:
-      KeyError, AttributeError, TypeError, ValueError: it has no labels.
-      UserError: a label is a region, has no name or no whole number, two have one name or one
-        value, or the background is not 0.
-    """
-    labels = description["labels"]
-    if all(str(key).isdigit() for key in labels):  # v1 maps values to names, v2 names to values
-        labels = {name: value for value, name in labels.items()}
-    values = {}
-    for name, value in labels.items():
-        if isinstance(value, list) and len(value) == 1:
-            (value,) = value
-        if isinstance(value, list):
-            raise UserError(f"label {name!r} is a region; only plain labels work")
-        if not str(name).strip():
-            raise UserError(f"the label of the value {value} has no name")
-        values[str(name)] = _whole(name, value)
-    if values.get("background", 0) != 0:
-        raise UserError(f"its background is {values['background']}; nnU-Net wants it to be 0")
-    if len(set(values.values())) < len(values) or len(values) < len(description["labels"]):
-        raise UserError("two of its labels have one name or one value")
-    return values
-
-
-def _whole(name: str, value: Any) -> int:
-    """A label's value, which may be written as 1, 1.0 or "1"."""
-    try:
-        number = float("nan" if isinstance(value, bool) else value)
-    except (TypeError, ValueError):
-        number = float("nan")
-    if not number.is_integer():
-        raise UserError(f"label {name!r}: its value {value!r} is no whole number")
-    return int(number)
 
 
 DATASETS: dict[str, Callable[[Path], RawDataset]] = {
@@ -378,7 +331,8 @@ def _with_published_splits(
             f"{raw_dir}: no fold of {name} has cases to train and to test on; "
             f"its cases are called {published[0].train[0]}, ..."
         )
-    return RawDataset(name, ordered, labels, splits, is_synthetic(raw_dir), tuple(notes))
+    space = LabelSpace(labels)
+    return RawDataset(name, ordered, space, splits, is_synthetic(raw_dir), tuple(notes))
 
 
 def _of_one_channel(images: Path) -> tuple[dict[str, tuple[Path, ...]], tuple[str, ...]]:

@@ -337,7 +337,16 @@ def _each_digests(raw: RawDataset, processes: int) -> dict[str, dict[str, str]]:
 
 def _sources(raw: RawDataset, digests: dict[str, dict[str, str]]) -> dict[str, dict[str, Any]]:
     """What each case is made from: digests of its raw files, and how they are read."""
-    how = {"labels": list(raw.labels), "ignored": raw.ignored, "intensities": raw.intensities}
+    space = raw.label_space
+    how: dict[str, Any] = {
+        "labels": list(space.names),
+        "ignored": space.ignored,
+        "intensities": raw.intensities,
+    }
+    if space.regions:
+        how["regions"] = [list(region) for region in space.regions]
+    if space.ignored is not None:
+        how["sampled"] = "where annotated"
     if raw.channels != RawDataset.channels:  # a case of one channel is told as it always was
         how["channels"] = list(raw.channels)
     return {name: {**of_case, **how} for name, of_case in digests.items()}
@@ -438,7 +447,7 @@ def _prepare_case(
         prepared = prepare_case(channels, label, plan)
     except UserError as error:
         raise UserError(f"{case.images[0]}: {error}") from error
-    store.save_case(folder, case.name, prepared, label, facts)
+    store.save_case(folder, case.name, prepared, label, facts, raw.label_space)
     return how, notes
 
 
@@ -464,7 +473,8 @@ def read_case(case: Case, raw: RawDataset) -> tuple[tuple[Volume, ...], Volume]:
 def _read(case: Case, raw: RawDataset) -> tuple[tuple[Volume, ...], Volume, str]:
     _check_label(case)
     channels, how = read_channels(case.images, raw.schemes, raw.intensities)
-    label = read_label(case.label, channels[0], len(raw.labels) + 1, raw.ignored)
+    space = raw.label_space
+    label = read_label(case.label, channels[0], len(space.values) + 1, space.ignored)
     return channels, label, how
 
 
@@ -516,7 +526,7 @@ def _plan_of(raw: RawDataset, fold: int, processes: int, planning: Planning | No
     fingerprints = list(each(of_case, cases, processes, "fingerprint"))
     plan = make_plan([case.name for case in cases], fingerprints, raw.schemes)
     if planning:
-        labels = 1 + len(raw.labels) + (raw.ignored is not None)
+        labels = 1 + len(raw.labels) + (raw.label_space.ignored is not None)
         plan = with_topology(plan, fingerprints, labels, planning)
     return plan
 

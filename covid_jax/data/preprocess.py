@@ -23,6 +23,7 @@ from covid_jax.data.plan import Plan
 from covid_jax.data.resample import resample, resample_label, resample_planes, resampled_size
 from covid_jax.data.volume import read_volume
 from covid_jax.errors import UserError
+from covid_jax.label_space import CLASSES, LabelSpace
 
 Box = tuple[slice, slice, slice]
 _MOST_VOXELS = 2e9  # of a prepared image: 8 GB
@@ -185,7 +186,12 @@ Piece = tuple[slice, np.ndarray]
 
 
 def restore_planes(
-    slabs: Iterable[np.ndarray], geometry: Geometry, plan: Plan, *, of_logits: bool = False
+    slabs: Iterable[np.ndarray],
+    geometry: Geometry,
+    plan: Plan,
+    *,
+    of_logits: bool = False,
+    label_space: LabelSpace = CLASSES,
 ) -> Iterator[Piece]:
     """Scores on the plan's grid, which come in slabs along D -> probabilities on the scan's grid.
 
@@ -196,6 +202,7 @@ def restore_planes(
         (nnU-Net v2: convert_predicted_logits_to_segmentation_with_correct_shape), in their own
         dtype.
       of_logits: which of the two they are.
+      label_space: what the K channels are.
     """
     (plane, _), *inside = geometry.box
     size = tuple(stop - start for start, stop in geometry.box)
@@ -212,21 +219,27 @@ def restore_planes(
         (dtype,) = came
         wide = piece.astype(dtype, copy=False).astype(np.float32, copy=False)
         count, depth = piece.shape[:2]
-        full = np.zeros((count, depth, *geometry.shape[1:]), np.float32)
-        full[0] = 1
+        full = label_space.outside((count, depth, *geometry.shape[1:]))
         place = tuple(slice(*side) for side in inside)
-        full[:, :, *place] = special.softmax(wide, axis=0) if of_logits else wide
+        full[:, :, *place] = probabilities_of(wide, label_space) if of_logits else wide
         yield slice(plane, plane + depth), full
         plane += depth
 
 
-def gathered(pieces: Iterable[Piece], geometry: Geometry) -> np.ndarray:
+def probabilities_of(logits: np.ndarray, label_space: LabelSpace, axis: int = 0) -> np.ndarray:
+    """Probabilities of logits whose channels lie along `axis`."""
+    sigmoid = label_space.activation == "sigmoid"
+    return special.expit(logits) if sigmoid else special.softmax(logits, axis=axis)
+
+
+def gathered(
+    pieces: Iterable[Piece], geometry: Geometry, label_space: LabelSpace = CLASSES
+) -> np.ndarray:
     """Pieces as one array of probabilities (K, D, H, W) on the scan's own grid."""
     whole: np.ndarray | None = None
     for planes, probabilities in pieces:
         if whole is None:
-            whole = np.zeros((len(probabilities), *geometry.shape), np.float32)
-            whole[0] = 1
+            whole = label_space.outside((len(probabilities), *geometry.shape))
         whole[:, planes] = probabilities
     assert whole is not None
     return whole

@@ -29,7 +29,8 @@ class Source:
 
     Attributes:
       cases: to draw from, at least one.
-      classes: the run's class of the dataset's label value i + 1 is classes[i].
+      classes: the run's class of the dataset's label value i + 1 is classes[i]. Empty: the values
+        stay what they are, of which regions are made.
     """
 
     cases: tuple[StoredCase, ...]
@@ -67,8 +68,9 @@ class Draw:
 class Sampler:
     """Draws batches: a dataset uniformly, a case of it uniformly, and a patch of the case.
 
-    The last samples of a batch (`foreground_fraction` of it) are centred on a lesion voxel:
-    first a class is drawn, then a voxel of it. The others lie anywhere (nnU-Net's data loader).
+    The last samples of a batch (`foreground_fraction` of it) are centred on a lesion voxel: first
+    a class (or region) is drawn, then a voxel of it. The others lie anywhere, or, where a dataset
+    has a label to ignore, around any annotated voxel (nnU-Net's data loader).
     What is cut has the patch in its middle, and is larger where augmentation needs more.
     """
 
@@ -148,15 +150,17 @@ def cut_corner(
 
     nnU-Net: nnUNetDataLoader.get_bbox. A cut hangs over the borders so far that the patch in its
     middle reaches them; farther where the case is smaller than the cut; and at the far border
-    around a lesion voxel.
+    around a voxel that was drawn.
     """
     lowest, highest = [], []
     for n, cut, patch in zip(case.label.shape, cut_size, patch_size, strict=True):
         outside = max(cut - patch, cut - n)
         lowest.append(-(outside // 2) - outside % 2)
         highest.append(n + outside // 2 + outside % 2 - cut)
+    voxels = case.annotated
     if on_lesion and case.foreground:
         voxels = case.foreground[rng.integers(len(case.foreground))]
+    if voxels is not None and len(voxels):
         voxel = voxels[rng.integers(len(voxels))]
         return tuple(
             max(low, int(centre) - cut // 2)

@@ -1,7 +1,7 @@
 """Prepared cases on disk, memory-mapped.
 
     PREPARED/plan.json
-    PREPARED/DATASET/dataset.json         labels, folds, whether synthetic
+    PREPARED/DATASET/dataset.json         labels or regions, folds, whether synthetic
     PREPARED/DATASET/cases/CASE/          image.npy, label.npy, foreground.npy, case.json
     PREPARED/DATASET/references/CASE.nii.gz   the label on the scan's own grid
 
@@ -29,9 +29,11 @@ from covid_jax.data.processes import each
 from covid_jax.data.volume import write_volume
 from covid_jax.errors import UserError, writing
 from covid_jax.files import digest, read_json, write_json
+from covid_jax.label_space import CLASSES, LabelSpace, lies_in
 
 _FILES = {"case.json", "image.npy", "label.npy", "foreground.npy"}
 _FOREGROUND_PER_CLASS = 10_000  # nnU-Net's number of voxels kept to centre patches on
+_ANNOTATED = 0  # in place of a class: of any, the background among them
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,10 @@ class StoredCase:
       folder: of its files; has the case's name.
       image: (D, H, W, C) float32.
       label: (D, H, W) uint8.
-      foreground: of each class that the case has, voxels (n, 3) of it, at most 10,000.
+      foreground: of each class or region that the case has, voxels (n, 3) of it, at most 10,000.
       geometry: the way back to the scan's own grid.
+      annotated: at most 10,000 voxels (n, 3) that are not to be ignored, background among them;
+        None where the dataset has no label to ignore.
     """
 
     folder: Path
@@ -51,6 +55,7 @@ class StoredCase:
     label: np.ndarray
     foreground: tuple[np.ndarray, ...]
     geometry: Geometry
+    annotated: np.ndarray | None = None
 
     def __reduce__(self) -> tuple[Callable[[Path], "StoredCase"], tuple[Path]]:
         """Another process maps the files again; numpy would send it a copy of the voxels."""
@@ -63,9 +68,14 @@ class StoredDataset:
 
     name: str
     folder: Path
-    labels: tuple[str, ...]
+    label_space: LabelSpace
     splits: tuple[Split, ...]
     synthetic: bool
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of its classes or regions."""
+        return self.label_space.names
 
     @property
     def references(self) -> Path:
@@ -93,7 +103,12 @@ class StoredDataset:
 
 
 def save_case(
-    folder: Path, name: str, case: PreparedCase, reference: Volume, facts: dict[str, Any]
+    folder: Path,
+    name: str,
+    case: PreparedCase,
+    reference: Volume,
+    facts: dict[str, Any],
+    label_space: LabelSpace = CLASSES,
 ) -> None:
     """Writes a case of the dataset in `folder`, whole or not at all.
 
@@ -112,7 +127,7 @@ def save_case(
             image = case.image[..., 0] if case.image.shape[-1] == 1 else case.image
             np.save(partial / "image.npy", image)
             np.save(partial / "label.npy", case.label)
-            foreground = _foreground(case.label)
+            foreground = _foreground(case.label, label_space)
             np.save(partial / "foreground.npy", foreground)
             geometry = dataclasses.asdict(case.geometry)
             of_arrays = _digest(geometry, image, case.label, foreground)
@@ -207,11 +222,12 @@ def open_case(folder: Path, verified: bool = False) -> StoredCase:
         raise UserError(f"{damaged} (its files are not those that were written)")
     if verified and "reference" in facts:  # it had no digest before
         _check_reference(_reference(folder.parent.parent, folder.name), facts["reference"])
-    classes = tuple(
-        foreground[foreground[:, 0] == value, 1:] for value in np.unique(foreground[:, 0])
-    )
+    voxels = {
+        value: foreground[foreground[:, 0] == value, 1:] for value in np.unique(foreground[:, 0])
+    }
+    annotated = voxels.pop(_ANNOTATED, None)
     image = image.reshape(*label.shape, -1)
-    return StoredCase(folder, image, label, classes, geometry)
+    return StoredCase(folder, image, label, tuple(voxels.values()), geometry, annotated)
 
 
 def _check_reference(path: Path, known: str) -> None:
@@ -263,6 +279,7 @@ def save_dataset(folder: Path, raw: RawDataset, plan_hash: str) -> None:
     description = {
         "name": raw.name,
         "labels": raw.labels,
+        **_more_of(raw.label_space),
         "splits": [dataclasses.asdict(split) for split in raw.splits],
         "synthetic": raw.synthetic,
         "plan": plan_hash,
@@ -282,13 +299,34 @@ def load_dataset(prepared_dir: str | Path, name: str, plan_hash: str) -> StoredD
     try:
         description = json.loads(path.read_text())
         splits = _splits(description["splits"])
-        labels, synthetic = tuple(description["labels"]), bool(description["synthetic"])
+        space, synthetic = prepared_labels(description), bool(description["synthetic"])
         other = description["plan"] != plan_hash
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: damaged; prepare the data again") from error
     if other:
         raise UserError(f"{folder}: prepared by another plan than plan.json; prepare it again")
-    return StoredDataset(name, folder, labels, splits, synthetic)
+    return StoredDataset(name, folder, space, splits, synthetic)
+
+
+def _more_of(space: LabelSpace) -> dict[str, Any]:
+    """What dataset.json says of labels beside their names, where there is more to say."""
+    told: dict[str, Any] = {}
+    if space.regions:
+        told |= {"regions": space.regions, "regions_class_order": space.regions_class_order}
+    return told | ({"ignored": IGNORED} if space.ignored is not None else {})
+
+
+def prepared_labels(description: dict[str, Any]) -> LabelSpace:
+    """What a prepared dataset's dataset.json says of its labels.
+
+    Raises a KeyError or TypeError where it is none.
+    """
+    return LabelSpace(
+        tuple(description["labels"]),
+        _tuple(description.get("regions", [])),
+        tuple(description.get("regions_class_order", [])),
+        description.get("ignored"),
+    )
 
 
 def _reference(folder: Path, name: str) -> Path:
@@ -310,16 +348,24 @@ def _digest(geometry: dict[str, Any], *arrays: np.ndarray) -> str:
     return whole.hexdigest()[:16]
 
 
-def _foreground(label: np.ndarray) -> np.ndarray:
-    """(n, 4): class, d, h, w of at most 10,000 voxels of each class."""
+def _foreground(label: np.ndarray, space: LabelSpace) -> np.ndarray:
+    """(n, 4): class, d, h, w of at most 10,000 voxels of each class, or of each region.
+
+    Regions are numbered from 1 in their order. Where the dataset has a label to ignore, voxels that
+    do not have it come too, as _ANNOTATED (nnU-Net: class_locations in DefaultPreprocessor).
+    """
     rng = np.random.default_rng(1234)
     rows = [np.zeros((0, 4), np.int32)]
-    for value in np.unique(label):
-        if value not in (0, IGNORED):
-            voxels = np.argwhere(label == value)
-            if len(voxels) > _FOREGROUND_PER_CLASS:
-                voxels = voxels[rng.choice(len(voxels), _FOREGROUND_PER_CLASS, replace=False)]
-            rows.append(np.insert(voxels, 0, value, axis=1).astype(np.int32))
+    values = [int(value) for value in np.unique(label) if value not in (0, IGNORED)]
+    groups = dict(enumerate(space.regions, start=1)) or {value: (value,) for value in values}
+    if space.ignored is not None:
+        groups[_ANNOTATED] = (0, *values)
+    for number, group in groups.items():
+        places = np.flatnonzero(lies_in(label, group))
+        if len(places) > _FOREGROUND_PER_CLASS:
+            places = places[rng.choice(len(places), _FOREGROUND_PER_CLASS, replace=False)]
+        voxels = np.stack(np.unravel_index(places, label.shape), axis=1)
+        rows.append(np.insert(voxels, 0, number, axis=1).astype(np.int32))
     return np.concatenate(rows)
 
 

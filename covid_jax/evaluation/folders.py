@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from covid_jax.config import IGNORED
-from covid_jax.data.datasets import label_values
 from covid_jax.data.geometry import turned_like
 from covid_jax.data.labels import check_grid, check_values, read_mask
 from covid_jax.data.processes import each
 from covid_jax.data.scans import listed, masks_in
+from covid_jax.data.store import prepared_labels
 from covid_jax.errors import UserError
 from covid_jax.evaluation.metrics import (
     BOTH_EMPTY,
@@ -25,6 +25,7 @@ from covid_jax.evaluation.metrics import (
     summarise,
 )
 from covid_jax.files import is_number, read_json, write_json
+from covid_jax.label_space import Label, label_values, lies_in, values_of
 
 _EMPTY = {(True, True): BOTH_EMPTY, (True, False): NO_PREDICTION, (False, True): NO_REFERENCE}
 _MOST_LABELS = 255  # more values than that are no labels
@@ -38,12 +39,12 @@ class _Case:
     """What was found of a case.
 
     Attributes:
-      scores: of each label value that was scored.
+      scores: of each label or region that was scored.
       values: that its mask or its reference holds, but 0.
       others: the scores of labels that neither holds.
     """
 
-    scores: dict[int, Scores]
+    scores: dict[Label, Scores]
     values: list[int]
     others: Scores
 
@@ -51,7 +52,7 @@ class _Case:
 def evaluate_folders(
     predictions: Path,
     references: Path,
-    labels: Mapping[int, str] | None = None,
+    labels: Mapping[Label, str] | None = None,
     known: Collection[int] = (),
     ignored: int | None = None,
     tolerance_mm: float = 3.0,
@@ -65,7 +66,8 @@ def evaluate_folders(
     case of which every voxel is ignored has no scores, and no part in means.
 
     Args:
-      labels: value -> name of those to score; empty or None: each value that a file holds.
+      labels: value -> name of those to score, of a region all its values; empty or None: each value
+        that a file holds.
       known: all values that files may hold; empty: any.
       ignored: value of the references' voxels that are left out.
       skip_bad: leave out what cannot be scored, and say why in "left_out".
@@ -125,7 +127,7 @@ def _are_one(masks: Mapping[str, Path], truths: Mapping[str, Path], name: str) -
 
 def _scored(
     paths: tuple[Path, Path],
-    labels: Mapping[int, str] | None,
+    labels: Mapping[Label, str] | None,
     known: Collection[int],
     ignored: int | None,
     tolerance_mm: float,
@@ -158,8 +160,12 @@ def _scored(
     nothing = np.zeros((1, 1, 1), bool)
     return _Case(
         {
-            value: scores(mask.voxels == value, truth.voxels == value, counted)
-            for value in labels or found
+            label: scores(
+                lies_in(mask.voxels, values_of(label)),
+                lies_in(truth.voxels, values_of(label)),
+                counted,
+            )
+            for label in labels or found
         },
         found,
         others=scores(nothing, nothing, np.full((1, 1, 1), counted.any())),
@@ -241,8 +247,10 @@ def check_output(path: Path) -> None:
         raise UserError(f"--output={path}: is there, and no metrics of this command; give another")
 
 
-def described(*folders: Path) -> tuple[dict[int, str], int | None]:
-    """Names of label values, and the ignored value, from the first dataset.json in or above these.
+def described(*folders: Path) -> tuple[dict[Label, str], int | None]:
+    """What is scored, and the ignored value, from the first dataset.json in or above these.
+
+    The names of label values; or those of regions, by all of their values.
 
     Raises:
       UserError: it is damaged.
@@ -252,14 +260,17 @@ def described(*folders: Path) -> tuple[dict[int, str], int | None]:
         description = read_json(path)
         try:
             if isinstance(description["labels"], list):  # of a prepared dataset
-                return dict(enumerate(description["labels"], start=1)), IGNORED
-            if any(isinstance(value, list) for value in description["labels"].values()):
-                return {}, None  # of regions, its masks' own values are scored
+                return prepared_labels(description).scored, IGNORED
             values = label_values(description)
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: not a dataset.json with labels") from error
-        ignored = values.pop("ignore", None)
-        return {value: name for name, value in values.items() if value != 0}, ignored
+        (ignored,) = values.pop("ignore", (None,))
+        regions = any(len(several) > 1 for several in values.values())
+        return {
+            several if regions else several[0]: name
+            for name, several in values.items()
+            if several != (0,)
+        }, ignored
     return {}, None

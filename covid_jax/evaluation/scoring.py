@@ -32,6 +32,7 @@ from covid_jax.inference.postprocess import (
     to_mask,
 )
 from covid_jax.inference.scan import make_predictor
+from covid_jax.label_space import CLASSES, LabelSpace
 from covid_jax.training.platform import Platform
 
 _ENDING = ".nii.gz"
@@ -55,7 +56,7 @@ def score_run(
       the content of metrics.json
     """
     predict = make_predictor(config, plan, params, config.inference.mirror, platform)
-    folder = workdir / "predictions"
+    folder, space = workdir / "predictions", config.label_space
     split = dataset.split(config.fold)
 
     def predicted(name: str) -> tuple[Iterator[Piece], Geometry]:
@@ -64,27 +65,27 @@ def score_run(
 
     def compared(name: str) -> tuple[np.ndarray, np.ndarray]:
         pieces, geometry = predicted(name)
-        probabilities = gathered(pieces, geometry)
+        probabilities = gathered(pieces, geometry, space)
         reference = read_volume(dataset.reference(name))
         # The plan's axes need not be the Volume's.
         return probabilities, turned_like(reference, as_volume(probabilities[0], geometry)).voxels
 
     if config.inference.choose:
         selected_by = split.validation or split.train
-        save_postprocessing(workdir, choose(compared(name) for name in selected_by))
+        save_postprocessing(workdir, choose((compared(name) for name in selected_by), space))
     postprocessing = load_postprocessing(workdir, config.inference)
     keep_others(folder, workdir / "predictions_kept")
     settings = json.dumps([to_dict(config), plan.hash, asdict(postprocessing)])
     run, scans = digest_of(settings, *jax.tree.leaves(params)), digests(dataset)
     for name in tqdm(split.test, "testing", unit="case", mininterval=1):
         pieces, geometry = predicted(name)
-        mask = mask_of(pieces, geometry.shape, postprocessing)
+        mask = mask_of(pieces, geometry.shape, postprocessing, space)
         origin = Origin(run, scans[name].arrays)
         write_mask(folder / f"{name}{_ENDING}", as_volume(mask, geometry), origin)
     metrics = evaluate_folders(
         folder,
         dataset.references,
-        labels=dict(enumerate(dataset.labels, start=1)),
+        labels=dataset.label_space.scored,
         ignored=IGNORED,
         cases=split.test,  # of a test before, with other cases, masks may be there
     )
@@ -116,7 +117,9 @@ def keep_others(folder: Path, kept: Path) -> None:
     print(f"{folder}: not written by this program, or changed since, kept in {place}: {names}")
 
 
-def choose(cases: Iterable[tuple[np.ndarray, np.ndarray]]) -> Postprocessing:
+def choose(
+    cases: Iterable[tuple[np.ndarray, np.ndarray]], label_space: LabelSpace = CLASSES
+) -> Postprocessing:
     """The postprocessing with the best mean DSC of all lesions, the plainest of equals.
 
     Args:
@@ -129,6 +132,6 @@ def choose(cases: Iterable[tuple[np.ndarray, np.ndarray]]) -> Postprocessing:
     scores = []
     for probabilities, reference in cases:
         counted = reference != IGNORED
-        masks = (to_mask(probabilities, one) > 0 for one in candidates)
+        masks = (to_mask(probabilities, one, label_space) > 0 for one in candidates)
         scores.append([dice(mask & counted, (reference > 0) & counted) for mask in masks])
     return candidates[int(np.mean(scores, axis=0).argmax())]

@@ -5,15 +5,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
-from covid_jax.config import to_dict
+from covid_jax.config import Config, to_dict
 from covid_jax.data.plan import Plan
 from covid_jax.errors import UserError
 from covid_jax.inference.postprocess import Postprocessing, load_postprocessing
 from covid_jax.inference.scan import Predictor, make_ensemble
+from covid_jax.label_space import LabelSpace
 from covid_jax.training.checkpoint import load_run
 from covid_jax.training.platform import Platform
 
@@ -24,7 +26,8 @@ class Ensemble:
 
     Attributes:
       plan: that the runs share.
-      num_classes: of their probabilities, background included.
+      num_classes: of their probabilities, background included where it is one.
+      label_space: what these channels are.
       predict: the probabilities of their mean (make_ensemble).
       postprocessing: from those to a mask.
       digest: of all that a mask depends on but the scan: parameters and settings.
@@ -33,6 +36,7 @@ class Ensemble:
 
     plan: Plan
     num_classes: int
+    label_space: LabelSpace
     predict: Predictor
     postprocessing: Postprocessing
     digest: str
@@ -49,14 +53,14 @@ def open_ensemble(
       intensities: how the values of scans will be read, which masks depend on.
 
     Raises:
-      UserError: runs of different plans or numbers of classes.
+      UserError: runs of different plans, numbers of classes or regions.
     """
     runs = [load_run(workdir) for workdir in workdirs]
-    plan, classes = runs[0][1], runs[0][0].model.num_classes
+    first, plan, _ = runs[0]
     for workdir, (config, other, _) in zip(workdirs, runs, strict=True):
-        if other.hash != plan.hash or config.model.num_classes != classes:
+        if other.hash != plan.hash or _channels(config) != _channels(first):
             raise UserError(
-                f"{workdir}: another plan or number of classes than {workdirs[0]}; "
+                f"{workdir}: another plan, number of classes or regions than {workdirs[0]}; "
                 "only runs on the same prepared data can be averaged"
             )
     chosen: dict[Postprocessing, Path] = {}
@@ -79,12 +83,19 @@ def open_ensemble(
         notes.append(f"the runs differ in how masks are made ({each}): by none of that here")
     return Ensemble(
         plan,
-        classes,
+        first.model.num_classes,
+        first.label_space,
         make_ensemble(in_order, mirror, platform),
         postprocessing,
         digest_of(json.dumps([asdict(postprocessing), *sorted(digests)])),
         tuple(notes),
     )
+
+
+def _channels(config: Config) -> tuple[Any, ...]:
+    """What a network's channels are, whatever they are called."""
+    space = config.label_space
+    return config.model.num_classes, space.regions, space.regions_class_order
 
 
 def digest_of(text: str, *arrays: np.ndarray) -> str:

@@ -12,6 +12,7 @@ from covid_jax.config import InferenceConfig, check_types
 from covid_jax.data.preprocess import Piece
 from covid_jax.errors import UserError
 from covid_jax.files import read_json, write_json
+from covid_jax.label_space import CLASSES, LabelSpace
 
 _FILE = "postprocessing.json"
 
@@ -22,7 +23,7 @@ class Postprocessing:
 
     Attributes:
       threshold: of all lesions' probability together, from which a voxel is one; 0: the likeliest
-        class is taken, background among them.
+        class is taken, background among them. Of regions, of each one's; 0: more than a half.
       largest_only: of all lesion voxels, keep those of the largest component (nnU-Net:
         remove_all_but_largest_component).
     """
@@ -31,23 +32,24 @@ class Postprocessing:
     largest_only: bool = False
 
 
-def to_mask(probabilities: np.ndarray, postprocessing: Postprocessing) -> np.ndarray:
+def to_mask(
+    probabilities: np.ndarray, postprocessing: Postprocessing, label_space: LabelSpace = CLASSES
+) -> np.ndarray:
     """The mask (D, H, W), uint8, of probabilities (K, D, H, W)."""
     whole = [(slice(0, probabilities.shape[1]), probabilities)]
-    return mask_of(whole, probabilities.shape[1:], postprocessing)
+    return mask_of(whole, probabilities.shape[1:], postprocessing, label_space)
 
 
 def mask_of(
-    pieces: Iterable[Piece], shape: tuple[int, ...], postprocessing: Postprocessing
+    pieces: Iterable[Piece],
+    shape: tuple[int, ...],
+    postprocessing: Postprocessing,
+    label_space: LabelSpace = CLASSES,
 ) -> np.ndarray:
     """The mask (D, H, W), uint8, of probabilities that come in pieces along D."""
     mask = np.zeros(shape, np.uint8)
     for planes, probabilities in pieces:
-        if postprocessing.threshold:
-            lesion = 1 - probabilities[0] >= postprocessing.threshold
-            mask[planes] = np.where(lesion, 1 + probabilities[1:].argmax(0), 0)
-        else:
-            mask[planes] = probabilities.argmax(0)
+        mask[planes] = label_space.mask(probabilities, postprocessing.threshold)
     return _largest(mask) if postprocessing.largest_only else mask
 
 

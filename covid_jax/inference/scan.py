@@ -9,11 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from scipy import special
 
 from covid_jax.config import Config
 from covid_jax.data.plan import Plan
-from covid_jax.data.preprocess import Piece, PreparedCase, restore_planes
+from covid_jax.data.preprocess import (
+    Piece,
+    PreparedCase,
+    probabilities_of,
+    restore_planes,
+)
 from covid_jax.errors import UserError
 from covid_jax.inference.sliding_window import predict_slabs
 from covid_jax.training.platform import Platform, with_dtype
@@ -37,7 +41,7 @@ def make_predictor(
 def make_ensemble(
     runs: Sequence[tuple[Config, Plan, Tree]], mirror: bool | None, platform: Platform
 ) -> Predictor:
-    """The predictor of the mean of runs of one plan: of (config, plan, params) each.
+    """The predictor of the mean of runs of one plan and label space: (config, plan, params) each.
 
     What the runs average is averaged over them too, before it is resampled: logits, as nnU-Net v2
     over its folds, or probabilities; where they differ in that, probabilities.
@@ -45,14 +49,14 @@ def make_ensemble(
     Args:
       mirror: over the views that are mirrored; None: of the runs that say so.
     """
-    plan = runs[0][1]
+    plan, space = runs[0][1], runs[0][0].label_space
     of_logits = {config.inference.average for config, _, _ in runs} == {"logits"}
 
     def scorer(config: Config, params: Tree) -> Scorer:
         mirrors = config.inference.mirror if mirror is None else mirror
         scores_of = make_scorer(config, params, mirrors, platform)
         if config.inference.average == "logits" and not of_logits:
-            return lambda volume: (special.softmax(slab, axis=-1) for slab in scores_of(volume))
+            return lambda volume: (probabilities_of(slab, space, -1) for slab in scores_of(volume))
         return scores_of
 
     scorers = [scorer(config, params) for config, _, params in runs]
@@ -62,7 +66,7 @@ def make_ensemble(
         if len(scorers) > 1:  # of other patches, so that their slabs are others
             together = zip(*(_evenly(scores_of(case.image)) for scores_of in scorers), strict=True)
             slabs = (functools.reduce(np.add, each) / len(each) for each in together)
-        return restore_planes(slabs, case.geometry, plan, of_logits=of_logits)
+        return restore_planes(slabs, case.geometry, plan, of_logits=of_logits, label_space=space)
 
     return predict
 
@@ -100,6 +104,7 @@ def make_scorer(config: Config, params: Tree, mirror: bool, platform: Platform) 
         mirror_axes=config.inference.mirror_axes if mirror else (),
         batch_size=config.inference.batch_size,
         average=config.inference.average,
+        activation=config.label_space.activation,
         sums=config.inference.sums,
     )
 

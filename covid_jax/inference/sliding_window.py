@@ -39,9 +39,10 @@ def predict_slabs(
     mirror_axes: Sequence[int] = (),
     batch_size: int = 2,
     average: str = "probabilities",
+    activation: str = "softmax",
     sums: str = "float32",
 ) -> Iterator[np.ndarray]:
-    """Class probabilities of every voxel, averaged over windows with Gaussian weights.
+    """Probabilities of every voxel, averaged over windows with Gaussian weights.
 
     Windows of the patch size are spread evenly, at most `step_size` of a window apart; a volume
     smaller than a window is padded with 0 on both sides (nnU-Net: nnUNetPredictor). Planes along D
@@ -55,16 +56,18 @@ def predict_slabs(
         along none, some or all of them: 8 where it is all three.
       batch_size: windows that enter the network at once.
       average: "probabilities", as nnU-Net v1, or "logits", as v2; these are then returned.
+      activation: "softmax" of classes, or "sigmoid" of regions (LabelSpace.activation).
       sums: the dtype in which windows are added up; "float16" to the bits of nnU-Net v2, which
         rounds scores to few steps where a voxel lies at the edge of all of its windows.
 
     Yields:
-      (d, H, W, K) in the dtype of `sums`, in order along D; probabilities sum to 1 over K
+      (d, H, W, K) in the dtype of `sums`, in order along D; those of softmax sum to 1 over K
 
     Raises:
       UserError: scores that are not finite, as in float16 those of 65520 and more.
     """
-    scores = apply if average == "logits" else lambda image: jax.nn.softmax(apply(image))
+    activate = jax.nn.sigmoid if activation == "sigmoid" else jax.nn.softmax
+    scores = apply if average == "logits" else lambda image: activate(apply(image))
     volume = volume[..., None] if volume.ndim == 3 else volume
     padded, inside = _pad_to(volume, patch_size)
     starts = [

@@ -1,4 +1,4 @@
-"""nnU-Net's loss: soft Dice + cross-entropy, at every head of the decoder."""
+"""nnU-Net's loss: soft Dice + cross-entropy of classes or of regions, at every head."""
 
 from collections.abc import Sequence
 
@@ -8,6 +8,7 @@ import numpy as np
 from jax import Array
 
 from covid_jax.config import IGNORED
+from covid_jax.label_space import CLASSES, LabelSpace, lies_in
 
 _SMOOTH = 1e-5
 
@@ -18,19 +19,22 @@ def deep_supervision_loss(
     *,
     batch_dice: bool = False,
     labelled: Array | None = None,
+    label_space: LabelSpace = CLASSES,
 ) -> Array:
     """The weighted sum over heads of soft Dice loss + cross-entropy.
 
     Head i, counted from full resolution, weighs 1 / 2^i; the last of several weighs 0; weights
-    sum to 1 (nnU-Net: DeepSupervisionWrapper, DC_and_CE_loss). Labels are downsampled to a head
-    by nearest neighbour.
+    sum to 1 (nnU-Net: DeepSupervisionWrapper). Labels are downsampled to a head by nearest
+    neighbour.
 
     Args:
       logits: of each head, (N, D, H, W, K), full resolution first.
-      labels: (N, D, H, W), integers in 0..K-1 or IGNORED, at full resolution.
+      labels: (N, D, H, W), integers in 0..K-1 or IGNORED, at full resolution; of regions any.
       batch_dice: sum over the batch before the ratio, instead of a ratio for each sample.
       labelled: (N, K), whether a sample's dataset labels a class; the classes that it does not
-        label merge into its background (the marginal loss). None: all are labelled.
+        label merge into its background (the marginal loss). None: all are labelled. Classes alone
+        have it.
+      label_space: what the K channels are.
 
     Returns:
       a scalar; with Dice of 1 and certain predictions it is -1
@@ -40,7 +44,11 @@ def deep_supervision_loss(
     for head, weight in zip(logits, weights, strict=True):
         if weight > 0:
             target = downsample_labels(labels, head.shape[1:4])
-            total += weight * dice_cross_entropy(head, target, batch_dice, labelled)
+            total += weight * (
+                dice_binary_cross_entropy(head, target, label_space, batch_dice)
+                if label_space.regions
+                else dice_cross_entropy(head, target, batch_dice, labelled)
+            )
     return total
 
 
@@ -95,6 +103,40 @@ def dice_cross_entropy(
     dice = (2 * overlap + _SMOOTH) / (volume + _SMOOTH)
     counted = jnp.broadcast_to(counted, dice.shape)
     return cross_entropy - (dice * counted).sum() / counted.sum()
+
+
+def dice_binary_cross_entropy(
+    logits: Array, labels: Array, label_space: LabelSpace, batch_dice: bool = False
+) -> Array:
+    """Binary cross-entropy minus the mean soft Dice of all regions.
+
+    Cross-entropy is the mean over voxels and regions. As in nnU-Net (DC_and_BCE_loss with
+    MemoryEfficientSoftDiceLoss), it is the sum over regions of the mean over known voxels where the
+    dataset has a label to ignore. Soft Dice as in dice_cross_entropy.
+
+    Args:
+      logits: (N, D, H, W, R).
+      labels: (N, D, H, W), from which the regions are made (ConvertSegmentationToRegionsTransform).
+      batch_dice: as in deep_supervision_loss.
+    """
+    target = regions_of(labels, label_space).astype(logits.dtype)
+    known = (labels != IGNORED)[..., None].astype(logits.dtype)
+    p = jax.nn.sigmoid(logits)
+    log_likelihood = target * jax.nn.log_sigmoid(logits) + (1 - target) * jax.nn.log_sigmoid(
+        -logits
+    )
+    has_ignored = label_space.ignored is not None
+    count = jnp.maximum(known.sum(), 1) if has_ignored else logits.size
+    cross_entropy = -(log_likelihood * known).sum() / count
+
+    space = (0, 1, 2, 3) if batch_dice else (1, 2, 3)
+    overlap, volume = (p * target).sum(space), ((p + target) * known).sum(space)
+    return cross_entropy - ((2 * overlap + _SMOOTH) / (volume + _SMOOTH)).mean()
+
+
+def regions_of(labels: Array, label_space: LabelSpace) -> Array:
+    """Labels (...) -> (..., R) bool: which regions a voxel lies in; IGNORED ones in none."""
+    return jnp.stack([lies_in(labels, region) for region in label_space.regions], axis=-1)
 
 
 def _merge_unlabelled(log_p: Array, labelled: Array) -> Array:

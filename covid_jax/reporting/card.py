@@ -105,7 +105,7 @@ def model_card(
         "Trained on before, of its test cases": ", ".join(provenance.get("seen_before", ())),
         "Frozen": ", ".join(frozen),
         "Network": f"nnU-Net's 3D U-Net, {size:,} parameters, features {model.features_per_stage}, "
-        f"patch {config.data.patch_size}, {model.num_classes} classes with background",
+        f"patch {config.data.patch_size}, {config.label_space.told(model.num_classes)}",
         "Input": f"{channels}, resampled to {plan.spacing_mm} mm (plan {plan.hash})",
         "Made by": f"covid_jax {__version__}",
     }

@@ -37,7 +37,7 @@ def explain(config: Config, notes: Sequence[str] = ()) -> str:
     network = [
         f"{strategy.network.__name__}, {len(model.features_per_stage)} stages of "
         f"{_listed(model.features_per_stage)} features, {_residual(model)}"
-        f"{model.num_classes} classes"
+        f"{config.label_space.told(model.num_classes)}"
         f"{'' if config.data.prepared_dir else ' (prepared data may have others)'}",
         f"patch {' x '.join(map(str, config.data.patch_size))}, batch {config.data.batch_size}, "
         f"{config.dtype}; {_size(jax.tree.leaves(params))}",

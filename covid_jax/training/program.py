@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import flax.linen as nn
 import optax
@@ -49,7 +50,11 @@ def make_program(config: Config, mesh: Mesh, platform: Platform, marginal: bool 
     )
     augmented = where_it_lies(augmentation, mesh) if config.data.augment else None
     options = platform.compiler_options
-    loss = {"batch_dice": config.loss.batch_dice, "marginal": marginal}
+    loss: dict[str, Any] = {
+        "batch_dice": config.loss.batch_dice,
+        "marginal": marginal,
+        "label_space": config.label_space,
+    }
     return Program(
         network=network,
         transform=transform,

@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import shutil
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from covid_jax.data.store import StoredDataset, digests, load_case, load_dataset
 from covid_jax.device import cores, nvidia_driver
 from covid_jax.errors import UserError
 from covid_jax.files import read_json, refuse_inside, write_json
+from covid_jax.label_space import labels_json, together
 from covid_jax.model.conv import form_in
 from covid_jax.training.checkpoint import Saved, load_config
 from covid_jax.training.parallel import local_samples, put_batch, replicate
@@ -50,6 +50,7 @@ _MAY_CHANGE = (
     "inference.",
     "checkpoint_every",
     "mesh.",
+    "label_space.names",
 )
 """Settings that a run may be continued with although they changed: they move no parameter, or, the
 mesh, by no more than the rounding of its sums."""
@@ -202,25 +203,25 @@ def planned(config: Config, plan: Plan) -> Config:
 
 
 def fitted(config: Config, plan: Plan, datasets: list[StoredDataset]) -> Config:
-    """`config` for the plan's network and channels, and the classes of all datasets.
-
-    Background is one of them.
+    """`config` for the plan's network and channels, and what all datasets' labels are.
 
     Raises:
-      UserError: it asks for another number of them; as planned.
+      UserError: it asks for another number of them, or of several datasets one has regions; as
+        planned.
     """
     config = planned(config, plan)
-    classes, asked = 1 + sum(len(dataset.labels) for dataset in datasets), config.model.num_classes
+    space = together({dataset.name: dataset.label_space for dataset in datasets})
+    classes, asked = space.heads, config.model.num_classes
     if asked not in (classes, UNetConfig.num_classes):
+        what = "regions" if space.regions else "background included"
         raise UserError(
-            f"config.model.num_classes={asked}: the data has {classes}, background included; "
-            "leave it out"
+            f"config.model.num_classes={asked}: the data has {classes}, {what}; leave it out"
         )
     channels, asked = len(plan.normalization), config.model.in_channels
     if asked not in (channels, UNetConfig.in_channels):
         raise UserError(f"config.model.in_channels={asked}: the data has {channels}; leave it out")
     model = dataclasses.replace(config.model, num_classes=classes, in_channels=channels)
-    return dataclasses.replace(config, model=model)
+    return dataclasses.replace(config, model=model, label_space=space)
 
 
 def title(config: Config, datasets: list[StoredDataset]) -> str:
@@ -303,7 +304,8 @@ def _tuple(value: Any) -> tuple[Any, ...]:
 def samplers(config: Config, datasets: list[StoredDataset]) -> tuple[Sampler, Sampler]:
     """The samplers of the fold's training and test cases.
 
-    Each dataset's labels become classes of their own: multi_lesion has one for each lesion.
+    Each dataset's labels become classes of their own: multi_lesion has one for each lesion. Those
+    of which regions are made stay what they are.
     Training patches come with as much around them as augmentation needs.
     """
     patch_size = config.data.patch_size
@@ -318,9 +320,10 @@ def samplers(config: Config, datasets: list[StoredDataset]) -> tuple[Sampler, Sa
             split = dataset.split(config.fold)
             # Nothing is selected by validation patches, so they may be the test cases'.
             names = split.train if stream == "training" else split.validation or split.test
-            classes = tuple(range(first, first + len(dataset.labels)))
+            count = 0 if dataset.label_space.regions else len(dataset.labels)
+            classes = tuple(range(first, first + count))
             sources.append(Source(tuple(load_case(dataset, name) for name in names), classes))
-            first += len(dataset.labels)
+            first += count
         return Sampler(
             tuple(sources),
             config.model.num_classes,
@@ -491,23 +494,21 @@ def claim_workdir(
     if is_new:
         save_plan(workdir / "plan.json", plan)
     classes = workdir / "dataset.json"
-    if datasets and (told := described(plan, datasets)) != read_json(classes):
+    if datasets and (told := described(config, plan)) != read_json(classes):
         write_json(classes, told)
     if is_new or load_config(workdir) != config:
         write_json(workdir / "config.json", to_dict(config))
 
 
-def described(plan: Plan, datasets: Sequence[StoredDataset]) -> dict[str, Any]:
-    """The dataset.json, as nnU-Net has it, of what a run on these datasets predicts."""
-    names = Counter(label for data in datasets for label in data.labels)
-    labels = [
-        label if names[label] == 1 else f"{label} ({data.name})"
-        for data in datasets
-        for label in data.labels
-    ]
-    values = {"background": 0} | {label: value for value, label in enumerate(labels, start=1)}
-    channels = {str(k): channel_of(how.scheme) for k, how in enumerate(plan.normalization)}
-    return {"channel_names": channels, "labels": values, "file_ending": ".nii.gz"}
+def described(config: Config, plan: Plan) -> dict[str, Any]:
+    """The dataset.json, as nnU-Net has it, of what a run with a `fitted` config predicts."""
+    return {
+        "channel_names": {
+            str(k): channel_of(how.scheme) for k, how in enumerate(plan.normalization)
+        },
+        **labels_json(config.label_space, config.model.num_classes),
+        "file_ending": ".nii.gz",
+    }
 
 
 def check_place(workdir: Path, config: Config) -> None:

@@ -15,7 +15,8 @@ import optax
 from jax import Array
 
 from covid_jax.config import IGNORED
-from covid_jax.model.loss import deep_supervision_loss
+from covid_jax.label_space import CLASSES, LabelSpace
+from covid_jax.model.loss import deep_supervision_loss, regions_of
 from covid_jax.training.parallel import Apply, Augment
 from covid_jax.training.state import TrainState
 from covid_jax.transfer.freezing import join
@@ -34,6 +35,7 @@ def make_train_step(
     *,
     batch_dice: bool = False,
     marginal: bool = False,
+    label_space: LabelSpace = CLASSES,
     compiler_options: Mapping[str, Any] | None = None,
 ) -> TrainStep:
     """The step (state, frozen, batch, learning_rate, key) -> (state, {"loss", "gradient_norm"}).
@@ -58,6 +60,7 @@ def make_train_step(
                 label,
                 batch_dice=batch_dice,
                 labelled=batch["labelled"] if marginal else None,
+                label_space=label_space,
             )
 
         loss, gradient = jax.value_and_grad(loss_of)(state.trainable)
@@ -76,12 +79,14 @@ def make_eval_step(
     *,
     batch_dice: bool = False,
     marginal: bool = False,
+    label_space: LabelSpace = CLASSES,
     compiler_options: Mapping[str, Any] | None = None,
 ) -> EvalStep:
     """The step (trainable, frozen, batch) -> {"loss", "overlap" (K - 1,), "volume" (K - 1,)}.
 
     From overlap (2 tp) and volume (2 tp + fp + fn), summed over batches, comes the Dice of each
-    class over all validation patches (nnU-Net's pseudo Dice).
+    class over all validation patches (nnU-Net's pseudo Dice); of each of K regions where it is
+    regions that are segmented.
     """
 
     @functools.partial(jax.jit, compiler_options=compiler_options)
@@ -93,11 +98,16 @@ def make_eval_step(
             label,
             batch_dice=batch_dice,
             labelled=batch["labelled"] if marginal else None,
+            label_space=label_space,
         )
-        classes = jnp.arange(1, logits[0].shape[-1])
         known = label != IGNORED
-        predicted = (logits[0].argmax(-1)[..., None] == classes) & known[..., None]
-        true = label[..., None] == classes
+        if label_space.regions:
+            predicted = (jax.nn.sigmoid(logits[0]) > 0.5) & known[..., None]
+            true = regions_of(label, label_space)
+        else:
+            classes = jnp.arange(1, logits[0].shape[-1])
+            predicted = (logits[0].argmax(-1)[..., None] == classes) & known[..., None]
+            true = label[..., None] == classes
         voxels = tuple(range(predicted.ndim - 1))
         return {
             "loss": loss,

@@ -10,6 +10,7 @@ from covid_jax.data.datasets import DATASETS, cross_validation, published_splits
 from covid_jax.data.phantom import write_raw_dataset
 from covid_jax.data.volume import read_volume
 from covid_jax.errors import UserError
+from covid_jax.label_space import LabelSpace
 
 
 def test_the_real_cases_fall_into_the_papers_folds(covid19_raw):
@@ -72,7 +73,7 @@ def test_voxels_that_nnunet_ignores_are_no_class(tmp_path):
     labels = {"background": 0, "lesion": 1, "ignore": 2}
     (tmp_path / "raw" / "dataset.json").write_text(json.dumps({"labels": labels}))
     raw = read_dataset("nnunet", tmp_path / "raw")
-    assert (raw.labels, raw.ignored) == (("lesion",), 2)
+    assert raw.label_space == LabelSpace(("lesion",), ignored=2)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +103,7 @@ def test_whole_numbers_are_values_of_labels_however_they_are_written(raw, values
         ('{"background": 0, "lesion": 2.5}', "label 'lesion': its value 2.5 is no whole number"),
         ('{"background": 0, "lesion": true}', "its value True is no whole number"),
         ('{"background": 0, "lesion": "one"}', "its value 'one' is no whole number"),
-        ('{"background": 0, "lesion": [1, 2]}', "label 'lesion' is a region"),
+        ('{"background": 0, "lesion": [1, 2]}', "its labels are regions, and regions_class"),
         ('{"background": 0, "lesion": 1, "lesion": 2}', "says 'lesion' twice"),
         ('{"background": 0, " ": 1}', "the label of the value 1 has no name"),
         ('{"background": 1, "lesion": 0}', "its background is 1; nnU-Net wants it to be 0"),

@@ -1,6 +1,7 @@
 """Which patch of which case: a function of (seed, step, sample)."""
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -161,6 +162,14 @@ def test_each_dataset_has_its_own_class_and_says_which_it_labels():
             assert labelled.tolist() == [True, own == 1, own == 2]
             seen.add(own)
     assert seen == {1, 2}
+
+
+def test_where_not_all_is_annotated_every_patch_lies_around_what_is():
+    """Those that are to hold a lesion around one, the others around any annotated voxel."""
+    some = replace(case((64, 64, 64), lesion=((9, 50, 40),)), annotated=np.array([[40, 50, 9]]))
+    some.label[40, 50, 9] = 2
+    batches = [sampler((Source((some,), (1, 2)),), num_classes=3).batch(s) for s in range(5)]
+    assert all((1 in batch.label[1], 2 in batch.label[0]) == (True, True) for batch in batches)
 
 
 def test_a_case_without_lesions_is_sampled_anywhere():

@@ -1,5 +1,6 @@
 """Where a training patch is cut, beside nnU-Net's own data loader."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch as replaced
@@ -20,11 +21,11 @@ sizes = st.tuples(*[st.integers(1, 9)] * 3)
 ENDS = {"lowest": lambda low, high: low, "highest": lambda low, high: high - 1}
 
 
-def nnunet_loader(cut: Size, patch: Size):
+def nnunet_loader(cut: Size, patch: Size, has_ignore: bool = False):
     loader = loaders.nnUNetDataLoader.__new__(loaders.nnUNetDataLoader)
     loader.patch_size = cut
     loader.need_to_pad = np.array(cut) - np.array(patch)
-    loader.has_ignore = False
+    loader.has_ignore = has_ignore
     loader.annotated_classes_key = (-1, 0, 1)
     return loader
 
@@ -43,6 +44,18 @@ def test_around_a_lesion_voxel_the_corner_is_nnunets(shape, patch, more, data):
     theirs, _ = nnunet_loader(cut, patch).get_bbox(np.array(shape), True, locations)
     case = stored(shape, np.array([voxel]))
     assert list(cut_corner(np.random.default_rng(0), case, cut, patch, True)) == list(theirs)
+
+
+@pytest.mark.parametrize("on_lesion", [False, True])
+@given(shape=sizes, patch=sizes, data=st.data())
+def test_where_not_all_is_annotated_the_corner_is_around_what_is(on_lesion, shape, patch, data):
+    """Also of a patch that is to hold a lesion, where the case has none."""
+    voxel = [data.draw(st.integers(0, n - 1)) for n in shape]
+    locations = {(-1, 0, 1): np.array([[0, *voxel]]), 1: np.zeros((0, 4), int)}
+    theirs, _ = nnunet_loader(patch, patch, True).get_bbox(np.array(shape), on_lesion, locations)
+    case = replace(stored(shape, np.zeros((0, 3))), annotated=np.array([voxel]))
+    rng = np.random.default_rng(0)
+    assert list(cut_corner(rng, case, patch, patch, on_lesion)) == list(theirs)
 
 
 @pytest.mark.parametrize("end", ENDS)

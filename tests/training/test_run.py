@@ -13,6 +13,7 @@ from covid_jax.data.plan import Plan
 from covid_jax.data.planner import Topology
 from covid_jax.data.store import StoredDataset
 from covid_jax.errors import UserError
+from covid_jax.label_space import LabelSpace
 from covid_jax.reporting.card import model_card
 from covid_jax.training.checkpoint import load_config, load_pretrained, load_run, save_params
 from covid_jax.training.run import (
@@ -101,7 +102,7 @@ def prepared(folder, train, test, scans=None, name="nnunet"):
         path.parent.mkdir(parents=True, exist_ok=True)
         facts = {"sha256": f"a{case}", "reference": f"r{case}"}
         path.write_text(json.dumps(facts | {"source": {"image": (scans or {}).get(case, case)}}))
-    return [StoredDataset(name, folder, ("lesion",), (Split(train, test),), False)]
+    return [StoredDataset(name, folder, LabelSpace(("lesion",)), (Split(train, test),), False)]
 
 
 def rewrite(folder, case, **facts):
@@ -169,8 +170,11 @@ def test_test_cases_that_the_pretraining_was_trained_on_are_told(tmp_path, capsy
 
 
 def test_a_run_keeps_the_names_of_its_classes_and_is_not_taken_for_an_imported_one(tmp_path):
-    data = [StoredDataset(name, tmp_path, (*own, "lesion"), (), True) for name, own in CLASSES]
-    assert described(PLAN, data)["labels"] == {
+    data = [
+        StoredDataset(name, tmp_path, LabelSpace((*own, "lesion")), (), True)
+        for name, own in CLASSES
+    ]
+    assert described(fitted(tiny(), PLAN, data), PLAN)["labels"] == {
         "background": 0,
         "tumour": 1,
         "lesion (one)": 2,
@@ -178,7 +182,9 @@ def test_a_run_keeps_the_names_of_its_classes_and_is_not_taken_for_an_imported_o
     }
     before = tmp_path / "before"
     claim_workdir(before, tiny(), PLAN)
-    (before / "dataset.json").write_text(json.dumps(described(PLAN, data[:1])))
+    (before / "dataset.json").write_text(
+        json.dumps(described(fitted(tiny(), PLAN, data[:1]), PLAN))
+    )
     config = tiny("body-msd", pretrained=str(before))
     assert provenance(config, [])["pretrained"]["imported"] == "of the labels tumour, lesion"
     origin = json.loads((before / "provenance.json").read_text())
@@ -261,7 +267,7 @@ def test_what_of_the_plan_differs_from_the_pretrainings_is_told(tmp_path):
 
 
 def test_other_classes_and_channels_than_the_datas_are_refused(tmp_path):
-    data = [StoredDataset("one", tmp_path, ("a", "b"), (), True)]
+    data = [StoredDataset("one", tmp_path, LabelSpace(("a", "b")), (), True)]
     assert fitted(tiny(), PLAN, data).model.num_classes == 3
     several = dataclasses.replace(PLAN, normalization=PLAN.normalization * 2)
     assert fitted(tiny(), several, data).model.in_channels == 2
@@ -272,7 +278,7 @@ def test_other_classes_and_channels_than_the_datas_are_refused(tmp_path):
 
 
 def test_what_a_config_leaves_empty_is_the_plans_and_what_it_has_wins(tmp_path):
-    data = [StoredDataset("one", tmp_path, ("a",), (), True)]
+    data = [StoredDataset("one", tmp_path, LabelSpace(("a",)), (), True)]
     topology = Topology(
         patch_size=(8, 16, 24),
         batch_size=5,
@@ -307,7 +313,7 @@ def test_what_a_config_leaves_empty_is_its_pretrainings_network(tmp_path):
         tiny().model, head_bias=False, negative_slope=0.2, num_classes=25, in_channels=3
     )
     claim_workdir(tmp_path, tiny(model=of_version_1), PLAN)
-    data = [StoredDataset("one", tmp_path, ("a",), (), True)]
+    data = [StoredDataset("one", tmp_path, LabelSpace(("a",)), (), True)]
     config = load_config_file(f"{ROOT}/configs/nnunet.py:body-mine")
     found = fitted(dataclasses.replace(config, pretrained=str(tmp_path)), PLAN, data)
     assert found.model == dataclasses.replace(of_version_1, num_classes=2, in_channels=1)

@@ -77,8 +77,9 @@ def import_folds(given: Path, plans: Path | None, out_dir: Path) -> None:
         print(note)
     if given.is_dir():
         print(f"taken: {', '.join(str(path.relative_to(given)) for path in found.values())}")
+    channels = first.config.label_space.told(network.num_classes)
     print(
-        f"{len(network.features_per_stage)} stages, {network.num_classes} classes, "
+        f"{len(network.features_per_stage)} stages, {channels}, "
         f"patch {model.config.data.patch_size}: the {'run is' if len(runs) == 1 else 'runs are'} "
         f"in {out_dir}"
     )
@@ -91,9 +92,9 @@ def export(workdir: Path, out_dir: Path) -> None:
     model = read_run(workdir)
     postprocessing = load_postprocessing(workdir, model.config.inference)
     limits = [*not_in_nnunet(model.config, model.plan, postprocessing)]
-    if not (workdir / "dataset.json").is_file():
+    if not (model.config.label_space.names or (workdir / "dataset.json").is_file()):
         names = ", ".join(name for name in model.dataset["labels"] if name != "background")
-        limits.append(f"The run is of before runs kept the names of classes: they are {names}.")
+        limits.append(f"The run does not know the names of its classes: here they are {names}.")
     lines = "\n".join(f"- {limit}" for limit in limits)
     with whole_folder(out_dir) as partial:
         write_model(partial, model)

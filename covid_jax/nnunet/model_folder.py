@@ -15,9 +15,10 @@ from covid_jax.data.plan import Plan
 from covid_jax.data.planner import topology_of
 from covid_jax.errors import UserError
 from covid_jax.files import read_json, whole_file, write_json
+from covid_jax.label_space import CLASSES, labels_json
 from covid_jax.model.nnunet_weights import to_params, to_state_dict
 from covid_jax.nnunet.pickles import load_checkpoint, load_pickle
-from covid_jax.nnunet.plans import plain_labels, read_plans, write_plans
+from covid_jax.nnunet.plans import read_plans, write_plans
 from covid_jax.nnunet.version_1 import read_plans_v1
 
 Tree = Any
@@ -147,9 +148,8 @@ def nnunet_plan(path: Path, dataset: Path, configuration: str) -> Plan:
 
 def plain_dataset(num_classes: int) -> dict[str, Any]:
     """A dataset.json of CT for a network whose classes have no names."""
-    names = ["lesion"] if num_classes == 2 else [f"lesion_{k}" for k in range(1, num_classes)]
-    labels = {"background": 0, **{name: k for k, name in enumerate(names, start=1)}}
-    return {"channel_names": {"0": "CT"}, "labels": labels, "file_ending": ".nii.gz"}
+    labels = labels_json(CLASSES, num_classes)
+    return {"channel_names": {"0": "CT"}, **labels, "file_ending": ".nii.gz"}
 
 
 def _read_v2(path: Path, content: Mapping[str, Any], plans_path: Path | None) -> Model:
@@ -165,12 +165,11 @@ def _read_v2(path: Path, content: Mapping[str, Any], plans_path: Path | None) ->
             content.get("inference_allowed_mirroring_axes"),
             content.get("trainer_name", "nnUNetTrainer"),
         )
-        ignored = {name: value for name, value in dataset["labels"].items() if name == "ignore"}
         return Model(
             settings.config,
             settings.plan,
             _weights(content["network_weights"], settings.config.model),
-            {**dataset, "labels": plain_labels(dataset) | ignored},
+            dataset,
             settings.notes,
         )
 

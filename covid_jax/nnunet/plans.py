@@ -14,6 +14,7 @@ import numpy as np
 
 from covid_jax.config import (
     ANISOTROPY,
+    IGNORED,
     Config,
     DataConfig,
     InferenceConfig,
@@ -25,6 +26,7 @@ from covid_jax.data.normalization import CT, SCHEMES, Z_SCORE, Normalization, ct
 from covid_jax.data.plan import Plan, Resampling
 from covid_jax.errors import UserError
 from covid_jax.inference.postprocess import Postprocessing
+from covid_jax.label_space import CLASSES, LabelSpace, label_space
 
 AXES = (0, 1, 2)
 """D, H, W by their numbers."""
@@ -154,7 +156,7 @@ def read_plans(
     refuse_other_network(trainer)
     settings = _inherited(plans["configurations"], configuration)
     _check_configuration(configuration, settings)
-    classes, channels = _classes(dataset), _channels(dataset)
+    space, channels = label_space(dataset), _channels(dataset)
     schemes, masked = settings["normalization_schemes"], settings.get("use_mask_for_norm") or []
     _require(
         len(schemes) == channels and len(masked) in (0, channels),
@@ -178,11 +180,12 @@ def read_plans(
         intensities = plans["foreground_intensity_properties_by_modality"]
     axes = mirrored(mirror_axes or ())
     config = run_config(
-        dataclasses.replace(_network(settings, classes), in_channels=channels),
+        dataclasses.replace(_network(settings, space.heads), in_channels=channels),
         settings["patch_size"],
         settings["batch_size"],
         bool(settings["batch_dice"]),
         InferenceConfig(average="logits", sums="float16", mirror=bool(axes), mirror_axes=axes),
+        space if space.ignored is None else dataclasses.replace(space, ignored=IGNORED),
     )
     normalization = [
         _normalization(scheme, intensities.get(str(channel), {}), bool(masked and masked[channel]))
@@ -367,13 +370,16 @@ def run_config(
     batch_size: int,
     batch_dice: bool,
     inference: InferenceConfig,
+    space: LabelSpace = CLASSES,
 ) -> Config:
     """The config of an imported run. Raises a UserError where a value cannot work."""
     data = DataConfig(
         datasets=("nnunet",), patch_size=as_tuple(patch_size), batch_size=int(batch_size)
     )
     loss = LossConfig(batch_dice=batch_dice)
-    config = Config(test=False, model=network, data=data, loss=loss, inference=inference)
+    config = Config(
+        test=False, label_space=space, model=network, data=data, loss=loss, inference=inference
+    )
     validate(config)
     return config
 
@@ -440,35 +446,9 @@ def _check_configuration(name: str, settings: Mapping[str, Any]) -> None:
     )
 
 
-def _classes(dataset: Mapping[str, Any]) -> int:
-    """The number of classes, background included."""
-    values = sorted(set(plain_labels(dataset).values()))
-    _require(
-        values == list(range(len(values))),
-        f"its labels have the values {values}",
-        ["labels of 0, 1, 2 and so on"],
-    )
-    return len(values)
-
-
 def _channels(dataset: Mapping[str, Any]) -> int:
     """The number of channels."""
     return len(dataset.get("channel_names", dataset.get("modality", {"0": "CT"})))
-
-
-def plain_labels(dataset: Mapping[str, Any]) -> dict[str, int]:
-    """The labels' names and values without the one to ignore.
-
-    Raises:
-      UserError: labels that are regions.
-    """
-    labels = {name: value for name, value in dataset["labels"].items() if name != "ignore"}
-    regions = [v for v in labels.values() if isinstance(v, list | tuple) and len(v) != 1]
-    _require(not regions, "it was trained on regions", ["plain labels"])
-    return {
-        name: int(value[0] if isinstance(value, list | tuple) else value)
-        for name, value in labels.items()
-    }
 
 
 def _network(settings: Mapping[str, Any], num_classes: int) -> UNetConfig:

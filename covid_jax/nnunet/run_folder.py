@@ -6,15 +6,15 @@ Beside model_folder, which machines read that lack the libraries of a run's data
 from pathlib import Path
 
 from covid_jax.files import read_json, write_json
-from covid_jax.nnunet.model_folder import Model, plain_dataset
+from covid_jax.nnunet.model_folder import Model
 from covid_jax.training.checkpoint import load_run, save_params
-from covid_jax.training.run import claim_workdir
+from covid_jax.training.run import claim_workdir, described
 
 
 def read_run(workdir: Path) -> Model:
-    """A run of ours, with the dataset.json that it was imported with, or a plain one."""
+    """A run of ours, with the dataset.json that it was imported with, or one of its own."""
     config, plan, params = load_run(workdir)
-    dataset = read_json(workdir / "dataset.json") or plain_dataset(config.model.num_classes)
+    dataset = read_json(workdir / "dataset.json") or described(config, plan)
     return Model(config, plan, params, dataset)
 
 

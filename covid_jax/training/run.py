@@ -501,7 +501,10 @@ def claim_workdir(
 
 
 def described(config: Config, plan: Plan) -> dict[str, Any]:
-    """The dataset.json, as nnU-Net has it, of what a run with a `fitted` config predicts."""
+    """The dataset.json, as nnU-Net has it, of what a run predicts.
+
+    Classes get names where the config, which is of before it knew them, has none.
+    """
     return {
         "channel_names": {
             str(k): channel_of(how.scheme) for k, how in enumerate(plan.normalization)

@@ -16,6 +16,7 @@ from covid_jax.data.preprocess import as_volume, prepare_case, read_scan
 from covid_jax.data.volume import write_volume
 from covid_jax.inference.postprocess import Postprocessing, mask_of
 from covid_jax.inference.scan import make_ensemble
+from covid_jax.label_space import label_space
 from covid_jax.nnunet.model_folder import checkpoints_in, plain_dataset, read_model
 from covid_jax.training.platform import platform_of
 from tests.conftest import ROOT
@@ -26,6 +27,12 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor  # noqa: E4
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans  # noqa: E402
 
 OWN_SPACING, OTHER_SPACING, SLICES_APART = [3.0, 1.5, 1.5], [2.0, 1.2, 1.3], [6.0, 1.6, 1.4]
+PLAIN = plain_dataset(3)
+REGIONS = {
+    **PLAIN,
+    "labels": {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3, "ignore": 4},
+    "regions_class_order": [1, 2, 3],
+}
 SHAPE = (24, 22, 18)
 """Of a scan in the axes of an LPS file."""
 
@@ -48,10 +55,15 @@ def plans_of(spacing_mm, change=lambda plans, configuration: None):
 
 
 def write_folder(
-    folder, plans, mirror_axes=None, folds=("0",), names=("checkpoint_final.pth",), trained="0"
+    folder,
+    plans,
+    mirror_axes=None,
+    folds=("0",),
+    names=("checkpoint_final.pth",),
+    trained="0",
+    dataset=PLAIN,
 ):
     """A model folder of nnU-Net, each fold with random weights of its own."""
-    dataset = plain_dataset(3)
     architecture = plans["configurations"]["3d_fullres"]["architecture"]
     arguments = (
         architecture["network_class_name"],
@@ -60,7 +72,9 @@ def write_folder(
     )
     for number, fold in enumerate(folds):
         torch.manual_seed(number)
-        network = get_network_from_plans(*arguments, 1, 3, deep_supervision=True)
+        network = get_network_from_plans(
+            *arguments, 1, label_space(dataset).heads, deep_supervision=True
+        )
         with torch.no_grad():
             for weight in network.parameters():
                 if weight.ndim > 1:
@@ -117,7 +131,8 @@ def our_mask(folder, scan):
     runs = [(model.config, model.plan, model.params) for model in models]
     case = prepare_case(read_scan(scan), None, runs[0][1])
     pieces = make_ensemble(runs, None, platform_of("cpu"))(case)
-    mask = mask_of(pieces, case.geometry.shape, Postprocessing())
+    space = runs[0][0].label_space
+    mask = mask_of(pieces, case.geometry.shape, Postprocessing(), space)
     target = scan.with_name("ours.nii.gz")
     write_volume(target, as_volume(mask, case.geometry))
     return np.asarray(nib.load(target).dataobj)
@@ -240,6 +255,20 @@ def test_a_reader_that_turns_scans_does_so_for_every_file(tmp_path, name):
         scan = write_scan(tmp_path / f"{axes}.nii.gz", axes, tilt)
         theirs = their_mask(tmp_path / "model", scan)
         assert share_that_differs(our_mask(tmp_path / "model", scan), theirs) <= 0.001, axes
+
+
+@pytest.mark.parametrize("spacing_mm", [OWN_SPACING, OTHER_SPACING])
+def test_masks_of_regions_are_those_of_nnunets_predictor(tmp_path, spacing_mm):
+    """Whose channels are probabilities each of its own, with nothing outside of what is not 0."""
+    write_folder(tmp_path / "model", plans_of(spacing_mm), folds=("0", "1"), dataset=REGIONS)
+    whole = nib.load(write_scan(tmp_path / "whole.nii.gz"))
+    voxels = np.asarray(whole.dataobj).copy()
+    voxels[:3], voxels[:, -2:], voxels[..., :2] = 0, 0, 0
+    scan = tmp_path / "scan.nii.gz"
+    nib.save(nib.Nifti1Image(voxels, whole.affine, whole.header), scan)
+    theirs = their_mask(tmp_path / "model", scan, folds=None)
+    assert set(np.unique(theirs)) == {0, 1, 2, 3}
+    assert share_that_differs(our_mask(tmp_path / "model", scan), theirs) <= 0.001
 
 
 def test_several_folds_are_averaged_as_nnunet_averages_them(tmp_path):

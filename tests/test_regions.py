@@ -104,6 +104,27 @@ def test_what_was_prepared_before_it_was_known_where_to_sample_is_prepared_again
     assert changes_in(raw, tmp_path, findings, 1).missing == ("c1",)
 
 
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        ({"whole": [1, 2], "core": [1]}, "regions [[2]] -> [[1]] changed since 3 cases"),
+        ({"whole": 1, "core": 2}, "regions [[1, 2], [2]] -> None changed since 3 cases"),
+    ],
+)
+def test_cases_are_prepared_again_where_labels_of_the_same_names_have_other_values(
+    trained, tmp_path, labels, told
+):
+    """For the voxels that patches lie around are of regions."""
+    shutil.copytree(trained / "raw", tmp_path, dirs_exist_ok=True)
+    description = json.loads((tmp_path / "dataset.json").read_text())
+    description["labels"] |= labels
+    (tmp_path / "dataset.json").write_text(json.dumps(description))
+    raw = open_dataset("nnunet", tmp_path)
+    changes = changes_in(raw, trained / "prepared", check_dataset(raw, 1), 1)
+    assert changes.missing == ("c0", "c1", "c2")
+    assert any(told in line for line in changes.lines)
+
+
 def test_a_run_learns_regions_and_scores_each_by_its_name(trained):
     config, _, params = load_run(trained / "run")
     assert config.label_space == prepared_dataset(trained).label_space

@@ -254,10 +254,10 @@ def _changes(
 ) -> Changes:
     damaged = {name for name in sources if known.get(name) == {}}
     unknown = {name for name in sources if known.get(name) and not known[name]["source"]}
-    differ = {  # what of each case: image, label, labels, ignored, intensities
-        name: [part for part in source if source[part] != known[name]["source"].get(part)]
+    differ = {  # what of each case: image, label, labels, ignored, intensities, ...
+        name: [part for part in source | was if source.get(part) != was.get(part)]
         for name, source in sources.items()
-        if known.get(name) and name not in unknown
+        if known.get(name) and (was := known[name]["source"])
     }
     again = dict.fromkeys(damaged, "is damaged, changed or lacks a file")
     again |= dict.fromkeys(unknown, "nothing is known of the raw files that it came from")
@@ -298,7 +298,7 @@ def _read_otherwise(
     for name, parts in differ.items():
         for part in parts:
             if part not in _FILES_OF_CASE:
-                before, now = known[name]["source"].get(part), sources[name][part]
+                before, now = (of.get(part) for of in (known[name]["source"], sources[name]))
                 cases[f"{part} {_rewritten(before, now)}"].append(name)
     return [
         f"{what} changed since {len(names)} cases were prepared ({listed(names)})"
@@ -308,8 +308,9 @@ def _read_otherwise(
 
 def _rewritten(before: Any, now: Any) -> str:
     """What was there and what is; of two lists that which differs."""
-    if isinstance(before, list) and isinstance(now, list) and set(before) != set(now):
-        before, now = ([n for n in a if n not in b] for a, b in ((before, now), (now, before)))
+    if isinstance(before, list) and isinstance(now, list):
+        gone, new = ([n for n in a if n not in b] for a, b in ((before, now), (now, before)))
+        before, now = (gone, new) if gone or new else (before, now)
     return f"{before} -> {now}"
 
 

@@ -17,9 +17,9 @@ from covid_jax.data.store import prepared_labels
 from covid_jax.errors import UserError
 from covid_jax.evaluation.metrics import (
     BOTH_EMPTY,
-    METRICS,
     NO_PREDICTION,
     NO_REFERENCE,
+    PAPER,
     mean_over_labels,
     segmentation_metrics,
     summarise,
@@ -209,7 +209,7 @@ def _is_summary(content: Any, names: Collection[str] = ()) -> bool:
         and _is_numbers(mean)
         and _is_numbers(std)
         and mean.keys() == std.keys()
-        and all((n in mean) == any(c[n] is not None for c in cases.values()) for n in METRICS)
+        and all((n in mean) == any(c[n] is not None for c in cases.values()) for n in PAPER)
         and _is_numbers(content.get("count", {}))
         and all(isinstance(which, str) for which in empty.values())
     )
@@ -217,10 +217,10 @@ def _is_summary(content: Any, names: Collection[str] = ()) -> bool:
 
 def _is_case(case: Any) -> bool:
     """Whether these are metrics: the paper's all or, of a case that is ignored, none."""
-    if not (isinstance(case, dict) and set(METRICS) <= case.keys()):
+    if not (isinstance(case, dict) and set(PAPER) <= case.keys()):
         return False
     found = {name: value for name, value in case.items() if value is not None}
-    return _is_numbers(found) and len(set(METRICS) & found.keys()) in (0, len(METRICS))
+    return _is_numbers(found) and len(set(PAPER) & found.keys()) in (0, len(PAPER))
 
 
 def _is_numbers(values: Any) -> bool:

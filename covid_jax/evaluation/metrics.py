@@ -1,4 +1,4 @@
-"""The paper's metrics of a binary mask (section IV-C), and two more. A new one is a function here.
+"""The paper's metrics of a binary mask (section IV-C), and two more. A new one is a Metric here.
 
 Where both masks are empty a score is 1, and 0 where one is; accuracy needs no such convention, and
 the Hausdorff distance has no value there. Where no voxel is counted nothing has a value.
@@ -6,25 +6,17 @@ the Hausdorff distance has no value there. Where no voxel is counted nothing has
 
 import functools
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from scipy import ndimage
 from scipy.spatial import KDTree
 from skimage.measure import marching_cubes, mesh_surface_area
 
-METRICS = ("dsc", "nsd", "sensitivity", "f1", "accuracy")
-"""The paper's."""
-EXTRAS = ("hd95_mm", "volume_difference_ml")
-
 BOTH_EMPTY, NO_PREDICTION, NO_REFERENCE = "both masks", "prediction", "reference"
 """What "empty" of metrics.json says of a case: which of its masks is."""
-NOT_OVER_LABELS = (
-    "there is no volume_difference_ml, nor hd95_mm of a case where one mask alone has a label"
-)
-"""What a mean over labels does not have, in words."""
 
 Spacing = Sequence[float] | np.ndarray
 
@@ -40,6 +32,53 @@ class Surfaces:
 
     distances_mm: tuple[np.ndarray, np.ndarray]
     areas_mm2: tuple[np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What metrics are of: two masks, in the voxels that are counted, which are some.
+
+    Attributes:
+      prediction, reference, counted: (D, H, W), bool; neither mask has a voxel that is not counted.
+      spacing_mm: (3,) in the order of the axes.
+      tolerance_mm: of the surface Dice.
+    """
+
+    prediction: np.ndarray
+    reference: np.ndarray
+    counted: np.ndarray
+    spacing_mm: Spacing
+    tolerance_mm: float
+
+    @property
+    def masks(self) -> tuple[np.ndarray, np.ndarray]:
+        """The prediction and the reference."""
+        return self.prediction, self.reference
+
+    @functools.cached_property
+    def surfaces(self) -> Surfaces:
+        """Of both masks, found once for all metrics that ask."""
+        return surface_distances(self.prediction, self.reference, self.spacing_mm)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What metrics.json has of each case, and tables show.
+
+    Attributes:
+      name: in metrics.json, with its unit where it has one.
+      heading: of its column.
+      of: its value; None where there is none.
+      over_labels: of which labels of a case the mean is: "all"; those that a mask "has" (of what
+        is not there, nothing can be missed), and of none where one of them has no value; "none".
+      in_paper: whether the paper reports it.
+    """
+
+    name: str
+    heading: str
+    of: Callable[[Compared], float | None]
+    over_labels: Literal["all", "has", "none"] = "all"
+    in_paper: bool = False
 
 
 def segmentation_metrics(
@@ -58,9 +97,9 @@ def segmentation_metrics(
       counted: (D, H, W) bool, the voxels that take part; None: all.
 
     Returns:
-      {"dsc", "nsd", "sensitivity", "f1", "accuracy"}, each in 0 .. 1, and of EXTRAS "hd95_mm",
-      None where a mask is empty, and "volume_difference_ml", of the prediction over the reference.
-      All are None where no voxel is counted.
+      A value for each of METRICS: {"dsc", "nsd", "sensitivity", "f1", "accuracy"}, each in 0 .. 1;
+      "hd95_mm", None where a mask is empty; and "volume_difference_ml", of the prediction over the
+      reference. All are None where no voxel is counted.
 
     Raises:
       ValueError: the masks differ in shape.
@@ -70,18 +109,11 @@ def segmentation_metrics(
         raise ValueError(f"shapes differ: {prediction.shape} and {reference.shape}")
     counted = np.ones(reference.shape, bool) if counted is None else counted
     if not counted.any():
-        return dict.fromkeys((*METRICS, *EXTRAS))
-    prediction, reference = prediction & counted, reference & counted
-    surfaces = surface_distances(prediction, reference, spacing_mm)
-    return {
-        "dsc": dice(prediction, reference),
-        "nsd": surface_dice(surfaces, tolerance_mm),
-        "sensitivity": sensitivity(prediction, reference),
-        "f1": f1(prediction, reference),
-        "accuracy": accuracy(prediction[counted], reference[counted]),
-        "hd95_mm": hausdorff_95(surfaces),
-        "volume_difference_ml": volume_difference(prediction, reference, spacing_mm),
-    }
+        return dict.fromkeys(metric.name for metric in METRICS)
+    compared = Compared(
+        prediction & counted, reference & counted, counted, spacing_mm, tolerance_mm
+    )
+    return {metric.name: metric.of(compared) for metric in METRICS}
 
 
 def dice(prediction: np.ndarray, reference: np.ndarray) -> float:
@@ -170,6 +202,37 @@ def volume_difference(prediction: np.ndarray, reference: np.ndarray, spacing_mm:
     return voxels * float(np.prod(spacing_mm)) / 1000
 
 
+METRICS = (
+    Metric("dsc", "DSC", lambda c: dice(*c.masks), in_paper=True),
+    Metric("nsd", "NSD", lambda c: surface_dice(c.surfaces, c.tolerance_mm), in_paper=True),
+    Metric("sensitivity", "Sensitivity", lambda c: sensitivity(*c.masks), in_paper=True),
+    Metric("f1", "F1", lambda c: f1(*c.masks), in_paper=True),
+    Metric(
+        "accuracy",
+        "Accuracy",
+        lambda c: accuracy(*(mask[c.counted] for mask in c.masks)),
+        in_paper=True,
+    ),
+    Metric("hd95_mm", "HD95, mm", lambda c: hausdorff_95(c.surfaces), over_labels="has"),
+    Metric(
+        "volume_difference_ml",
+        "Volume over reference, ml",
+        lambda c: volume_difference(*c.masks, c.spacing_mm),
+        over_labels="none",  # too much of one label would make up for too little of another
+    ),
+)
+"""In the order of metrics.json and tables."""
+
+PAPER = tuple(metric.name for metric in METRICS if metric.in_paper)
+EXTRAS = tuple(metric.name for metric in METRICS if not metric.in_paper)
+NOT_OVER_LABELS = (
+    f"there is no {', '.join(m.name for m in METRICS if m.over_labels == 'none')}, nor "
+    f"{', '.join(m.name for m in METRICS if m.over_labels == 'has')} of a case where one mask "
+    "alone has a label"
+)
+"""What a mean over labels does not have, in words."""
+
+
 def _nearest(elements: np.ndarray, others: np.ndarray, spacing_mm: np.ndarray) -> np.ndarray:
     """The distance in mm (n,) of each element (n, 3), in voxels, to the nearest of the others."""
     if not (len(elements) and len(others)):
@@ -214,8 +277,8 @@ def summarise(
     `empty` says of which cases a mask is empty. A metric without a value takes no part in means.
     """
     values = {
-        name: [value for case in cases.values() if (value := case[name]) is not None]
-        for name in (*METRICS, *EXTRAS)
+        metric.name: [value for case in cases.values() if (value := case[metric.name]) is not None]
+        for metric in METRICS
     }
     return {
         "cases": {name: dict(case) for name, case in cases.items()},
@@ -232,16 +295,14 @@ def mean_over_labels(
 ) -> dict[str, Any]:
     """The content of metrics.json from that of each label: the mean over them of every case.
 
-    Of one label it is that label's own. "labels" keeps each one's. There is no mean of distances
-    where a label of the case has none, as what was not found would make it better; and none of
-    volumes, as too much of one label would make up for too little of another.
+    Of one label it is that label's own. "labels" keeps each one's. Which labels of a case a mean is
+    of, Metric.over_labels says: of distances there is none where a label of the case has none, as
+    what was not found would make it better.
     """
     if len(summaries) == 1:
         return dict(next(iter(summaries.values())))
     cases = {
-        name: {
-            metric: _over_labels(summaries.values(), name, metric) for metric in (*METRICS, *EXTRAS)
-        }
+        name: {metric.name: _over_labels(summaries.values(), name, metric) for metric in METRICS}
         for name in next(iter(summaries.values()))["cases"]
     }
     empty: dict[str, str] = {}
@@ -263,14 +324,13 @@ def unscored(metrics: Mapping[str, Any]) -> list[str]:
     return [name for name, case in metrics["cases"].items() if case["dsc"] is None]
 
 
-def _over_labels(summaries: Iterable[Mapping[str, Any]], case: str, metric: str) -> float | None:
+def _over_labels(summaries: Iterable[Mapping[str, Any]], case: str, metric: Metric) -> float | None:
     """The mean over labels; None where there is none."""
-    # Of a label that the case does not have there is no distance to miss.
     values = [
-        summary["cases"][case][metric]
+        summary["cases"][case][metric.name]
         for summary in summaries
-        if metric in METRICS or summary["empty"].get(case) != BOTH_EMPTY
+        if metric.over_labels == "all" or summary["empty"].get(case) != BOTH_EMPTY
     ]
-    if metric == "volume_difference_ml" or not values or None in values:
+    if metric.over_labels == "none" or not values or None in values:
         return None
     return float(np.mean(values))

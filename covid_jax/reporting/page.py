@@ -18,7 +18,7 @@ from covid_jax.data.geometry import Volume
 from covid_jax.data.preprocess import read_scan
 from covid_jax.data.volume import read_volume
 from covid_jax.errors import UserError
-from covid_jax.evaluation.metrics import METRICS
+from covid_jax.evaluation.metrics import PAPER
 from covid_jax.files import read_json, whole_file
 from covid_jax.reporting import figures
 from covid_jax.reporting.cases import ReadCase, lesions, stored_cases
@@ -89,7 +89,7 @@ def write_report(study: Path) -> Path:
         title=config.study.title,
         note=note,
         tables=tables,
-        comparisons={HEADINGS[metric]: comparisons(runs, metric) for metric in METRICS[:3]},
+        comparisons={HEADINGS[metric]: comparisons(runs, metric) for metric in PAPER[:3]},
         runs={kind: [run for run in runs if run.kind == kind] for kind in kinds_of(runs)},
         problems=list(dict.fromkeys(line.replace(f"{study}/", "") for line in problems)),
         pictures=pictures,

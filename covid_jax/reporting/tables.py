@@ -8,21 +8,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from covid_jax.evaluation.metrics import EXTRAS, METRICS, NOT_OVER_LABELS
+from covid_jax.evaluation.metrics import EXTRAS, METRICS, NOT_OVER_LABELS, PAPER
 from covid_jax.files import whole_file, write_json
 from covid_jax.reporting.paper import Pair, PaperRow, paper_table
 from covid_jax.reporting.runs import Kind, Run, kinds_of
 from covid_jax.reporting.statistics import Comparison, Summary, Values, compare, summarise
 
-HEADINGS = {
-    "dsc": "DSC",
-    "nsd": "NSD",
-    "sensitivity": "Sensitivity",
-    "f1": "F1",
-    "accuracy": "Accuracy",
-    "hd95_mm": "HD95, mm",
-    "volume_difference_ml": "Volume over reference, ml",
-}
+HEADINGS = {metric.name: metric.heading for metric in METRICS}
 _BASELINE = Kind("scratch", "none")
 _FOLDS = range(5)
 
@@ -131,7 +123,7 @@ def write_tables(report: Path, runs: Sequence[Run], tables: Sequence[Table], not
         ],
         "against_scratch": [
             {**kind._asdict(), "metric": metric, **asdict(comparison)}
-            for metric in METRICS
+            for metric in PAPER
             for kind, comparison in comparisons(runs, metric).items()
         ],
         **{f"table_{table.name}": [_flat(row) for row in table.rows] for table in tables},
@@ -241,7 +233,7 @@ def _table_4(runs: Sequence[Run]) -> Table:
         Row(kind, {name: _cell(_of(runs, kind), name, None) for name in EXTRAS})
         for kind in kinds_of(runs)
     ]
-    title = "Not in the paper: Hausdorff distance and volume, over all folds"
+    title = "Not in the paper, over all folds"
     if any(run.labels for run in runs):
         title += f"; over labels {NOT_OVER_LABELS}"
     return Table("4", title, (_headed(EXTRAS),), tuple(rows))

@@ -9,7 +9,7 @@ import pytest
 
 from covid_jax.errors import UserError
 from covid_jax.evaluation.folders import check_output, described, evaluate_folders
-from covid_jax.evaluation.metrics import METRICS, never_predicted, unscored
+from covid_jax.evaluation.metrics import PAPER, never_predicted, unscored
 
 AFFINE = np.diag([-1.5, -1.5, 3.0, 1.0])
 
@@ -74,7 +74,7 @@ def test_each_of_several_labels_is_scored_by_its_name_and_the_mean_over_them(fol
     assert metrics["labels"]["lesion"]["mean"]["dsc"] == pytest.approx(DSC)
     assert metrics["labels"]["vessel"]["mean"]["dsc"] == 1
     assert metrics["cases"]["c"]["dsc"] == metrics["mean"]["dsc"] == pytest.approx((DSC + 1) / 2)
-    assert set(METRICS) <= set(metrics["cases"]["c"])
+    assert set(PAPER) <= set(metrics["cases"]["c"])
 
 
 def test_a_label_that_only_other_cases_have_is_an_agreement_and_said(folders):
@@ -99,7 +99,7 @@ def test_a_label_that_is_not_found_makes_no_mean_over_labels_better(folders):
     assert metrics["cases"]["c"]["hd95_mm"] is None
     assert metrics["cases"]["c"]["volume_difference_ml"] is None
     assert metrics["cases"]["without vessels"]["hd95_mm"] == 0  # there were none to find
-    assert metrics["count"] == {**dict.fromkeys(METRICS, 2), "hd95_mm": 1} | {
+    assert metrics["count"] == {**dict.fromkeys(PAPER, 2), "hd95_mm": 1} | {
         "volume_difference_ml": 0
     }
     assert never_predicted(vessel)
@@ -111,7 +111,7 @@ def test_ignored_voxels_have_no_part_in_any_metric(folders):
     reference = np.where(REFERENCE == 0, 2, REFERENCE)
     everywhere = np.ones_like(REFERENCE)
     metrics = evaluate_folders(*folders(everywhere, reference), ignored=2)
-    for name in METRICS:
+    for name in PAPER:
         assert metrics["mean"][name] == 1
     assert metrics["values"] == [1]
 

@@ -17,21 +17,12 @@ the data as it knows it; --plans=plans.json that of nnU-Net, its configuration n
 CT is in HU. Scans that cannot be in HU are refused, but for 8-bit grey, which is mapped back;
 --intensities tells how their values are read instead: hu (they are), 8bit, offset1024 (HU + 1024),
 or as_is. Other channels are normalised as their names in dataset.json say to nnU-Net.
-
-Raw layouts (--raw_dir):
-  covid19         COVID-19-CT-Seg_20cases/CASE.nii.gz, Infection_Mask/CASE.nii.gz
-  msd_lung        imagesTr/lung_001.nii.gz, labelsTr/lung_001.nii.gz
-  structseg_gtv   N/data.nii.gz, N/label.nii.gz
-  nsclc_effusion  LUNG1-NNN/ with a DICOM series at any depth, and masks *LUNG1-NNN*effusion*.nii.gz
-  nnunet          dataset.json, imagesTr/CASE_0000.nii.gz, labelsTr/CASE.nii.gz (or .nrrd, .mha),
-                  and nnU-Net's splits_final.json, if other folds are wanted than nnU-Net's (or
-                  --splits=FILE); several such datasets are told apart by --name
-  phantom         synthetic cases, written to --raw_dir first
 """
 
 import os
 from dataclasses import replace
 from pathlib import Path
+from textwrap import fill, indent
 
 from absl import flags
 
@@ -167,4 +158,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main, __doc__)
+    layouts = [fill(f"{name}: {known.layout}", 96) for name, known in DATASETS.items()]
+    told = indent("\n".join(layouts), "  ")
+    run_command(main, f"{__doc__}\nRaw layouts (--raw_dir):\n{told}\n")

@@ -1,4 +1,4 @@
-"""What each raw dataset looks like on disk. A new dataset is one function here.
+"""What each raw dataset looks like on disk. A new dataset is a function and its Dataset here.
 
 Such a function maps a folder to a RawDataset: where the image and the label of each case lie,
 which label values it uses, and how its cases are split into training and test cases.
@@ -70,6 +70,7 @@ class RawDataset:
         files that are not taken.
       folder: of the raw data.
       left_out: cases that are there and were taken out by `without`.
+      licence: of its scans; empty where nothing is known of it.
       channels: what the images are, as dataset.json says.
       intensities: how the values of CT are read (intensities.read_as).
     """
@@ -84,6 +85,7 @@ class RawDataset:
     intensities: str = "auto"
     folder: Path = Path()
     left_out: frozenset[str] = frozenset()
+    licence: str = ""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -223,6 +225,7 @@ def nnunet(raw_dir: Path) -> RawDataset:
         is_synthetic(raw_dir),
         tuple(notes),
         channels,
+        licence=str(content.get("licence") or content.get("license") or ""),
     )
     splits = raw_dir / "splits_final.json"
     return with_splits(raw, splits) if splits.is_file() else raw
@@ -234,13 +237,44 @@ def phantom(raw_dir: Path) -> RawDataset:
     return replace(raw, name="phantom")
 
 
-DATASETS: dict[str, Callable[[Path], RawDataset]] = {
-    "covid19": covid19,
-    "msd_lung": msd_lung,
-    "structseg_gtv": structseg_gtv,
-    "nsclc_effusion": nsclc_effusion,
-    "nnunet": nnunet,
-    "phantom": phantom,
+@dataclass(frozen=True)
+class Dataset:
+    """What is known of a raw dataset before it is there.
+
+    Attributes:
+      read: what is in its folder.
+      layout: of the folder, in words.
+      licence: of its scans, as its publishers state it.
+    """
+
+    read: Callable[[Path], RawDataset]
+    layout: str
+    licence: str = ""
+
+
+DATASETS = {
+    "covid19": Dataset(
+        covid19,
+        "COVID-19-CT-Seg_20cases/CASE.nii.gz, Infection_Mask/CASE.nii.gz",
+        "CC BY-NC-SA 4.0 (scans of the Coronacases Initiative and Radiopaedia)",
+    ),
+    "msd_lung": Dataset(
+        msd_lung,
+        "imagesTr/lung_001.nii.gz, labelsTr/lung_001.nii.gz",
+        "CC BY-SA 4.0 (Medical Segmentation Decathlon)",
+    ),
+    "structseg_gtv": Dataset(structseg_gtv, "N/data.nii.gz, N/label.nii.gz"),
+    "nsclc_effusion": Dataset(
+        nsclc_effusion,
+        "LUNG1-NNN/ with a DICOM series at any depth, and masks *LUNG1-NNN*effusion*.nii.gz",
+    ),
+    "nnunet": Dataset(
+        nnunet,
+        "dataset.json, imagesTr/CASE_0000.nii.gz, labelsTr/CASE.nii.gz (or .nrrd, .mha), and "
+        "nnU-Net's splits_final.json, if other folds are wanted than nnU-Net's (or --splits=FILE); "
+        "several such datasets are told apart by --name",
+    ),
+    "phantom": Dataset(phantom, "synthetic cases, written to --raw_dir first"),
 }
 
 
@@ -253,7 +287,8 @@ def read_dataset(name: str, raw_dir: str | Path) -> RawDataset:
     raw_dir = Path(raw_dir)
     if not raw_dir.is_dir():
         raise UserError(f"{raw_dir}: no such folder; give the unpacked {name} dataset")
-    return DATASETS[name](raw_dir)
+    raw = DATASETS[name].read(raw_dir)
+    return raw if raw.synthetic else replace(raw, licence=raw.licence or DATASETS[name].licence)
 
 
 def published_splits(name: str) -> tuple[Split, ...]:

@@ -71,6 +71,7 @@ class StoredDataset:
     label_space: LabelSpace
     splits: tuple[Split, ...]
     synthetic: bool
+    licence: str = ""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -282,6 +283,7 @@ def save_dataset(folder: Path, raw: RawDataset, plan_hash: str) -> None:
         **_more_of(raw.label_space),
         "splits": [dataclasses.asdict(split) for split in raw.splits],
         "synthetic": raw.synthetic,
+        "licence": raw.licence,
         "plan": plan_hash,
     }
     write_json(folder / "dataset.json", description)
@@ -300,12 +302,12 @@ def load_dataset(prepared_dir: str | Path, name: str, plan_hash: str) -> StoredD
         description = json.loads(path.read_text())
         splits = _splits(description["splits"])
         space, synthetic = prepared_labels(description), bool(description["synthetic"])
-        other = description["plan"] != plan_hash
+        licence, other = str(description.get("licence", "")), description["plan"] != plan_hash
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: damaged; prepare the data again") from error
     if other:
         raise UserError(f"{folder}: prepared by another plan than plan.json; prepare it again")
-    return StoredDataset(name, folder, space, splits, synthetic)
+    return StoredDataset(name, folder, space, splits, synthetic, licence)
 
 
 def _more_of(space: LabelSpace) -> dict[str, Any]:

@@ -20,12 +20,6 @@ from covid_jax.training.checkpoint import copy_newest, load_run
 from covid_jax.training.run import load_provenance
 from covid_jax.transfer.strategies import STRATEGIES
 
-LICENCES = {
-    "covid19": "CC BY-NC-SA 4.0 (scans of the Coronacases Initiative and Radiopaedia)",
-    "msd_lung": "CC BY-SA 4.0 (Medical Segmentation Decathlon)",
-}
-"""Of real data, as its publishers state it."""
-
 _BESIDE = (
     "plan.json",
     "dataset.json",
@@ -82,6 +76,7 @@ def model_card(
     while before := chain[-1].get("pretrained"):
         chain.append(before)
     synthetic = {name for one in chain for name in one.get("synthetic", ())}
+    licences = {name: text for one in chain for name, text in one.get("licences", {}).items()}
     data, *before_it = [list(one.get("data", ())) for one in chain]
     earlier = list(dict.fromkeys(name for names in before_it for name in names))
     steps = config.epochs * config.steps_per_epoch
@@ -127,7 +122,7 @@ def model_card(
             "",
             "## Terms",
             *(
-                f"- {name}: {_terms(name, name in synthetic)}"
+                f"- {name}: {_terms(licences.get(name, ''), name in synthetic)}"
                 for name in dict.fromkeys(data + earlier)
             ),
             *(f"- nnU-Net's network ({name}): see where it was published" for name in imported),
@@ -172,7 +167,7 @@ def _of_cases(metrics: dict[str, Any], name: str) -> str:
     return f" (of {count} cases)" if count < len(metrics["cases"]) else ""
 
 
-def _terms(dataset: str, synthetic: bool) -> str:
+def _terms(licence: str, synthetic: bool) -> str:
     if synthetic:
         return "SYNTHETIC, made by this program"
-    return LICENCES.get(dataset, "see where it was published")
+    return licence or "see where it was published"

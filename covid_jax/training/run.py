@@ -66,6 +66,7 @@ _COMPARED_APART = (
     "seen_before",
     "devices",
     "imported",
+    "licences",
 )
 """Of a run's provenance, what is not compared as it stands."""
 
@@ -341,9 +342,9 @@ def samplers(config: Config, datasets: list[StoredDataset]) -> tuple[Sampler, Sa
 def provenance(config: Config, datasets: Sequence[StoredDataset]) -> dict[str, Any]:
     """What a run stands on besides its config and plan; and all that of its pre-training.
 
-    The program's version, every case with its reference, whether it is synthetic, the scans that
-    are trained on, and the test cases of which the pre-training saw the scan. Of what was made
-    before these were kept they are left out.
+    The program's version, every case with its reference, whether it is synthetic, its licence, the
+    scans that are trained on, and the test cases of which the pre-training saw the scan. Of what
+    was made before these were kept they are left out.
     """
     origin: dict[str, Any] = {
         "covid_jax": __version__,
@@ -351,6 +352,7 @@ def provenance(config: Config, datasets: Sequence[StoredDataset]) -> dict[str, A
         "references": {},
         "trained_on": {},
         "synthetic": sorted(data.name for data in datasets if data.synthetic),
+        "licences": {data.name: data.licence for data in datasets if data.licence},
     }
     for data in datasets:
         known, trained_on = digests(data), data.split(config.fold).train
@@ -422,6 +424,7 @@ def _is_provenance(origin: Any) -> bool:
         all(isinstance(of_case, dict) for of_case in of_cases)
         and all(isinstance(c, dict) for of_case in of_cases for c in of_case.values())
         and isinstance(origin.get("seen_before", []), list)
+        and isinstance(origin.get("licences", {}), dict)
         and isinstance(synthetic, list)
         and all(isinstance(name, str) for name in synthetic)
         and ("devices" not in origin or isinstance(devices, list))

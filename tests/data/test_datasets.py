@@ -6,8 +6,15 @@ import unicodedata
 
 import pytest
 
-from covid_jax.data.datasets import DATASETS, cross_validation, published_splits, read_dataset
+from covid_jax.data.datasets import (
+    DATASETS,
+    SYNTHETIC_MARKER,
+    cross_validation,
+    published_splits,
+    read_dataset,
+)
 from covid_jax.data.phantom import write_raw_dataset
+from covid_jax.data.store import load_dataset, save_dataset
 from covid_jax.data.volume import read_volume
 from covid_jax.errors import UserError
 from covid_jax.label_space import LabelSpace
@@ -88,6 +95,19 @@ def raw(phantoms, tmp_path):
     """Two cases in nnU-Net's layout, whose dataset.json a test may write."""
     shutil.copytree(phantoms, tmp_path / "raw")
     return tmp_path / "raw"
+
+
+def test_a_datasets_licence_goes_with_its_prepared_data(raw, tmp_path):
+    description = {"labels": {"background": 0, "lesion": 1}, "licence": "CC BY 4.0"}
+    (raw / "dataset.json").write_text(json.dumps(description))
+    (raw / SYNTHETIC_MARKER).unlink()
+    save_dataset(tmp_path / "mine", read_dataset("nnunet", raw), "hash")
+    assert load_dataset(tmp_path, "mine", "hash").licence == "CC BY 4.0"
+
+
+def test_the_licence_of_a_public_dataset_is_known_and_synthetic_cases_have_none(covid19_raw, raw):
+    assert read_dataset("covid19", covid19_raw).licence.startswith("CC BY-NC-SA 4.0")
+    assert read_dataset("phantom", raw).licence == ""
 
 
 @pytest.mark.parametrize("values", [(0.0, 1.0), ("0", "1.0"), (0, [1])])

@@ -8,12 +8,12 @@ import numpy as np
 from covid_jax.config import Config
 from covid_jax.data.normalization import ct
 from covid_jax.data.plan import Plan
-from covid_jax.evaluation.metrics import EXTRAS, METRICS, mean_over_labels, summarise
+from covid_jax.evaluation.metrics import EXTRAS, PAPER, mean_over_labels, summarise
 from covid_jax.reporting.card import model_card
 from covid_jax.training.checkpoint import load_params, load_run
 from tests.conftest import ROOT, tiny
 
-SCORES = dict.fromkeys(METRICS, 0.5) | {"hd95_mm": 2.0, "volume_difference_ml": 1.0}
+SCORES = dict.fromkeys(PAPER, 0.5) | {"hd95_mm": 2.0, "volume_difference_ml": 1.0}
 PLAN = Plan((5.0, 3.0, 3.0), (ct(-1000.0, 200.0, -500.0, 250.0),), (36, 104, 128), ("a",))
 
 
@@ -49,6 +49,7 @@ def test_what_a_run_started_from_makes_its_card_synthetic_too():
     provenance = {
         "data": {"covid19": {}},
         "synthetic": [],
+        "licences": {"covid19": "CC BY-NC-SA 4.0"},
         "pretrained": {"data": {"msd_lung": {}}, "synthetic": ["msd_lung"]},
     }
     card = model_card(tiny("body-msd"), PLAN, 10, provenance, {})
@@ -93,7 +94,7 @@ def test_an_unknown_dataset_has_its_terms_elsewhere():
 
 def test_the_card_has_the_dsc_of_each_of_several_labels():
     lung = summarise({"a": SCORES | {"dsc": 0.8}, "b": SCORES | {"dsc": 1.0}}, {}, 3.0)
-    missed = dict.fromkeys(METRICS, 0.0) | dict.fromkeys(EXTRAS)
+    missed = dict.fromkeys(PAPER, 0.0) | dict.fromkeys(EXTRAS)
     tumour = summarise({"a": missed, "b": SCORES}, {"a": "prediction", "b": "both masks"}, 3.0)
     assert "| label |" not in model_card(tiny(), PLAN, 10, {}, lung)
     both = mean_over_labels({"lung": lung, "tumour": tumour}, 3.0)

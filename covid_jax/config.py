@@ -324,6 +324,11 @@ def validate(config: Config) -> None:
 
 def left_to_plan(config: Config) -> tuple[str, ...]:
     """The fields that are empty: their values are the plan's (nnU-Net: plans.json)."""
+    return tuple(name for name, given in planned_fields(config).items() if not given)
+
+
+def planned_fields(config: Config) -> dict[str, bool]:
+    """The fields that a plan has too, and whether `config` has its own value of each."""
     model, data = config.model, config.data
     values = {
         "model.features_per_stage": model.features_per_stage,
@@ -334,7 +339,7 @@ def left_to_plan(config: Config) -> tuple[str, ...]:
         "data.patch_size": any(data.patch_size),
         "data.batch_size": data.batch_size,
     }
-    return tuple(name for name, value in values.items() if not value)
+    return {name: bool(value) for name, value in values.items()}
 
 
 def check_prediction(config: Config) -> None:

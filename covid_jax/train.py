@@ -68,8 +68,10 @@ from covid_jax.training.run import (
     check_place,
     claim_workdir,
     fitted,
+    network_notes,
     note_device,
     open_data,
+    planned,
     samplers,
     start_notes,
     title,
@@ -274,13 +276,15 @@ def main() -> None:
     config = as_begun(config_from_flag(_CONFIG), Path(_WORKDIR.value or "."))
     if _EXPLAIN.value:
         announce_device()
-        notes: list[str] = []
+        of_network, of_start = network_notes(config), []
         if config.data.prepared_dir:
             plan, datasets = open_data(config, Path())
             config = fitted(config, plan, datasets)
-            notes = start_notes(config, plan, datasets)
+            of_start = start_notes(config, plan, datasets)
+        else:
+            config = planned(config, None)
         here = platform_of(jax.devices()[0].platform, **vars(config.mesh))
-        print(explain(with_dtype(config, here), notes))
+        print(explain(with_dtype(config, here), of_network, of_start))
         return
     keep_compiled_programs()
     if _DRY_RUN.value:

@@ -24,8 +24,12 @@ from covid_jax.transfer.strategies import (
 Tree = Any
 
 
-def explain(config: Config, notes: Sequence[str] = ()) -> str:
-    """The text of `train --explain`; `notes` are on where it starts from.
+def explain(config: Config, of_network: Sequence[str] = (), of_start: Sequence[str] = ()) -> str:
+    """The text of `train --explain`.
+
+    Args:
+      of_network: notes on whose the network is.
+      of_start: notes on where it starts from.
 
     Raises:
       UserError: config.pretrained is no run or of another network, or a pattern matches nothing.
@@ -41,10 +45,11 @@ def explain(config: Config, notes: Sequence[str] = ()) -> str:
         f"{'' if config.data.prepared_dir else ' (prepared data may have others)'}",
         f"patch {' x '.join(map(str, config.data.patch_size))}, batch {config.data.batch_size}, "
         f"{config.dtype}; {_size(jax.tree.leaves(params))}",
+        *of_network,
     ]
     sections = {
         "network": network,
-        "initial values": [*_initial_values(config, params), *notes],
+        "initial values": [*_initial_values(config, params), *of_start],
         "frozen": _frozen(config, params),
         "schedule": _schedule(config),
         "training step": _cost(config),

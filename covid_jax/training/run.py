@@ -17,6 +17,7 @@ from covid_jax.config import (
     check_prediction,
     differences,
     left_to_plan,
+    planned_fields,
     to_dict,
 )
 from covid_jax.data.augment import input_size
@@ -162,10 +163,13 @@ def open_data(config: Config, workdir: Path) -> tuple[Plan, list[StoredDataset]]
     return plan, [load_dataset(prepared_dir, name, plan.hash) for name in config.data.datasets]
 
 
-def planned(config: Config, plan: Plan) -> Config:
+def planned(config: Config, plan: Plan | None) -> Config:
     """`config` with the network, patch and batch of its pre-training where it has none of its own.
 
     Those of the plan where it starts from nothing.
+
+    Args:
+      plan: the data's; None where no data is named.
 
     Raises:
       UserError: there are none either, or a value of the config does not fit them.
@@ -174,7 +178,13 @@ def planned(config: Config, plan: Plan) -> Config:
     if not left:
         return config
     before = load_config(config.pretrained) if config.pretrained else None
-    topology = topology_of(before) if before else plan.topology
+    of_data = plan.topology if plan else None
+    topology = topology_of(before) if before else of_data
+    if topology is None and plan is None:
+        raise UserError(
+            f"config.{left[0]} is empty, and no plan is named: give config.data.prepared_dir, the "
+            "folder that prepare wrote"
+        )
     if topology is None:
         raise UserError(
             f"config.{left[0]} is empty, and plan.json plans no network: prepare with --planner, "
@@ -201,6 +211,16 @@ def planned(config: Config, plan: Plan) -> Config:
     )
     check_prediction(full)
     return full
+
+
+def network_notes(config: Config) -> list[str]:
+    """Lines on whose the network, patch and batch are, where `config` leaves some to a plan."""
+    given = planned_fields(config)
+    if all(given.values()):
+        return []
+    names = {own: [n for n, is_own in given.items() if is_own is own] for own in (False, True)}
+    lines = [f"by {config.pretrained or 'plan.json'}: {', '.join(names[False])}"]
+    return lines + ([f"by the config: {', '.join(names[True])}"] if names[True] else [])
 
 
 def fitted(config: Config, plan: Plan, datasets: list[StoredDataset]) -> Config:

@@ -23,8 +23,10 @@ from covid_jax.training.run import (
     described,
     device_here,
     fitted,
+    network_notes,
     note_device,
     other_plan,
+    planned,
     provenance,
     start_notes,
 )
@@ -305,6 +307,20 @@ def test_what_a_config_leaves_empty_is_the_plans_and_what_it_has_wins(tmp_path):
     with pytest.raises(UserError, match=r"config\.model\.\w+=.*must have 3"):
         fitted(dataclasses.replace(config, model=three), plan, data)
     assert fitted(tiny(), plan, data).model.features_per_stage == tiny().model.features_per_stage
+
+
+def test_whose_a_network_is_is_told_where_a_plan_has_a_part_in_it():
+    config = load_config_file(f"{ROOT}/configs/nnunet.py")
+    wins = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=2))
+    by_plan, by_config = network_notes(wins)
+    assert by_plan.startswith("by plan.json: model.features_per_stage, ")
+    assert by_config == "by the config: data.batch_size"
+    started = dataclasses.replace(config, pretrained="runs/imported")
+    (by_pretraining,) = network_notes(started)
+    assert by_pretraining.startswith("by runs/imported: ")
+    assert network_notes(tiny()) == []
+    with pytest.raises(UserError, match=r"no plan is named: give config\.data\.prepared_dir"):
+        planned(config, None)
 
 
 def test_what_a_config_leaves_empty_is_its_pretrainings_network(tmp_path):

@@ -44,7 +44,7 @@ from covid_jax.device import announce_device
 from covid_jax.errors import StoppedError, UserError, run_command, writing
 from covid_jax.files import digest, refuse_inside
 from covid_jax.inference.ensemble import open_ensemble
-from covid_jax.inference.masks import Origin, is_from, is_of_another_scan, is_ours, write_mask
+from covid_jax.inference.masks import Origin, origin_of, write_mask
 from covid_jax.inference.postprocess import mask_of
 from covid_jax.training.parallel import keep_compiled_programs
 from covid_jax.training.platform import platform_of
@@ -110,13 +110,14 @@ def predict() -> None:
         + [output_dir / f"{name}.nii.gz"]
         for name in scans
     }
+    there = _made_before(output_dir, targets)
     origins, bad = _origins(scans, together.digest)
     todo = [
         name
         for name, origin in origins.items()
-        if not (_CONTINUE.value and all(is_from(file, origin) for file in targets[name]))
+        if not (_CONTINUE.value and all(there.get(file) == origin for file in targets[name]))
     ]
-    _check_targets(output_dir, targets, {name: origins[name] for name in todo})
+    _check_targets(output_dir, targets, {name: origins[name] for name in todo}, there)
     check = functools.partial(_unreadable, told=told, plan=together.plan)
     checked = each(check, [scans[name] for name in todo], _NUM_PROCESSES.value, "reading")
     bad |= {name: why for name, why in zip(todo, checked, strict=True) if why}
@@ -126,7 +127,7 @@ def predict() -> None:
     with writing(output_dir):
         output_dir.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=output_dir).close()
-    for file in _stale(output_dir, targets, origins):
+    for file in _stale(targets, origins, there):
         print(f"{file}: is not of the mask that is now beside it: removed")
         file.unlink()
 
@@ -152,8 +153,22 @@ def predict() -> None:
         raise UserError(f"{len(bad)} scans were left out: {'; '.join(bad.values())}")
 
 
+def _made_before(
+    output_dir: Path, targets: Mapping[str, Sequence[Path]]
+) -> dict[Path, Origin | None]:
+    """What each file that is there is made from, of those to be written and of probabilities."""
+    probabilities = (
+        output_dir.glob(f"{glob.escape(name)}_probability_*.nii.gz") for name in targets
+    )
+    files = sorted({*itertools.chain(*targets.values(), *probabilities)})
+    return {file: origin_of(file) for file in files if file.is_file()}
+
+
 def _check_targets(
-    output_dir: Path, targets: Mapping[str, Sequence[Path]], todo: Mapping[str, Origin]
+    output_dir: Path,
+    targets: Mapping[str, Sequence[Path]],
+    todo: Mapping[str, Origin],
+    there: Mapping[Path, Origin | None],
 ) -> None:
     """Raises a UserError where a file that is to be written would take another one's place."""
     names = Counter(file.name for files in targets.values() for file in files)
@@ -161,16 +176,21 @@ def _check_targets(
         raise UserError(f"two scans would give {listed(twice)}; rename one of them")
     if folders := [file.name for files in targets.values() for file in files if file.is_dir()]:
         raise UserError(f"{output_dir}: {listed(folders)} is a folder there; move it")
-    there = [(name, file) for name in todo for file in targets[name] if file.exists()]
-    held = {
+    held = [
+        (file.name, there[file], origin.scan)
+        for name, origin in todo.items()
+        for file in targets[name]
+        if file in there
+    ]
+    kept = {
         "this command did not write, or that were changed since": [
-            file.name for _, file in there if not is_ours(file)
+            name for name, made_from, _ in held if made_from is None
         ],
         "it made of other scans of these names": [
-            file.name for name, file in there if is_of_another_scan(file, todo[name])
+            name for name, made_from, scan in held if made_from and made_from.scan != scan
         ],
     }
-    for what, files in held.items():
+    for what, files in kept.items():
         if files and not _OVERWRITE.value:
             raise UserError(
                 f"{output_dir}: holds {len(files)} files that {what} ({listed(files)}); give "
@@ -192,14 +212,17 @@ def _origins(
 
 
 def _stale(
-    output_dir: Path, targets: Mapping[str, Sequence[Path]], origins: Mapping[str, Origin]
+    targets: Mapping[str, Sequence[Path]],
+    origins: Mapping[str, Origin],
+    there: Mapping[Path, Origin | None],
 ) -> list[Path]:
     """Probabilities that predict wrote, of other runs than the masks that will be beside them."""
     return [
         file
         for name, origin in origins.items()
-        for file in sorted(output_dir.glob(f"{glob.escape(name)}_probability_*.nii.gz"))
-        if file not in targets[name] and is_ours(file) and not is_from(file, origin)
+        for file, made_from in there.items()
+        if file.name.startswith(f"{name}_probability_") and file not in targets[name]
+        if made_from not in (None, origin)
     ]
 
 

@@ -23,7 +23,7 @@ from covid_jax.errors import writing
 from covid_jax.evaluation.folders import evaluate_folders, save_metrics
 from covid_jax.evaluation.metrics import dice
 from covid_jax.inference.ensemble import digest_of
-from covid_jax.inference.masks import Origin, is_ours, write_mask
+from covid_jax.inference.masks import Origin, origin_of, write_mask
 from covid_jax.inference.postprocess import (
     Postprocessing,
     load_postprocessing,
@@ -100,7 +100,7 @@ def keep_others(folder: Path, kept: Path) -> None:
     """
     entries = visible(folder) if folder.is_dir() else []
     files = [path for path in entries if path.is_file() and ending(path) == _ENDING]
-    ours = {path for path in files if is_ours(path)}
+    ours = {path for path in files if origin_of(path)}
     theirs = [path for path in entries if ending(path) and path not in ours]
     data_of_mhd = {f"{stem(path)}{end}" for path in theirs for end in (".raw", ".zraw")}
     theirs += [path for path in entries if path.name in data_of_mhd]

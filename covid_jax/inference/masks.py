@@ -22,10 +22,18 @@ _DIGITS = 12  # of each digest: NIfTI's descrip has room for 80 letters
 
 @dataclass(frozen=True)
 class Origin:
-    """What a mask is made from: digests of the run with its settings, and of the scan's file."""
+    """What a mask is made from: digests of the run with its settings, and of the scan's file.
+
+    Of each as many digits count as a mark has.
+    """
 
     run: str
     scan: str
+
+    def __post_init__(self) -> None:
+        """Shortens both."""
+        object.__setattr__(self, "run", self.run[:_DIGITS])
+        object.__setattr__(self, "scan", self.scan[:_DIGITS])
 
 
 def write_mask(path: Path, mask: Volume, origin: Origin) -> None:
@@ -33,31 +41,13 @@ def write_mask(path: Path, mask: Volume, origin: Origin) -> None:
     voxels = in_file_axes(mask)
 
     def mark(place: bytes) -> str:
-        return _MARK.format(
-            run=origin.run[:_DIGITS], scan=origin.scan[:_DIGITS], voxels=_digest(voxels, place)
-        )
+        return _MARK.format(run=origin.run, scan=origin.scan, voxels=_digest(voxels, place))
 
     write_volume(path, mask, mark)
 
 
-def is_ours(path: Path) -> bool:
-    """Whether predict wrote the file, and nobody changed its voxels since."""
-    return _origin(path) is not None
-
-
-def is_of_another_scan(path: Path, origin: Origin) -> bool:
-    """Whether predict wrote the file, by whatever run, and not from this scan."""
-    found = _origin(path)
-    return found is not None and found.scan != origin.scan[:_DIGITS]
-
-
-def is_from(path: Path, origin: Origin) -> bool:
-    """Whether predict wrote the file from this run and this scan."""
-    return _origin(path) == Origin(origin.run[:_DIGITS], origin.scan[:_DIGITS])
-
-
-def _origin(path: Path) -> Origin | None:
-    """What the mark in a file says; None where there is none, or the voxels are not of it."""
+def origin_of(path: Path) -> Origin | None:
+    """What predict made the file from; None where it did not, or the voxels were changed since."""
     try:
         voxels, (mark, place) = in_file_axes(read_volume(path)), description_of(path)
     except UserError:  # no file that predict writes

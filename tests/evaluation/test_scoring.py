@@ -14,7 +14,7 @@ from covid_jax.data.preparation import prepare_dataset
 from covid_jax.data.store import load_dataset
 from covid_jax.data.volume import write_volume
 from covid_jax.evaluation.scoring import choose, keep_others, score_run
-from covid_jax.inference.masks import Origin, is_ours, write_mask
+from covid_jax.inference.masks import Origin, origin_of, write_mask
 from covid_jax.inference.postprocess import Postprocessing
 from covid_jax.training.platform import platform_of, with_dtype
 from covid_jax.training.state import new_params
@@ -64,13 +64,13 @@ def test_settings_are_chosen_by_references_on_the_grid_of_the_probabilities(tmp_
     assert set(metrics["cases"]) == set(dataset.split(0).test)
     assert (tmp_path / "run" / "postprocessing.json").is_file()
     masks = [tmp_path / "run" / "predictions" / f"{name}.nii.gz" for name in metrics["cases"]]
-    assert all(is_ours(mask) for mask in masks)
+    assert all(origin_of(mask) for mask in masks)
     # Somebody corrects one, and has the test done again.
     correct(masks[0])
     corrected = masks[0].read_bytes()
     assert score_run(config, plan, dataset, params, tmp_path / "run", platform) == metrics
     assert (tmp_path / "run" / "predictions_kept" / masks[0].name).read_bytes() == corrected
-    assert all(is_ours(mask) for mask in masks)
+    assert all(origin_of(mask) for mask in masks)
 
 
 def correct(path):

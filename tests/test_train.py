@@ -346,6 +346,42 @@ def test_unfreezing_at_an_epoch_goes_on_exactly_after_a_kill(tiny_run, tmp_path,
     assert "stage_0/block_0/conv/kernel" not in moved
 
 
+def test_a_run_that_goes_on_to_more_epochs_does_so_exactly_after_a_kill(
+    tiny_run, tmp_path, command, refuses
+):
+    arguments = [
+        TINY,
+        f"--config.data.prepared_dir={tiny_run / 'data'}",
+        "--config.steps_per_epoch=3",
+        *SMALL_NETWORK,
+    ]
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    ended = command("train", f"--workdir={straight}", *arguments, "--config.epochs=1")
+    assert ended.returncode == 0, ended.stderr
+    longer = [*arguments, "--config.epochs=4"]
+    line = refuses("train", f"--workdir={straight}", *longer)
+    made = ["predictions", "metrics.json", "model"]
+    assert f"{', '.join(made)} there are of another number of epochs" in line
+    for name in made:
+        path = straight / name
+        path.unlink() if path.is_file() else shutil.rmtree(path)
+    shutil.copytree(straight, killed)
+    told = command("train", f"--workdir={straight}", *longer).stdout
+    assert f"{straight}: going on to 4 epochs instead of 1: its schedule is over 4 now" in told
+    kill_at_checkpoint(6, killed, *longer)
+    finished = command("train", f"--workdir={killed}", *longer)
+    assert finished.returncode == 0, finished.stderr
+    assert "instead of" not in finished.stdout
+    assert equal(load_params(killed), load_params(straight))
+    log, other = (
+        [(x["step"], x["loss"], x["learning_rate"]) for x in read_log(run)]
+        for run in (straight, killed)
+    )
+    assert log == other
+    assert [rate for _, _, rate in log] == [0.01, *(0.01 * (1 - k / 4) ** 0.9 for k in (1, 2, 3))]
+    assert (straight / "metrics.json").is_file()
+
+
 def test_a_finished_run_that_is_started_again_changes_nothing(tiny_run, command):
     before = (tiny_run / "metrics.json").stat().st_mtime_ns
     finished = command("train", TINY, f"--workdir={tiny_run}")

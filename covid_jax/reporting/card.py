@@ -18,6 +18,7 @@ from covid_jax.evaluation.metrics import NOT_OVER_LABELS, never_predicted
 from covid_jax.files import write_json
 from covid_jax.training.checkpoint import copy_newest, load_run
 from covid_jax.training.run import load_provenance
+from covid_jax.training.state import epochs_of
 from covid_jax.transfer.strategies import STRATEGIES
 
 _BESIDE = (
@@ -79,9 +80,12 @@ def model_card(
     licences = {name: text for one in chain for name, text in one.get("licences", {}).items()}
     data, *before_it = [list(one.get("data", ())) for one in chain]
     earlier = list(dict.fromkeys(name for names in before_it for name in names))
-    steps = config.epochs * config.steps_per_epoch
-    if config.pretraining:
-        steps = config.pretraining_epochs * config.steps_per_epoch
+    epochs = epochs_of(config)
+    steps = epochs * config.steps_per_epoch
+    lengths = [
+        f"of {of['epochs']} epochs until step {of['until_step']}"
+        for of in provenance.get("earlier_lengths", ())
+    ]
     named = lambda names: ", ".join(f"{'SYNTHETIC ' * (n in synthetic)}{n}" for n in names)  # noqa: E731
     what = "Pre-training" if config.pretraining else f"Strategy {config.strategy}"
     trained = f"{what} on {named(data) or 'data that is not known'}, fold {config.fold}"
@@ -96,6 +100,7 @@ def model_card(
     )
     facts = {
         "Trained": f"{trained}, {steps} steps of {config.data.batch_size} patches",
+        "Schedule": ", then ".join([*lengths, f"of {epochs} epochs"]) if lengths else "",
         "Started from": ", ".join(origins) if strategy.needs_pretraining else "",
         "Trained on before, of its test cases": ", ".join(provenance.get("seen_before", ())),
         "Frozen": ", ".join(frozen),

@@ -88,6 +88,11 @@ def read_runs(study: Path) -> tuple[list[Run], list[str]]:
                 run, origin = _read_run(folder), load_provenance(folder)
                 runs.append(run)
                 problems += _changed_since(study, folder, origin)
+                if any("earlier_lengths" in o for o in (origin, origin.get("pretrained", {}))):
+                    problems.append(
+                        f"runs/{folder.name}: it, or its pre-training, went on to other epochs "
+                        "than it began with; it is not as long as the others"
+                    )
             except UserError as error:
                 problems.append(str(error))
     order = {Kind(row.strategy, row.source): place for place, row in enumerate(paper_table(1))}

@@ -153,13 +153,18 @@ def save_params(workdir: Path, params: Tree) -> None:
             _save(manager, 0, {}, params=jax.tree.map(np.asarray, params))
 
 
+def newest_step(workdir: Path) -> int:
+    """The step of a run's newest checkpoint; 0 where it has none."""
+    names = [path.name for path in (workdir / "checkpoints").glob("*")]
+    return max((int(name) for name in names if name.isdigit()), default=0)
+
+
 def copy_newest(workdir: Path, target: Path) -> None:
     """Copies the newest checkpoint of a run to another folder, without the optimiser's state.
 
     And without orbax' notes of where it was written.
     """
-    steps = [step for step in (workdir / "checkpoints").iterdir() if step.name.isdigit()]
-    newest = max(steps, key=lambda step: int(step.name))
+    newest = workdir / "checkpoints" / str(newest_step(workdir))
     copy = target / "checkpoints" / newest.name
     shutil.copytree(newest, copy, ignore=shutil.ignore_patterns("optimizer", "commit_success.txt"))
 

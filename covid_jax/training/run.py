@@ -33,11 +33,18 @@ from covid_jax.errors import UserError
 from covid_jax.files import read_json, refuse_inside, write_json
 from covid_jax.label_space import labels_json, together
 from covid_jax.model.conv import form_in
-from covid_jax.training.checkpoint import Saved, load_config
+from covid_jax.training.checkpoint import Saved, load_config, newest_step
 from covid_jax.training.parallel import local_samples, put_batch, replicate
 from covid_jax.training.platform import Platform
 from covid_jax.training.program import Program
-from covid_jax.training.state import TrainState, initial_state, refreeze, schedule
+from covid_jax.training.state import (
+    TrainState,
+    epochs_of,
+    initial_state,
+    learning_rate,
+    refreeze,
+    schedule,
+)
 from covid_jax.transfer.freezing import split
 
 Tree = Any
@@ -58,6 +65,9 @@ mesh, by no more than the rounding of its sums."""
 
 _MADE_BY_INFERENCE = ("metrics.json", "postprocessing.json", "model")
 """What a run makes by the settings of its inference."""
+
+_MADE_AT_THE_END = ("predictions", *_MADE_BY_INFERENCE)
+"""What a run makes of its last parameters."""
 
 _COMPARED_APART = (
     "data",
@@ -448,6 +458,10 @@ def _is_provenance(origin: Any) -> bool:
         and isinstance(synthetic, list)
         and all(isinstance(name, str) for name in synthetic)
         and ("devices" not in origin or isinstance(devices, list))
+        and all(
+            isinstance(of, dict) and {"epochs", "until_step"} <= of.keys()
+            for of in origin.get("earlier_lengths", ())
+        )
         and all(isinstance(device, dict) for device in devices or ())
         and isinstance(origin.get("imported", ""), str)
         and ("pretrained" not in origin or _is_provenance(origin["pretrained"]))
@@ -482,7 +496,8 @@ def claim_workdir(
 
     That is config.json, plan.json, provenance.json, and dataset.json for the names of its classes.
 
-    config.json always says what the run goes on with: settings that move no parameter may change.
+    config.json always says what the run goes on with: settings that move no parameter may change,
+    and the number of epochs, which is told; provenance.json keeps the one before.
     With `accept_changes` the run's provenance may differ from the one that is there. The device
     may, but for config.deterministic: another one rounds otherwise.
 
@@ -495,7 +510,10 @@ def claim_workdir(
     origin, path = provenance(config, datasets), workdir / "provenance.json"
     known = load_provenance(workdir)
     devices = known.get("devices", [])
-    changed = _changes(origin, known) if known else []
+    before = config if is_new else load_config(workdir)
+    kept = _earlier_lengths(workdir, config, before, known)
+    origin |= kept
+    changed = _changes(origin, known | kept) if known else []
     if changed and accept_changes:
         for name in ("metrics.json", "postprocessing.json"):
             (workdir / name).unlink(missing_ok=True)
@@ -519,8 +537,35 @@ def claim_workdir(
     classes = workdir / "dataset.json"
     if datasets and (told := described(config, plan)) != read_json(classes):
         write_json(classes, told)
-    if is_new or load_config(workdir) != config:
+    if epochs_of(before) != epochs_of(config):
+        print(_going_on(workdir, config, before))
+    if is_new or before != config:
         write_json(workdir / "config.json", to_dict(config))
+
+
+def _earlier_lengths(
+    workdir: Path, config: Config, before: Config, known: dict[str, Any]
+) -> dict[str, Any]:
+    """For provenance.json, how many epochs a run was to have until which step, if not always these.
+
+    `before` is its config, and `known` its provenance, up to now.
+    """
+    lengths, step = list(known.get("earlier_lengths", ())), newest_step(workdir)
+    earlier = {"epochs": epochs_of(before), "until_step": step}
+    if step and epochs_of(before) != epochs_of(config) and lengths[-1:] != [earlier]:
+        lengths.append(earlier)
+    return {"earlier_lengths": lengths} if lengths else {}
+
+
+def _going_on(workdir: Path, config: Config, before: Config) -> str:
+    """A line on a run that goes on to another number of epochs."""
+    first, epochs, total = schedule(config)
+    epoch = newest_step(workdir) // config.steps_per_epoch
+    told = f"{workdir}: going on to {epochs} epochs instead of {epochs_of(before)}"
+    if epoch == epochs:
+        return f"{told}, which are trained"
+    rate = learning_rate(config, first + epoch)
+    return f"{told}: its schedule is over {total} now, learning rate {rate:.4g} in epoch {epoch}"
 
 
 def described(config: Config, plan: Plan) -> dict[str, Any]:
@@ -594,12 +639,14 @@ def as_begun(config: Config, workdir: Path) -> Config:
 def check_settings(workdir: Path, config: Config, plan: Plan) -> None:
     """Raises a UserError where `workdir` belongs to a run with another config or plan.
 
-    And where what was made with other settings of inference is there already.
+    And where what was made with other settings of inference, or after another number of epochs, is
+    there already; or where more epochs are trained than there are to be.
     """
     if not (workdir / "config.json").is_file():
         return
     every = differences(to_dict(config), to_dict(load_config(workdir)))
-    changed = [line for line in every if not line.startswith(_MAY_CHANGE)]
+    length = "pretraining_epochs: " if config.pretraining else "epochs: "
+    changed = [line for line in every if not line.startswith((*_MAY_CHANGE, length))]
     if changed:
         raise UserError(
             f"{workdir} holds a run with another config ({'; '.join(changed)}); "
@@ -612,5 +659,23 @@ def check_settings(workdir: Path, config: Config, plan: Plan) -> None:
             f"{workdir}: {', '.join(made)} there are of other settings ({'; '.join(otherwise)}); "
             "delete them to have them made with these"
         )
+    if other := [line for line in every if line.startswith(length)]:
+        _check_length(workdir, config, other[0])
     if load_plan(workdir / "plan.json").hash != plan.hash:
         raise UserError(f"{workdir} holds a run on data of another plan; use another --workdir")
+
+
+def _check_length(workdir: Path, config: Config, told: str) -> None:
+    """Raises a UserError where a run cannot go on to another number of epochs."""
+    trained = -(-newest_step(workdir) // config.steps_per_epoch)
+    if epochs_of(config) < trained:
+        raise UserError(
+            f"{workdir}: {trained} epochs are trained, and {told}; give as many or more, or "
+            "another --workdir"
+        )
+    made = [name for name in _MADE_AT_THE_END if (workdir / name).exists()]
+    if made:
+        raise UserError(
+            f"{workdir}: {', '.join(made)} there are of another number of epochs ({told}); delete "
+            "them to go on, and the end makes them anew"
+        )

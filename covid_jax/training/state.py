@@ -98,6 +98,12 @@ def schedule(config: Config) -> tuple[int, int, int]:
     return 0, config.epochs, config.epochs
 
 
+def epochs_of(config: Config) -> int:
+    """How many epochs a run has."""
+    _, count, _ = schedule(config)
+    return count
+
+
 def learning_rate(config: Config, epoch: int) -> float:
     """The learning rate of an epoch of the run's schedule. nnU-Net: PolyLRScheduler."""
     _, _, total = schedule(config)

@@ -223,6 +223,62 @@ def test_other_settings_of_inference_are_refused_where_theirs_have_made_somethin
     claim_workdir(tmp_path, before, PLAN)
 
 
+def trained(workdir, config, steps):
+    """The run's folder as if it had been trained for as many steps."""
+    claim_workdir(workdir, config, PLAN)
+    (workdir / "checkpoints" / str(steps)).mkdir(parents=True)
+
+
+def test_a_run_goes_on_to_more_epochs_and_says_what_it_had_before(tmp_path, capsys):
+    trained(tmp_path, tiny(epochs=2), 20)
+    for _ in range(2):
+        claim_workdir(tmp_path, tiny(epochs=4), PLAN)
+    told = f"{tmp_path}: going on to 4 epochs instead of 2: its schedule is over 4 now, learning "
+    assert capsys.readouterr().out == f"{told}rate 0.005359 in epoch 2\n"
+    assert load_config(tmp_path) == tiny(epochs=4)
+    origin = json.loads((tmp_path / "provenance.json").read_text())
+    assert origin["earlier_lengths"] == [{"epochs": 2, "until_step": 20}]
+    card = model_card(tiny(epochs=4), PLAN, 10, origin, {})
+    assert "- Schedule: of 2 epochs until step 20, then of 4 epochs\n" in card
+
+
+def test_a_run_never_has_fewer_epochs_than_are_trained(tmp_path):
+    trained(tmp_path, tiny(epochs=6), 31)
+    with pytest.raises(UserError, match=r"4 epochs are trained, and epochs: 3, was 6; give as"):
+        claim_workdir(tmp_path, tiny(epochs=3), PLAN)
+    assert load_config(tmp_path) == tiny(epochs=6)
+    claim_workdir(tmp_path, tiny(epochs=4), PLAN)
+    assert load_config(tmp_path) == tiny(epochs=4)
+
+
+@pytest.mark.parametrize("made", ["predictions", "metrics.json", "postprocessing.json", "model"])
+def test_what_the_end_of_a_run_made_is_never_left_to_a_longer_one(tmp_path, made):
+    trained(tmp_path, tiny(epochs=2), 20)
+    (tmp_path / made).mkdir()
+    with pytest.raises(UserError, match=rf"{made} there .*epochs: 4, was 2\); delete them"):
+        claim_workdir(tmp_path, tiny(epochs=4), PLAN)
+    assert load_config(tmp_path) == tiny(epochs=2)
+    claim_workdir(tmp_path, tiny(epochs=2), PLAN)
+
+
+def test_a_joint_schedule_grows_with_its_pretraining_alone(tmp_path):
+    """Not with `epochs`, by which it is another one; nor does what goes on from it."""
+    before, after = tmp_path / "before", tmp_path / "after"
+    first = tiny("pretraining-msd", dtype="float32")
+    trained(before, first, 20)
+    with pytest.raises(UserError, match="another config"):
+        claim_workdir(before, dataclasses.replace(first, epochs=9), PLAN)
+    config = tiny("continual-msd", dtype="float32", pretrained=str(before))
+    with pytest.raises(UserError, match="another joint schedule"):
+        load_pretrained(dataclasses.replace(config, epochs=4))
+    claim_workdir(after, config, PLAN)
+    claim_workdir(before, dataclasses.replace(first, pretraining_epochs=5), PLAN)
+    with pytest.raises(UserError, match="another joint schedule"):
+        load_pretrained(config)
+    with pytest.raises(UserError, match="of its pre-training earlier_lengths"):
+        claim_workdir(after, config, PLAN)
+
+
 def test_a_provenance_that_is_gone_is_told_and_made_anew(tmp_path, capsys):
     claim_workdir(tmp_path, tiny(), PLAN)
     assert capsys.readouterr().out == ""

@@ -3,8 +3,9 @@
     python -m covid_jax.train --config=configs/paper.py:body-msd --workdir=runs/body-msd
         --config.data.prepared_dir=prepared --config.pretrained=runs/pretraining-msd
 
-The work directory gets config.json, checkpoints/, log.jsonl, progress.png, TensorBoard events and,
-at the end, predictions/ and metrics.json of the fold's test cases, and model/ to share. Starting
+The work directory gets config.json, checkpoints/, best/ (the epoch with the best moving average of
+the validation Dice, a run's folder too), log.jsonl, progress.png, TensorBoard events and, at the
+end, predictions/ and metrics.json of the fold's test cases, and model/ to share. Starting
 the same command again goes on where the last checkpoint stands; another config for the same
 directory is refused. SIGTERM, SIGUSR1 and Ctrl-C make it save and end with status 75: start it
 again.
@@ -39,7 +40,7 @@ from covid_jax.device import announce_device
 from covid_jax.errors import StoppedError, UserError, run_command
 from covid_jax.evaluation.scoring import score_run
 from covid_jax.lock import only_here
-from covid_jax.reporting.card import export_model
+from covid_jax.reporting.card import export_model, write_card_of_best
 from covid_jax.training.checkpoint import Checkpoints, load_pretrained
 from covid_jax.training.dry_run import dry_run
 from covid_jax.training.explain import explain
@@ -59,7 +60,7 @@ from covid_jax.training.processes import (
     supervise,
 )
 from covid_jax.training.program import make_program
-from covid_jax.training.progress import EpochLog, Progress, with_bar
+from covid_jax.training.progress import EpochLog, Progress, moving_average, with_bar
 from covid_jax.training.replay import replay
 from covid_jax.training.run import (
     Run,
@@ -207,6 +208,10 @@ def fit(run: Run, workdir: Path) -> Any:
                     **log.line(batch_size),
                     **validate(run, state, frozen, epoch),
                 }
+                if "validation_dice" in line:
+                    average = moving_average(progress.epochs, line["validation_dice"])
+                    line["dice_average"] = average
+                    checkpoints.consider(state, frozen, average)
                 progress.epoch(line)
                 if stop or (epoch + 1) % config.checkpoint_every == 0 or epoch + 1 == epochs:
                     checkpoints.save(state, frozen)
@@ -250,6 +255,7 @@ def finish(run: Run, params: Any, workdir: Path) -> None:
         print(f"{what}, {len(metrics['cases'])} test cases: {means}")
     if not (workdir / "model").is_dir():
         export_model(workdir)
+    write_card_of_best(workdir)
     print(f"done: {workdir}")
 
 

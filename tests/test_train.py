@@ -19,10 +19,11 @@ from covid_jax.data.store import open_case, save_case
 from covid_jax.data.volume import read_volume
 from covid_jax.errors import REQUEUE_STATUS
 from covid_jax.lock import only_here
-from covid_jax.training.checkpoint import load_params
+from covid_jax.nnunet.run_folder import read_run
+from covid_jax.training.checkpoint import Best, best_of, load_params, load_pretrained
 from covid_jax.training.progress import read_log
 from covid_jax.transfer.freezing import leaf_paths
-from tests.conftest import ROOT, SMALL_NETWORK
+from tests.conftest import ROOT, SMALL_NETWORK, tiny
 
 TINY = f"--config={ROOT}/configs/tiny.py"
 
@@ -44,6 +45,7 @@ def test_a_run_leaves_what_the_readme_says(tiny_run):
         "config.json",
         "plan.json",
         "checkpoints",
+        "best",
         "log.jsonl",
         "progress.png",
         "tensorboard",
@@ -51,6 +53,27 @@ def test_a_run_leaves_what_the_readme_says(tiny_run):
         "metrics.json",
     } <= names
     assert shown_by_tensorboard(tiny_run) == [10, 20]
+
+
+def test_its_best_epoch_is_a_run_folder_too(tiny_run, tmp_path, command, refuses):
+    best, folder = best_of(tiny_run), tiny_run / "best"
+    first, second = (line["validation_dice"] for line in read_log(tiny_run))
+    averages = [line["dice_average"] for line in read_log(tiny_run)]
+    assert averages == [first, 0.9 * first + 0.1 * second]
+    assert best == Best(10 * (1 + int(np.argmax(averages))), max(averages))
+    card = (folder / "README.md").read_text()
+    assert f"- Epoch: {best.step // 10} of 2, the best by the moving average of the" in card
+    assert "It was not tested" in card
+    assert not (folder / "metrics.json").exists()
+    read_run(folder)  # for import_nnunet --export
+    assert load_pretrained(tiny("body-msd", pretrained=str(folder))) is not None
+    scan = sorted((tiny_run / "data" / "raw_phantom" / "imagesTr").iterdir())[0]
+    masks = command(
+        "predict", f"--checkpoint={folder}", f"--input={scan}", f"--output_dir={tmp_path}"
+    )
+    assert masks.returncode == 0, masks.stderr
+    assert list(tmp_path.glob("*.nii.gz"))
+    assert "is the best epoch of the run" in refuses("train", TINY, f"--workdir={folder}")
 
 
 def test_its_config_says_the_dtype_and_its_provenance_the_device(tiny_run):
@@ -373,6 +396,8 @@ def test_a_run_that_goes_on_to_more_epochs_does_so_exactly_after_a_kill(
     assert finished.returncode == 0, finished.stderr
     assert "instead of" not in finished.stdout
     assert equal(load_params(killed), load_params(straight))
+    assert best_of(killed) == best_of(straight)
+    assert equal(load_params(killed / "best"), load_params(straight / "best"))
     log, other = (
         [(x["step"], x["loss"], x["learning_rate"]) for x in read_log(run)]
         for run in (straight, killed)

@@ -15,8 +15,8 @@ from covid_jax.data.plan import Plan
 from covid_jax.errors import writing
 from covid_jax.evaluation.folders import load_metrics
 from covid_jax.evaluation.metrics import NOT_OVER_LABELS, never_predicted
-from covid_jax.files import write_json
-from covid_jax.training.checkpoint import copy_newest, load_run
+from covid_jax.files import whole_file, write_json
+from covid_jax.training.checkpoint import Best, best_of, copy_newest, load_run
 from covid_jax.training.run import load_provenance
 from covid_jax.training.state import epochs_of
 from covid_jax.transfer.strategies import STRATEGIES
@@ -63,8 +63,24 @@ def export_model(workdir: Path) -> Path:
     return final
 
 
+def write_card_of_best(workdir: Path) -> None:
+    """Writes RUN/best/README.md, the card of the best epoch, where the run has one."""
+    if best := best_of(workdir):
+        folder = workdir / "best"
+        config, plan, params = load_run(folder)
+        size = sum(leaf.size for leaf in jax.tree.leaves(params))
+        card = model_card(config, plan, size, load_provenance(folder), {}, best)
+        with whole_file(folder / "README.md") as partial:
+            partial.write_text(card, "utf-8")
+
+
 def model_card(
-    config: Config, plan: Plan, size: int, provenance: dict[str, Any], metrics: dict[str, Any]
+    config: Config,
+    plan: Plan,
+    size: int,
+    provenance: dict[str, Any],
+    metrics: dict[str, Any],
+    best: Best | None = None,
 ) -> str:
     """The card, in Markdown: what was trained on what, how good it is, and under which terms.
 
@@ -72,6 +88,7 @@ def model_card(
       config, plan: of the run.
       size: number of parameters.
       provenance, metrics: what its provenance.json and metrics.json say; empty where there is none.
+      best: where the parameters are not those after the last step.
     """
     model, chain = config.model, [provenance]
     while before := chain[-1].get("pretrained"):
@@ -101,6 +118,7 @@ def model_card(
     facts = {
         "Trained": f"{trained}, {steps} steps of {config.data.batch_size} patches",
         "Schedule": ", then ".join([*lengths, f"of {epochs} epochs"]) if lengths else "",
+        "Epoch": _epoch(config, best) if best else "",
         "Started from": ", ".join(origins) if strategy.needs_pretraining else "",
         "Trained on before, of its test cases": ", ".join(provenance.get("seen_before", ())),
         "Frozen": ", ".join(frozen),
@@ -135,6 +153,15 @@ def model_card(
             "whoever shares this to judge.",
             "",
         ]
+    )
+
+
+def _epoch(config: Config, best: Best) -> str:
+    """Which epoch the parameters are of, and how it was chosen."""
+    return (
+        f"{best.step // config.steps_per_epoch} of {epochs_of(config)}, the best by the moving "
+        f"average of the validation Dice, {best.average:.3f}; where the data has no validation "
+        "cases, that is of the fold's test cases, whose scores are then no test"
     )
 
 

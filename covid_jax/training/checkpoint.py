@@ -1,5 +1,7 @@
 """Checkpoints of a run, by orbax: RUN/checkpoints/STEP with the whole tree and the optimiser.
 
+And RUN/best, a run folder itself, with the parameters of the best epoch.
+
 A checkpoint is whole or absent (orbax writes it beside its place and renames it), and holds
 digests of its arrays: what was damaged later is found when it is read, and never taken for good.
 What the machine could not read is not damaged: that is told, and the checkpoint stays where it is.
@@ -26,6 +28,7 @@ from jax.experimental import multihost_utils
 from covid_jax.config import Config, check_prediction, read_config
 from covid_jax.data.plan import Plan, load_plan
 from covid_jax.errors import UserError, system_error, writing
+from covid_jax.files import whole_file
 from covid_jax.training.cost import abstract_params
 from covid_jax.training.processes import is_first
 from covid_jax.training.state import TrainState
@@ -34,6 +37,8 @@ from covid_jax.transfer.strategies import STRATEGIES
 
 Tree = Any
 _KEPT = 2  # the newest, and one to go back to where that is damaged
+_BESIDE = ("plan.json", "dataset.json", "provenance.json", "config.json")
+"""What makes a run folder of checkpoints/; the last, by which it counts as one, last."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,19 @@ class Saved:
         return state, frozen
 
 
+@dataclass(frozen=True)
+class Best:
+    """The epoch of a run with the highest moving average of the validation Dice.
+
+    Attributes:
+      step: after it.
+      average: of the Dice, from the epoch before and its own (progress.moving_average).
+    """
+
+    step: int
+    average: float
+
+
 class Checkpoints:
     """The checkpoints of the run in `workdir`; a context manager that waits for the last one.
 
@@ -77,12 +95,18 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: Path) -> None:
+        self._workdir = workdir
         self._folder = workdir / "checkpoints"
         with writing(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
         if is_first():
-            for unfinished in self._folder.glob("*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(unfinished, ignore_errors=True)
+            for folder in (self._folder, workdir / "best" / "checkpoints"):
+                for unfinished in folder.glob("*.orbax-checkpoint-tmp*"):
+                    shutil.rmtree(unfinished, ignore_errors=True)
+            self._best = best_of(workdir)
+            if self._best:
+                _make_run(workdir, workdir / "best")
+        self._to_keep: Tree = None
         self._manager = _manager(self._folder, keep=_KEPT)
         self._writer = ThreadPoolExecutor(1)
         self._written: Future[None] | None = None
@@ -99,11 +123,22 @@ class Checkpoints:
         """Saves the state in the background. Raises what became of the save before."""
         self._check_last()
         if is_first():
-            # Copies: the step that follows reuses the buffers of the state.
-            params = jax.tree.map(np.array, join(state.trainable, frozen))
+            params = _on_host(state, frozen)
             momentum = [np.array(leaf) for leaf in jax.tree.leaves(state.opt_state)]
             saved = Saved(int(state.step), params, momentum, epoch or {})
-            self._written = self._writer.submit(self._write, saved)
+            best = None if self._to_keep is None else self._best
+            self._written = self._writer.submit(self._write, saved, best, self._to_keep)
+            self._to_keep = None
+
+    def consider(self, state: TrainState, frozen: Tree, average: float) -> None:
+        """Keeps the parameters in memory if this moving average of the Dice is the best so far.
+
+        The next save writes them, to RUN/best, before its own. So a run that is killed finds the
+        best epoch up to its checkpoint, or a later one that it comes to again. nnU-Net: _best_ema.
+        """
+        if is_first() and (self._best is None or average > self._best.average):
+            self._best = Best(int(state.step), average)
+            self._to_keep = _on_host(state, frozen)
 
     def wait(self) -> None:
         """Waits, of several processes all, until what was saved is whole. Raises as save."""
@@ -128,7 +163,9 @@ class Checkpoints:
             (self._folder / str(step)).rename(aside)
         self._manager.reload()
 
-    def _write(self, saved: Saved) -> None:
+    def _write(self, saved: Saved, best: Best | None, params: Tree) -> None:
+        if best:
+            _write_best(self._workdir, best, params)
         with writing(self._folder):
             _save(
                 self._manager,
@@ -167,6 +204,50 @@ def copy_newest(workdir: Path, target: Path) -> None:
     newest = workdir / "checkpoints" / str(newest_step(workdir))
     copy = target / "checkpoints" / newest.name
     shutil.copytree(newest, copy, ignore=shutil.ignore_patterns("optimizer", "commit_success.txt"))
+
+
+def best_of(workdir: Path) -> Best | None:
+    """The best epoch of a run, whose parameters are in RUN/best; None where none was validated.
+
+    Raises:
+      UserError: it is damaged, or cannot be read.
+    """
+    folder = workdir / "best" / "checkpoints"
+    if not (step := newest_step(workdir / "best")):
+        return None
+    with _manager(folder) as manager:
+        try:
+            facts = _restore(manager, folder, step)["facts"]
+            return Best(step, facts["average"])
+        except (_DamagedError, KeyError) as error:
+            raise UserError(
+                f"{folder / str(step)}: damaged checkpoint; delete {workdir / 'best'}, and the "
+                "best of the epochs to come takes its place"
+            ) from error
+
+
+def _write_best(workdir: Path, best: Best, params: Tree) -> None:
+    """Writes RUN/best: a run folder with the parameters alone. The one before goes when it is."""
+    folder = workdir / "best" / "checkpoints"
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with _manager(folder) as manager:
+            if best.step in manager.all_steps():  # trained again, and better
+                manager.delete(best.step)
+            _save(manager, best.step, {"average": best.average}, force=True, params=params)
+            for step in manager.all_steps():
+                if step != best.step:
+                    manager.delete(step)
+    _make_run(workdir, workdir / "best")
+
+
+def _make_run(workdir: Path, folder: Path) -> None:
+    """Copies what a run's checkpoints belong to, as it is now; its card is made at the end."""
+    (folder / "README.md").unlink(missing_ok=True)
+    for name in _BESIDE:
+        if (workdir / name).is_file():
+            with whole_file(folder / name) as partial:
+                shutil.copyfile(workdir / name, partial)
 
 
 def newest_until(workdir: Path, step: int) -> Saved | None:
@@ -268,6 +349,11 @@ def load_pretrained(config: Config) -> Tree | None:
     return load_params(config.pretrained)
 
 
+def _on_host(state: TrainState, frozen: Tree) -> Tree:
+    """The whole tree of parameters, copied: the step that follows reuses the state's buffers."""
+    return jax.tree.map(np.array, join(state.trainable, frozen))
+
+
 def _manager(folder: Path, keep: int | None = None) -> ocp.CheckpointManager:
     """Orbax' manager, for this process alone; it writes when it is told to."""
     here = jax.process_index()
@@ -285,7 +371,14 @@ def _manager(folder: Path, keep: int | None = None) -> ocp.CheckpointManager:
         return ocp.CheckpointManager(folder.resolve(), options=options)
 
 
-def _save(manager: ocp.CheckpointManager, step: int, facts: dict[str, Any], **trees: Tree) -> None:
+def _save(
+    manager: ocp.CheckpointManager,
+    step: int,
+    facts: dict[str, Any],
+    force: bool = False,
+    **trees: Tree,
+) -> None:
+    """Saves a checkpoint; with `force` also where there is one of a later step."""
     digests = {name: _digest(step, facts, tree) for name, tree in trees.items()}
     manager.save(
         step,
@@ -293,6 +386,7 @@ def _save(manager: ocp.CheckpointManager, step: int, facts: dict[str, Any], **tr
             facts=ocp.args.JsonSave({**facts, "sha256": digests}),
             **{name: ocp.args.StandardSave(tree) for name, tree in trees.items()},
         ),
+        force=force,
     )
 
 

@@ -73,12 +73,16 @@ def _memory(run: Run, batch: Batch) -> str:
 
 
 def _disk(run: Run, workdir: Path) -> str:
-    """Two checkpoints are kept while a third is written, of parameters and momentum."""
-    size = 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(run.params))
+    """Two checkpoints are kept while a third is written, of parameters and momentum.
+
+    And the parameters of the best epoch while another is.
+    """
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(run.params))
+    needed = 3 * 2 * size + (2 * size if run.config.validation_steps else 0)
     folder = workdir.absolute()
     free = shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.is_dir())).free
-    if 3 * size > free:
+    if needed > free:
         raise UserError(
-            f"{workdir}: checkpoints need {3 * size / 1e6:.0f} MB and {free / 1e6:.0f} are free"
+            f"{workdir}: checkpoints need {needed / 1e6:.0f} MB and {free / 1e6:.0f} are free"
         )
-    return f"disk: up to {3 * size / 1e6:.0f} MB of checkpoints; {free / 1e9:.1f} GB are free"
+    return f"disk: up to {needed / 1e6:.0f} MB of checkpoints; {free / 1e9:.1f} GB are free"

@@ -5,7 +5,7 @@ import math
 import os
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,12 @@ def with_bar(steps: range, length: int, title: str, log: EpochLog) -> Iterator[i
             if log.loss is not None:
                 bar.set_postfix(loss=f"{log.loss:.3f}", refresh=False)
             bar.update()
+
+
+def moving_average(epochs: Sequence[dict[str, Any]], dice: float) -> float:
+    """Of the validation Dice, after the log's `epochs` and one more. nnU-Net: ema_fg_dice."""
+    before = epochs[-1].get("dice_average") if epochs else None
+    return dice if before is None else 0.9 * before + 0.1 * dice
 
 
 def _peak_bytes() -> int:
@@ -213,6 +219,7 @@ def _is_line(line: Any) -> bool:
 def draw_progress(epochs: list[dict[str, Any]], title: str, path: Path) -> None:
     """Draws loss, validation Dice, learning rate and seconds of the epochs (progress.png).
 
+    The green line is the moving average of the Dice, by which the best epoch is known.
     A dotted line stands where from one epoch to the next other parameters are frozen.
     """
     number = [line["epoch"] + 1 for line in epochs]
@@ -224,7 +231,9 @@ def draw_progress(epochs: list[dict[str, Any]], title: str, path: Path) -> None:
         top.plot(number, losses, ".-", label="validation loss")
         right = top.twinx()
         dice = [line["validation_dice"] for line in epochs]
-        right.plot(number, dice, ".-", color="tab:green")
+        right.plot(number, dice, ".", color="tab:green")
+        averages = [line.get("dice_average", math.nan) for line in epochs]
+        right.plot(number, averages, "-", color="tab:green")
         right.set_ylabel("validation Dice", color="tab:green")
         right.set_ylim(0, 1)
     top.set_ylabel("loss")

@@ -49,7 +49,10 @@ from covid_jax.transfer.freezing import split
 
 Tree = Any
 _PHANTOM_CASES = 6
-_MADE = ("predictions", "metrics.json", "postprocessing.json", "model", "log.jsonl", "progress.png")
+_MADE = (
+    *("predictions", "metrics.json", "postprocessing.json", "model", "best"),
+    *("log.jsonl", "progress.png"),
+)
 _MAY_CHANGE = (
     "data.prepared_dir",
     "data.workers",
@@ -349,7 +352,8 @@ def samplers(config: Config, datasets: list[StoredDataset]) -> tuple[Sampler, Sa
         sources, first = [], 1
         for dataset in datasets:
             split = dataset.split(config.fold)
-            # Nothing is selected by validation patches, so they may be the test cases'.
+            # Without cases of their own the test cases': by these patches best/ alone is selected,
+            # and what is tested is the last epoch (nnU-Net: checkpoint_final).
             names = split.train if stream == "training" else split.validation or split.test
             count = 0 if dataset.label_space.regions else len(dataset.labels)
             classes = tuple(range(first, first + count))
@@ -585,8 +589,13 @@ def described(config: Config, plan: Plan) -> dict[str, Any]:
 def check_place(workdir: Path, config: Config) -> None:
     """Raises a UserError where `workdir` is no run and holds what a run would write over.
 
-    Or where it lies in the prepared data.
+    Or where it is the best epoch of another, or lies in the prepared data.
     """
+    if workdir.name == "best" and (workdir.parent / "config.json").is_file():
+        raise UserError(
+            f"{workdir}: is the best epoch of the run {workdir.parent}, and that one goes on; "
+            "give another --workdir"
+        )
     if config.data.prepared_dir:
         refuse_inside(workdir, Path(config.data.prepared_dir), "--workdir")
     held = [name for name in _MADE if (workdir / name).exists()]

@@ -119,7 +119,11 @@ def make_eval_step(
 
 
 def pseudo_dice(found: Sequence[dict[str, np.ndarray]]) -> float:
-    """The mean over classes of the Dice over all voxels of the batches that eval_step saw."""
+    """The mean over classes of the Dice over all voxels of the batches that eval_step saw.
+
+    Of those that are in a batch or were found in one; 0 without any. nnU-Net: mean_fg_dice.
+    """
     overlap = np.sum([batch["overlap"] for batch in found], axis=0)
     volume = np.sum([batch["volume"] for batch in found], axis=0)
-    return float(np.mean(overlap / np.maximum(volume, 1)))
+    is_there = volume > 0
+    return float(np.mean(overlap[is_there] / volume[is_there])) if is_there.any() else 0.0

@@ -10,7 +10,9 @@ import pytest
 from covid_jax.config import to_dict
 from covid_jax.errors import UserError
 from covid_jax.training.checkpoint import (
+    Best,
     Checkpoints,
+    best_of,
     copy_newest,
     load_params,
     load_pretrained,
@@ -61,6 +63,57 @@ def test_a_state_comes_back_bit_for_bit(tmp_path):
     assert equal(back, moved)
     assert equal(back_frozen, frozen)
     assert saved.epoch == {"losses": [0.1, 0.2]}
+
+
+def considered(workdir, *averages, save_each=True):
+    """A run whose parameters grow by 1 each step, with these moving averages of the Dice."""
+    state, frozen, _ = state_of(params(), ())
+    with Checkpoints(workdir) as checkpoints:
+        for average in averages:
+            state = jax.tree.map(lambda leaf: leaf + 1, state)
+            checkpoints.consider(state, frozen, average)
+            if save_each:
+                checkpoints.save(state, frozen)
+        checkpoints.save(state, frozen)
+
+
+def after(steps):
+    return jax.tree.map(lambda leaf: leaf + np.float32(steps), params())
+
+
+@pytest.mark.parametrize("save_each", [True, False])
+def test_the_best_epoch_is_kept_beside_the_last(tmp_path, save_each):
+    assert best_of(tmp_path) is None
+    considered(tmp_path, 0.1, 0.3, 0.3, 0.2, save_each=save_each)
+    assert best_of(tmp_path) == Best(2, 0.3)
+    for found, steps in ((tmp_path, 4), (tmp_path / "best", 2)):
+        np.testing.assert_allclose(
+            *(tree["decoder"]["kernel"] for tree in (load_params(found), after(steps))), rtol=1e-6
+        )
+    assert len(list((tmp_path / "best" / "checkpoints").iterdir())) == 1
+
+
+def test_the_best_epoch_is_the_best_of_what_came_before_a_restart_too(tmp_path):
+    considered(tmp_path, 0.1, 0.3)
+    considered(tmp_path, 0.2)
+    assert best_of(tmp_path) == Best(2, 0.3)
+    considered(tmp_path, 0.2, 0.4)  # of a step that is trained again
+    assert best_of(tmp_path) == Best(2, 0.4)
+    considered(tmp_path, 0.5)  # of an earlier one
+    assert best_of(tmp_path) == Best(1, 0.5)
+
+
+def test_a_run_without_validation_has_no_best_epoch(tmp_path):
+    considered(tmp_path)
+    assert not (tmp_path / "best").exists()
+
+
+def test_a_best_epoch_that_is_damaged_is_one_line(tmp_path):
+    considered(tmp_path, 0.1)
+    (path,) = (tmp_path / "best" / "checkpoints").glob("*/facts/metadata")
+    path.write_text("{")
+    with pytest.raises(UserError, match=r"best/checkpoints/1: damaged checkpoint; delete .*/best,"):
+        Checkpoints(tmp_path)
 
 
 def test_the_whole_tree_of_a_run_is_loaded_frozen_leaves_too(tmp_path):

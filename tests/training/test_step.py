@@ -208,6 +208,14 @@ def test_ignored_voxels_have_no_part_in_the_pseudo_dice():
     assert found[0]["loss"] == pytest.approx(float(found[1]["loss"]), rel=1e-5)
 
 
+def test_a_class_that_is_in_no_batch_has_no_part_in_the_pseudo_dice():
+    """nnU-Net: np.nanmean in on_validation_epoch_end."""
+    of = lambda *values: np.array(values)  # noqa: E731
+    assert pseudo_dice([{"overlap": of(2, 0), "volume": of(4, 0)}]) == 0.5
+    assert pseudo_dice([{"overlap": of(2, 0), "volume": of(4, 3)}]) == 0.25
+    assert pseudo_dice([{"overlap": of(0), "volume": of(0)}]) == 0.0
+
+
 def test_pseudo_dice_is_the_dice_over_all_voxels_of_all_batches():
     logits = lambda p, x: (jnp.concatenate([x, -x], -1),)  # noqa: E731
     eval_step = make_eval_step(logits)

@@ -7,6 +7,7 @@ frozen only because ml_collections' config_flags sets the overridden fields in p
 
 import dataclasses
 import importlib.util
+import itertools
 import json
 import re
 import typing
@@ -302,6 +303,12 @@ def validate(config: Config) -> None:
     _require(0 <= momentum < 1, "optimizer.momentum", momentum, "must lie in 0 to below 1")
     _require(bool(data.datasets), "data.datasets", data.datasets, "must name a dataset")
     _require(
+        len({*data.datasets}) == len(data.datasets),
+        "data.datasets",
+        data.datasets,
+        "must name each dataset once",
+    )
+    _require(
         config.strategy in STRATEGY_NAMES,
         "strategy",
         config.strategy,
@@ -516,10 +523,19 @@ class _ConfigParser(flags.ArgumentParser):  # type: ignore[misc]
 
 def config_from_flag(holder: flags.FlagHolder[Config]) -> Config:
     """The validated value of --config."""
-    if holder.value is None:
+    config = holder.value
+    if config is None:
         raise UserError("--config is missing, for example --config=configs/quickstart.py")
-    validate(holder.value)
-    return holder.value
+    config.data.datasets = _each_name(config.data.datasets)
+    config.study.runs = _each_name(config.study.runs)
+    validate(config)
+    return config
+
+
+def _each_name(names: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The names of a flag, where "a,b" are two: ml_collections takes them for one."""
+    split = (name.split(",") if isinstance(name, str) else [name] for name in names)
+    return tuple(itertools.chain.from_iterable(split))
 
 
 def check_config_arguments(arguments: list[str]) -> None:

@@ -87,6 +87,7 @@ def test_an_unknown_run_name_is_refused(name):
         (Config(dtype="float16"), "config.dtype"),
         (Config(epochs="ten"), "config.epochs"),
         (Config(data=DataConfig(batch_size=-1)), "config.data.batch_size"),
+        (Config(data=DataConfig(datasets=("a", "a"))), "config.data.datasets"),
         (Config(data=DataConfig(patch_size=(0, 64, 64))), "config.data.patch_size"),
         (Config(data=DataConfig(patch_size=(64, 64))), "config.data.patch_size"),
         (Config(model=UNetConfig(strides=((1, 1, 1),))), "config.model.strides"),

@@ -120,7 +120,8 @@ def set_up(config: Config, workdir: Path) -> Run:
     with first_before_others():
         plan, datasets = open_data(config, workdir)
     config = fitted(config, plan, datasets)
-    training, validation = samplers(config, datasets)
+    masked = plan.masked_channels
+    training, validation = samplers(config, datasets, masked)
 
     # The devices, what is fast on them, and the step: one function for all strategies and devices.
     mesh = make_mesh(config.mesh, config.data.batch_size, config.data.patch_size[0])
@@ -130,7 +131,7 @@ def set_up(config: Config, workdir: Path) -> Run:
         forget_compiled_programs()
     config = with_dtype(config, platform)
     marginal = config.loss.marginal and len(datasets) > 1
-    program = make_program(config, mesh, platform, marginal)
+    program = make_program(config, mesh, platform, marginal, masked)
 
     # The parameters: new, some of them replaced by pre-trained ones, some of them frozen.
     image_shape = (1, *config.data.patch_size, config.model.in_channels)

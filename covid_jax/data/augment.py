@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from covid_jax.config import ANISOTROPY
+from covid_jax.config import ANISOTROPY, OUTSIDE
 
 Triple = tuple[int, int, int]
 Transform = Callable[[Array, Array], Array]
@@ -71,7 +71,13 @@ def input_size(patch_size: Triple) -> Triple:
 
 
 def augment(
-    keys: Array, image: Array, label: Array, *, patch_size: Triple, at_once: bool
+    keys: Array,
+    image: Array,
+    label: Array,
+    *,
+    patch_size: Triple,
+    at_once: bool,
+    masked: tuple[int, ...] = (),
 ) -> tuple[Array, Array]:
     """Rotates, scales, disturbs and mirrors each sample.
 
@@ -82,14 +88,19 @@ def augment(
       patch_size: (D, H, W), cut from the middle.
       at_once: all samples together, each through every transform, drawn or not, which keeps a GPU
         busy. Else one after another through what was drawn. The result is the same up to rounding.
+      masked: channels that are 0 again at the end where the label is OUTSIDE, which then is
+        background.
 
     Returns:
       image (N, D, H, W, C) and label (N, D, H, W)
     """
+    choose = _both if at_once else jax.lax.cond
+
+    def one(key: Array, image: Array, label: Array) -> tuple[Array, Array]:
+        return _augment_sample(key, image, label, patch_size, masked, choose)
+
     if at_once:
-        one = functools.partial(_augment_sample, patch_size=patch_size, choose=_both)
         return jax.vmap(one)(keys, image, label)
-    one = functools.partial(_augment_sample, patch_size=patch_size, choose=jax.lax.cond)
     return jax.lax.map(lambda sample: one(*sample), (keys, image, label))
 
 
@@ -105,7 +116,12 @@ def _both(
 
 
 def _augment_sample(
-    key: Array, image: Array, label: Array, patch_size: Triple, choose: Choose
+    key: Array,
+    image: Array,
+    label: Array,
+    patch_size: Triple,
+    masked: tuple[int, ...],
+    choose: Choose,
 ) -> tuple[Array, Array]:
     planar = is_planar(patch_size)
     names = (*PROBABILITIES, "mirror")
@@ -114,7 +130,9 @@ def _augment_sample(
     image, label = choose(
         (matrix == jnp.eye(3)).all(),
         lambda image, label: (middle(image, patch_size), middle(label, patch_size)),
-        lambda image, label: warp(image, label, matrix, patch_size, planar),
+        lambda image, label: warp(
+            image, label, matrix, patch_size, planar, OUTSIDE if masked else _OUTSIDE
+        ),
         image,
         label,
     )
@@ -137,7 +155,18 @@ def _augment_sample(
             transform = by_channel(transform, of_channel)
         applies = jax.random.bernoulli(chosen, probability)
         image = choose(applies, transform, lambda _, image: image, drawn, image)
-    return mirror(keys["mirror"], image, label, choose)
+    image, label = mirror(keys["mirror"], image, label, choose)
+    return mask_outside(image, label, masked) if masked else (image, label)
+
+
+def mask_outside(image: Array, label: Array, channels: tuple[int, ...]) -> tuple[Array, Array]:
+    """These channels are 0 where the label is OUTSIDE, and that is background from here on.
+
+    nnU-Net: MaskImageTransform and RemoveLabelTransform.
+    """
+    outside = label == OUTSIDE
+    chosen = jnp.isin(jnp.arange(image.shape[-1]), jnp.array(channels))
+    return jnp.where(outside[..., None] & chosen, 0, image), jnp.where(outside, 0, label)
 
 
 def by_channel(transform: Transform, probability: float) -> Transform:
@@ -191,7 +220,12 @@ def rotation_matrix(angles: Array) -> Array:
 
 
 def warp(
-    image: Array, label: Array, matrix: Array, size: Triple, planar: bool
+    image: Array,
+    label: Array,
+    matrix: Array,
+    size: Triple,
+    planar: bool,
+    outside: int = _OUTSIDE,
 ) -> tuple[Array, Array]:
     """The patch of `size` whose voxel x, from the middle, is the input's at `matrix` @ x.
 
@@ -204,6 +238,7 @@ def warp(
       matrix: (3, 3); in the plane its first row and column are those of the identity.
       size: (D, H, W).
       planar: the slices stay what they are.
+      outside: the label there, if it is not background.
 
     Returns:
       image (D, H, W, C) and label (D, H, W)
@@ -229,7 +264,7 @@ def warp(
         inside = ((voxel >= 0) & (voxel < limit)).all(0)
         index = (slice(None),) * first + tuple(jnp.clip(voxel, 0, limit - 1))
         images.append(jnp.where(inside, weight, 0)[..., None] * image[index])
-        labels.append(jnp.where(inside, label[index].astype(jnp.int32), _OUTSIDE))
+        labels.append(jnp.where(inside, label[index].astype(jnp.int32), outside))
         weights.append(jnp.broadcast_to(weight, labels[-1].shape))
     voted = _vote(labels, weights)
     voted = jnp.where(voted == _OUTSIDE, 0, voted).astype(label.dtype)

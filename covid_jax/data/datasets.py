@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from covid_jax.config import IGNORED
+from covid_jax.config import OUTSIDE
 from covid_jax.data.normalization import scheme_of
 from covid_jax.data.scans import ENDINGS, channels_of, ending, files_in, listed
 from covid_jax.errors import UserError
@@ -201,8 +201,8 @@ def nnunet(raw_dir: Path) -> RawDataset:
             f"{description}: its scans are {file_ending} files, which are not read; convert them "
             f"to one of {', '.join(ENDINGS)}"
         )
-    if len(space.values) >= IGNORED:
-        raise UserError(f"{description}: {len(space.values)} labels; at most {IGNORED - 1} work")
+    if len(space.values) >= OUTSIDE:
+        raise UserError(f"{description}: {len(space.values)} labels; at most {OUTSIDE - 1} work")
     notes, free = [], 1 + max(space.values, default=0)
     if space.ignored not in (None, free):
         notes.append(f"{description}: the label ignore is {space.ignored}; nnU-Net wants {free}")

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from covid_jax.config import ANISOTROPY, check_types
+from covid_jax.config import ANISOTROPY, OUTSIDE, check_types
 from covid_jax.data.geometry import AXES, Volume
 from covid_jax.data.normalization import CT, SCHEMES, Z_SCORE, Normalization, ct
 from covid_jax.data.planner import (
@@ -119,10 +119,16 @@ class Plan:
         return tuple(how.scheme for how in self.normalization)
 
     @property
+    def masked_channels(self) -> tuple[int, ...]:
+        """Those normalised within the non-zero region, outside of which they are 0."""
+        return tuple(k for k, how in enumerate(self.normalization) if how.use_mask_for_norm)
+
+    @property
     def hash(self) -> str:
         """Names this plan; data prepared by another one has another hash.
 
-        It is over version 1's fields, and of later ones over those that are not at their default.
+        It is over version 1's fields, and of later ones over those that are not at their default;
+        and over the mark that labels have where there are masked channels.
         The topology has no part in it: for another GPU or network the same data is prepared.
         """
         values = dataclasses.asdict(self)
@@ -135,6 +141,8 @@ class Plan:
             for name, value in values.items()
             if name in _VERSION_1 or (name != "topology" and getattr(self, name) != defaults[name])
         }
+        if self.masked_channels:
+            told["outside"] = OUTSIDE
         text = json.dumps(told, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

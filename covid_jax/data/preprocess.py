@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage, special
 
+from covid_jax.config import OUTSIDE
 from covid_jax.data.geometry import (
     NiftiHeader,
     Volume,
@@ -131,7 +132,8 @@ def prepare_case(scan: Volume | Sequence[Volume], label: Volume | None, plan: Pl
     """Crops to non-zero, normalises, resamples to the plan's spacing.
 
     nnU-Net v2: DefaultPreprocessor. The image is resampled as the plan says (by cubic splines), the
-    label linearly for each class; where an axis is coarse (see resample), nearest along it.
+    label linearly for each class; where an axis is coarse (see resample), nearest along it. Where
+    the plan has masked channels, the label is OUTSIDE where they are masked.
 
     Args:
       scan: of one channel, or its channels, on one grid.
@@ -157,9 +159,7 @@ def prepare_case(scan: Volume | Sequence[Volume], label: Volume | None, plan: Pl
     )
     size = resampled_size(volume.voxels[box].shape, volume.spacing_mm, plan.spacing_mm)
     spacings = volume.spacing_mm, plan.spacing_mm
-    inside = (
-        _inside(whole, label, box) if any(h.use_mask_for_norm for h in plan.normalization) else None
-    )
+    inside = _inside(whole, label, box) if plan.masked_channels else None
     image = np.empty((*size, len(volumes)), np.float32)
     for channel, (voxels, how) in enumerate(zip(whole, plan.normalization, strict=True)):
         cropped = voxels[box].astype(np.float32)
@@ -171,7 +171,11 @@ def prepare_case(scan: Volume | Sequence[Volume], label: Volume | None, plan: Pl
             image[..., channel] = resample(scaled, size, *spacings, plan.image_resampling)
     prepared_label = None
     if label is not None:
-        prepared_label = resample_label(label.voxels[box], size, *spacings)
+        cropped = label.voxels[box]
+        if inside is not None:  # as nnU-Net, the lowest value, which decides where shares are equal
+            cropped = np.where(inside, cropped, np.int16(-1))
+        resampled = resample_label(cropped, size, *spacings)
+        prepared_label = np.where(resampled < 0, OUTSIDE, resampled).astype(np.uint8)
     return PreparedCase(image, prepared_label, geometry)
 
 

@@ -13,7 +13,7 @@ from typing import Literal
 import grain
 import numpy as np
 
-from covid_jax.config import IGNORED
+from covid_jax.config import IGNORED, OUTSIDE
 from covid_jax.data.processes import without_signals
 from covid_jax.data.store import StoredCase
 from covid_jax.errors import STOP_SIGNALS
@@ -71,7 +71,9 @@ class Sampler:
     The last samples of a batch (`foreground_fraction` of it) are centred on a lesion voxel: first
     a class (or region) is drawn, then a voxel of it. The others lie anywhere, or, where a dataset
     has a label to ignore, around any annotated voxel (nnU-Net's data loader).
-    What is cut has the patch in its middle, and is larger where augmentation needs more.
+    What is cut has the patch in its middle, and is larger where augmentation needs more. What lies
+    outside of a case, or is OUTSIDE in its label, is labelled `outside`: background, or OUTSIDE
+    again for an augmentation that masks channels there (nnU-Net's -1).
     """
 
     sources: tuple[Source, ...]
@@ -82,6 +84,7 @@ class Sampler:
     foreground_fraction: float
     seed: int
     stream: Stream
+    outside: int = 0
 
     def draw(self, step: int, sample: int) -> Draw:
         """What a sample of the batch of a step is."""
@@ -105,11 +108,14 @@ class Sampler:
             draw = self.draw(step, sample)
             source = draw.source
             copy_cut(draw.case.image, draw.corner, image[row])
-            copy_cut(draw.case.label, draw.corner, label[row])
+            copy_cut(draw.case.label, draw.corner, label[row], self.outside)
             if source.classes != tuple(range(1, len(source.classes) + 1)):
                 classes = np.full(IGNORED + 1, IGNORED, np.uint8)
                 classes[: len(source.classes) + 1] = (0, *source.classes)
+                classes[OUTSIDE] = OUTSIDE
                 label[row] = classes[label[row]]
+            if self.outside != OUTSIDE:
+                label[row][label[row] == OUTSIDE] = self.outside
             labelled[row, list(source.classes)] = True
         return Batch(image, label, labelled)
 
@@ -169,8 +175,8 @@ def cut_corner(
     return tuple(int(rng.integers(a, b + 1)) for a, b in zip(lowest, highest, strict=True))
 
 
-def copy_cut(voxels: np.ndarray, corner: Sequence[int], cut: np.ndarray) -> None:
-    """Fills `cut` with what lies at `corner` of `voxels`, and with 0 where that is outside.
+def copy_cut(voxels: np.ndarray, corner: Sequence[int], cut: np.ndarray, outside: int = 0) -> None:
+    """Fills `cut` with what lies at `corner` of `voxels`, and with `outside` where nothing does.
 
     Both are (D, H, W) or (D, H, W, C).
     """
@@ -180,5 +186,5 @@ def copy_cut(voxels: np.ndarray, corner: Sequence[int], cut: np.ndarray) -> None
         inside.append(slice(low, high))
         target.append(slice(low - start, high - start))
     if any(s.stop - s.start < size for s, size in zip(target, cut.shape[:3], strict=True)):
-        cut[...] = 0
+        cut[...] = outside
     cut[tuple(target)] = voxels[tuple(inside)]

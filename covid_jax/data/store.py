@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from covid_jax.config import IGNORED
+from covid_jax.config import IGNORED, OUTSIDE
 from covid_jax.data.datasets import RawDataset, Split
 from covid_jax.data.geometry import NiftiHeader, Volume
 from covid_jax.data.preprocess import Geometry, PreparedCase
@@ -43,7 +43,7 @@ class StoredCase:
     Attributes:
       folder: of its files; has the case's name.
       image: (D, H, W, C) float32.
-      label: (D, H, W) uint8.
+      label: (D, H, W) uint8, with OUTSIDE for background that masked channels do not show.
       foreground: of each class or region that the case has, voxels (n, 3) of it, at most 10,000.
       geometry: the way back to the scan's own grid.
       annotated: at most 10,000 voxels (n, 3) that are not to be ignored, background among them;
@@ -358,10 +358,10 @@ def _foreground(label: np.ndarray, space: LabelSpace) -> np.ndarray:
     """
     rng = np.random.default_rng(1234)
     rows = [np.zeros((0, 4), np.int32)]
-    values = [int(value) for value in np.unique(label) if value not in (0, IGNORED)]
+    values = [int(value) for value in np.unique(label) if value not in (0, IGNORED, OUTSIDE)]
     groups = dict(enumerate(space.regions, start=1)) or {value: (value,) for value in values}
     if space.ignored is not None:
-        groups[_ANNOTATED] = (0, *values)
+        groups[_ANNOTATED] = (0, OUTSIDE, *values)
     for number, group in groups.items():
         places = np.flatnonzero(lies_in(label, group))
         if len(places) > _FOREGROUND_PER_CLASS:

@@ -33,20 +33,27 @@ class Program:
     eval_step: EvalStep
 
 
-def make_program(config: Config, mesh: Mesh, platform: Platform, marginal: bool = False) -> Program:
+def make_program(
+    config: Config,
+    mesh: Mesh,
+    platform: Platform,
+    marginal: bool = False,
+    masked: tuple[int, ...] = (),
+) -> Program:
     """One function for every strategy, any number of devices, and any platform.
 
     Args:
       config: its dtype is not "auto" any more (platform.with_dtype).
       mesh: of the devices.
       platform: the choices for them, or others.
+      masked: the channels that are 0 outside of a scan's non-zero region (plan.masked_channels).
       marginal: whether the classes that a case's dataset does not label merge into its background.
     """
     network = network_of(config, platform.form)
     transform = optimizer(config.optimizer)
     apply = cut_along(network, mesh)
     augmentation = functools.partial(
-        augment, patch_size=config.data.patch_size, at_once=platform.at_once
+        augment, patch_size=config.data.patch_size, at_once=platform.at_once, masked=masked
     )
     augmented = where_it_lies(augmentation, mesh) if config.data.augment else None
     options = platform.compiler_options

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from covid_jax import __version__
 from covid_jax.config import (
+    OUTSIDE,
     Config,
     UNetConfig,
     check_prediction,
@@ -335,12 +336,15 @@ def _tuple(value: Any) -> tuple[Any, ...]:
     return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
-def samplers(config: Config, datasets: list[StoredDataset]) -> tuple[Sampler, Sampler]:
+def samplers(
+    config: Config, datasets: list[StoredDataset], masked: tuple[int, ...] = ()
+) -> tuple[Sampler, Sampler]:
     """The samplers of the fold's training and test cases.
 
     Each dataset's labels become classes of their own: multi_lesion has one for each lesion. Those
     of which regions are made stay what they are.
-    Training patches come with as much around them as augmentation needs.
+    Training patches come with as much around them as augmentation needs, and where there are
+    `masked` channels, with what is OUTSIDE.
     """
     patch_size = config.data.patch_size
     cut_size = {
@@ -368,6 +372,7 @@ def samplers(config: Config, datasets: list[StoredDataset]) -> tuple[Sampler, Sa
             config.data.foreground_fraction,
             config.seed,
             stream,
+            OUTSIDE if masked and config.data.augment and stream == "training" else 0,
         )
 
     return sampler("training"), sampler("validation")

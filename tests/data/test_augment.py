@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from covid_jax.config import OUTSIDE
 from covid_jax.data import augment as aug
 
 PATCH = (6, 8, 8)
@@ -44,6 +45,23 @@ def test_a_sample_depends_on_its_key_and_not_on_the_others():
     changed = image.at[0].add(1)
     whole, other = (augment(keys(0), x, label)[0] for x in (image, changed))
     np.testing.assert_array_equal(whole[1:], other[1:])
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_masked_channels_are_zero_outside_whatever_is_drawn_and_the_others_are_not(at_once):
+    rng = np.random.default_rng(0)
+    size = aug.input_size(PATCH)
+    image = jnp.asarray(rng.normal(3, 1, (8, *size, 2)), jnp.float32)
+    label = jnp.asarray(rng.choice([0, 1, OUTSIDE], (8, *size)), jnp.uint8)
+    run = functools.partial(aug.augment, patch_size=PATCH, at_once=at_once)
+    plain, _ = jax.jit(run)(keys(0, 8), image, label)
+    found, labels = jax.jit(functools.partial(run, masked=(1,)))(keys(0, 8), image, label)
+    assert set(np.unique(labels)) == {0, 1}
+    np.testing.assert_array_equal(found[..., 0], plain[..., 0])
+    zero = np.asarray(found[..., 1] == 0)
+    assert (zero | np.asarray(found[..., 1] == plain[..., 1])).all()
+    assert 0.1 < zero.mean() < 0.6
+    assert not np.asarray(labels)[zero].any()
 
 
 @pytest.mark.parametrize("patch", [(4, 16, 16), (12, 16, 14)])

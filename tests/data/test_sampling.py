@@ -10,7 +10,7 @@ from absl import flags
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from covid_jax.config import IGNORED
+from covid_jax.config import IGNORED, OUTSIDE
 from covid_jax.data.geometry import from_spacing
 from covid_jax.data.preprocess import Geometry, PreparedCase
 from covid_jax.data.sampling import Sampler, Source, copy_cut, cut_corner
@@ -175,6 +175,19 @@ def test_where_not_all_is_annotated_every_patch_lies_around_what_is():
 def test_a_case_without_lesions_is_sampled_anywhere():
     batch = sampler((Source((case(lesion=()),), (1,)),)).batch(0)
     assert not batch.label.any()
+
+
+@pytest.mark.parametrize("classes", [(1,), (2,)])
+@pytest.mark.parametrize("outside", [0, OUTSIDE])
+def test_what_is_outside_is_background_or_marked_for_an_augmentation_that_masks(outside, classes):
+    """In a case's label, and around the case (nnU-Net pads with -1)."""
+    marked = case(shape=(4, 6, 6), lesion=((1, 2, 2),))
+    marked.label[2:] = OUTSIDE
+    found = sampler((Source((marked,), classes),), num_classes=3)
+    label = replace(found, outside=outside).batch(0).label
+    assert set(np.unique(label)) == {0, *classes, outside}
+    inside = 2 * 6 * 6
+    assert (label[1] == outside).sum() == label[1].size - (inside if outside else 1)
 
 
 @given(

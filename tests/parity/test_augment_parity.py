@@ -20,6 +20,7 @@ from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_p
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from scipy import stats
 
+from covid_jax.config import OUTSIDE
 from covid_jax.data import augment as aug
 
 SAMPLES = 500
@@ -122,6 +123,40 @@ def test_a_warp_is_nnunets_spatial_transform(planar, angle, scale):
     assert (np.asarray(ours[1]) != expected).mean() < 2e-3  # near ties
 
 
+@pytest.mark.parametrize("planar", [True, False])
+def test_a_masked_channel_is_zero_outside_as_nnunets_mask_transform_makes_it(planar):
+    """Around the cut too; after a warp that turns the mask with the image."""
+    rng = np.random.default_rng(0)
+    cut, size = ((4, 40, 36), (4, 30, 28)) if planar else ((24, 30, 28), (16, 20, 18))
+    image = rng.normal(3, 1, (2, *cut)).astype(np.float32)
+    label = np.full(cut, -1, np.int16)
+    label[1:-1, 8:-6, 7:-5] = 0
+    label[2:-2, 12:-12, 12:-12] = 1
+    # nnU-Net makes slices channels, and a channel's slices lie one after the other.
+    flat = (lambda x: x.reshape(-1, *cut[1:])) if planar else (lambda x: x)
+    turned = spatial(size, planar, 0.7, 1.3)(
+        image=torch.from_numpy(flat(image)), segmentation=torch.from_numpy(flat(label[None]))
+    )
+    theirs = {k: v.reshape(-1, *size) for k, v in turned.items()}
+    for transform in nnUNetTrainer.get_training_transforms(
+        np.array(size), (-np.pi, np.pi), None, (), planar, use_mask_for_norm=[False, True]
+    ).transforms[-2:]:
+        theirs = transform(**theirs)
+    angles, scales = ([0.7, 0, 0], [1, 1.3, 1.3]) if planar else ([0.7] * 3, [1.3] * 3)
+    matrix = aug.rotation_matrix(jnp.array(angles)) * jnp.array(scales)
+    marked = np.where(label < 0, OUTSIDE, label).astype(np.uint8)
+    warped = aug.warp(
+        jnp.asarray(np.moveaxis(image, 0, -1)), jnp.asarray(marked), matrix, size, planar, OUTSIDE
+    )
+    ours = aug.mask_outside(*warped, (1,))
+    assert ours[1].dtype == jnp.uint8
+    assert (np.asarray(ours[1]) != theirs["segmentation"].numpy()[0]).mean() < 2e-3  # near ties
+    away = np.abs(np.moveaxis(np.asarray(ours[0]), -1, 0) - theirs["image"].numpy()) > 1e-4
+    assert away.mean((1, 2, 3)) == pytest.approx([0, 0], abs=2e-3)
+    zero = (np.asarray(ours[0]) == 0).mean((0, 1, 2))
+    assert zero[1] > 0.2 > zero[0]
+
+
 @pytest.mark.parametrize("patch", [(56, 160, 192), (16, 64, 96), (64, 64, 64), (80, 96, 112)])
 def test_as_much_is_cut_around_a_patch_as_nnunet_cuts(patch):
     planar = aug.is_planar(patch)
@@ -151,6 +186,14 @@ def test_every_transform_of_nnunet_is_there_in_its_order_with_its_probability():
         "GammaTransform",
         "GammaTransform",
         "MirrorTransform",
+        "RemoveLabelTransform",
+    ]
+    masked = nnUNetTrainer.get_training_transforms(
+        np.array(SIZE), (-np.pi, np.pi), None, (0, 1, 2), True, use_mask_for_norm=[True, False]
+    ).transforms
+    assert [type(t).__name__ for t in masked[-3:]] == [
+        "MirrorTransform",
+        "MaskImageTransform",
         "RemoveLabelTransform",
     ]
     random = [t for t in transforms if hasattr(t, "apply_probability")]

@@ -90,7 +90,7 @@ def main() -> None:
         raise UserError("--output is missing (see --help)")
     announce_device()
     path = Path(_OUTPUT.value) / "checkpoints.json"
-    lines = measure(config_from_flag(_CONFIG), _STEPS.value, _ROUNDS.value)
+    lines = measure(environment.of_plan(config_from_flag(_CONFIG)), _STEPS.value, _ROUNDS.value)
     environment.save(path, lines)
     print(checkpoints_table(lines))
     print(path)

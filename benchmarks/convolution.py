@@ -162,7 +162,7 @@ def main() -> None:
     if not _OUTPUT.value:
         raise UserError("--output is missing (see --help)")
     announce_device()
-    config, platform = environment.here(config_from_flag(_CONFIG))
+    config, platform = environment.here(environment.of_plan(config_from_flag(_CONFIG)))
     path = Path(_OUTPUT.value) / "convolution.json"
     lines: list[Line] = []
     for conv, count in distinct(config).items():

@@ -1,5 +1,6 @@
 """What a result was measured with: it stands in every file under benchmarks/results."""
 
+import dataclasses
 import json
 import os
 import platform
@@ -11,7 +12,8 @@ from typing import Any
 
 import jax
 
-from covid_jax.config import Config
+from covid_jax.config import Config, left_to_plan
+from covid_jax.errors import UserError
 from covid_jax.training.platform import Platform, platform_of, with_dtype
 
 _PACKAGES = (
@@ -32,6 +34,55 @@ def here(config: Config) -> tuple[Config, Platform]:
     """The run on the devices of this machine: with their dtype, and what is chosen for them."""
     platform = platform_of(jax.devices()[0].platform, **vars(config.mesh))
     return with_dtype(config, platform), platform
+
+
+def of_plan(config: Config) -> Config:
+    """The run with the network, patch, batch and channels of its plan, and its data's classes.
+
+    The plan is that of config.data.prepared_dir, where plan.json may lie alone: classes are then
+    the config's. Without such a folder a config that leaves something open takes it, and the
+    classes, from config.pretrained.
+
+    Raises:
+      UserError: nothing says what is left open; as fitted, load_plan, load_dataset, load_config.
+    """
+    # Here, not above: machines that only time the step have none of the image libraries.
+    from covid_jax.data.plan import load_plan
+    from covid_jax.data.store import load_dataset
+    from covid_jax.training.checkpoint import load_config
+    from covid_jax.training.run import fitted, planned
+
+    left, folder = left_to_plan(config), Path(config.data.prepared_dir)
+    file, names = folder / "plan.json", config.data.datasets
+    if config.data.prepared_dir and (left or file.is_file()):
+        plan = load_plan(file)
+        if not any((folder / name).exists() for name in names):
+            return planned(config, plan)
+        return fitted(config, plan, [load_dataset(folder, name, plan.hash) for name in names])
+    if not left:
+        return config
+    if not config.pretrained:
+        raise UserError(
+            f"config.{left[0]} is empty, and nothing says the network: give "
+            "--config.data.prepared_dir, a folder with plan.json (prepare --planner), or "
+            "--config.pretrained, a run or an imported network"
+        )
+    before = load_config(config.pretrained)
+    full = planned(config, load_plan(Path(config.pretrained) / "plan.json"))
+    model = dataclasses.replace(full.model, num_classes=before.model.num_classes)
+    return dataclasses.replace(full, model=model, label_space=before.label_space)
+
+
+def network(config: Config) -> str:
+    """What network is measured, in words."""
+    model = config.model
+    kind = "residual" if model.n_blocks_per_stage else "plain"
+    blocks = " ".join(map(str, model.n_blocks_per_stage or model.n_conv_per_stage))
+    features = " ".join(map(str, model.features_per_stage))
+    return (
+        f"{kind} encoder of {blocks} blocks, {features} features, {model.in_channels} channel"
+        f"{'s' * (model.in_channels > 1)}, {config.label_space.told(model.num_classes)}"
+    )
 
 
 def describe() -> dict[str, Any]:

@@ -10,6 +10,10 @@ With --real each strategy runs on new batches from the run's own input pipeline,
 beside the same program on dummy data. An epoch is config.steps_per_epoch training steps and
 config.validation_steps validation steps, from the medians, or with --full measured whole. Writes
 epoch_time.json after every round and prints the table at the end.
+
+The network of a plan: --config=configs/nnunet.py --config.data.prepared_dir=FOLDER, with plan.json
+of `prepare --planner` in it, and the prepared data where it is there; or --config.pretrained=RUN, a
+run or an imported network. It is the same in all benchmarks that have --config.
 """
 
 import dataclasses
@@ -46,12 +50,13 @@ def main() -> None:
     if not _OUTPUT.value:
         raise UserError("--output is missing (see --help)")
     announce_device()
-    config = config_from_flag(_CONFIG)
+    config = environment.of_plan(config_from_flag(_CONFIG))
     wanted = STRATEGY_NAMES if _STRATEGIES.value == "all" else _STRATEGIES.value.split(",")
     if unknown := sorted(set(wanted) - set(STRATEGY_NAMES)):
         raise UserError(f"--strategies={_STRATEGIES.value}: no strategy {', '.join(unknown)}")
     path = Path(_OUTPUT.value) / "epoch_time.json"
     config, platform = environment.here(config)
+    print(environment.network(config), flush=True)
 
     candidates = [
         candidate

@@ -34,7 +34,7 @@ def main() -> None:
     if not _OUTPUT.value:
         raise UserError("--output is missing (see --help)")
     announce_device()
-    config = config_from_flag(_CONFIG)
+    config = environment.of_plan(config_from_flag(_CONFIG))
     if config.strategy == "multi_encoder":
         raise UserError("freezing is measured on the network of one encoder: --config=FILE:scratch")
     path = Path(_OUTPUT.value) / "freezing.json"

@@ -1,6 +1,7 @@
 r"""What a GPU is asked for when one is at hand for 14 minutes, on a bare machine without network.
 
-    bash launch/gpu_benchmark.sh --output=DIR [--budget=840] [--only=REGEX] [--dry_run]
+    bash launch/gpu_benchmark.sh --output=DIR [--budget=840] [--only=REGEX] [--dry_run] \
+        [--config=configs/nnunet.py --config.data.prepared_dir=FOLDER]
 
 The parts stand in benchmarks/gpu_parts.py, in the order of their value. Each runs in a process of
 its own, which is killed at its own limit, or where the budget ends: a part that fails or hangs
@@ -8,7 +9,9 @@ costs itself alone, and is named at the end. Every figure is written as soon as 
 few files, in which the parts that are complete are named; these are skipped when the same command
 is started again. Compiled programs are kept beside DIR, in DIR.cache, or where
 JAX_COMPILATION_CACHE_DIR says. With --dry_run all of it runs on small patches and a thin network
-with a GPU's choices, to see that it works: on a CPU too.
+with a GPU's choices, to see that it works: on a CPU too. With --config, as benchmarks.epoch_time
+has it, all is measured of that network, but for the parts that are of the benchmark's own alone; it
+needs ml_collections and grain.
 """
 
 import contextlib
@@ -26,7 +29,10 @@ from pathlib import Path
 
 from absl import flags
 
+from benchmarks.environment import of_plan
 from benchmarks.gpu_parts import PARTS, Part, Sheet
+from benchmarks.peers.stand_ins import missing, stand_in_for_missing
+from covid_jax.config import check_config_arguments, config_from_flag, define_config_flag
 from covid_jax.device import announce_device, announce_device_of_children
 from covid_jax.errors import (
     STOP_SIGNALS,
@@ -36,6 +42,7 @@ from covid_jax.errors import (
     stop_signals_go_to,
 )
 
+_CONFIG = None if missing("ml_collections", "grain") else define_config_flag()
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the result files.")
 _BUDGET = flags.DEFINE_float("budget", 840.0, "Seconds for all of it, start and compiling included")
 _ONLY = flags.DEFINE_string("only", "", "Regular expression of the parts to do, by their names.")
@@ -113,22 +120,23 @@ def run_within(
             process.wait(RESERVE / 2)
 
 
-def task_of(part: Part, folder: Path, dry_run: bool) -> Task:
-    """The task that measures a part in a process of its own."""
-    sheet = Sheet(folder / part.file, part.name, dry_run)
-    command = (sys.executable, "-m", "benchmarks.gpu", f"--part={part.name}", f"--output={folder}")
+def task_of(part: Part, folder: Path, dry_run: bool, config: Sequence[str]) -> Task:
+    """The task that measures a part in a process of its own, with the flags of --config."""
+    sheet = Sheet(folder / part.file, part.name, dry_run, tuple(config))
+    own = (f"--part={part.name}", f"--output={folder}", *("--dry_run",) * dry_run)
+    command = (sys.executable, "-m", "benchmarks.gpu", *own, *config)
     seconds = part.seconds * (3 if dry_run else 1)  # a CPU that others use as well takes longer
-    return Task(part.name, seconds, command + ("--dry_run",) * dry_run, sheet.is_complete)
+    return Task(part.name, seconds, command, sheet.is_complete)
 
 
-def chosen(pattern: str) -> list[Part]:
-    """The parts whose names have a match of `pattern`, in their order.
+def chosen(pattern: str, of_any: bool) -> list[Part]:
+    """The parts whose names have a match of `pattern`, in their order; or those of any network.
 
     Raises:
       UserError: it is no regular expression, or none matches.
     """
     try:
-        found = [part for part in PARTS if re.search(pattern, part.name)]
+        found = [part for part in PARTS if re.search(pattern, part.name) and part.of_any >= of_any]
     except re.error as error:
         raise UserError(f"--only={pattern}: no regular expression ({error})") from error
     if not found:
@@ -149,12 +157,18 @@ def main() -> None:
     if not _OUTPUT.value:
         raise UserError("--output is missing (see --help)")
     folder, dry_run = Path(_OUTPUT.value), _DRY_RUN.value
+    given = [argument for argument in sys.argv[1:] if argument.startswith("--config")]
+    if given and _CONFIG:
+        stand_in_for_missing()  # it reads no scan
+        config = of_plan(config_from_flag(_CONFIG))
+    else:
+        config = None
     if _PART.value:
         (part,) = (part for part in PARTS if part.name == _PART.value)
         announce_device()
-        part.run(folder, dry_run)
+        part.run(Sheet(folder / part.file, part.name, dry_run, tuple(given)), config)
         return
-    parts = chosen(_ONLY.value)
+    parts = chosen(_ONLY.value, of_any=config is not None)
     seconds = _BUDGET.value
     if seconds < 0:
         raise UserError(f"--budget={seconds:g}: must not be negative")
@@ -172,11 +186,12 @@ def main() -> None:
             **os.environ,
             "TMPDIR": scratch,
         }
-        undone = drive([task_of(part, folder, dry_run) for part in parts], seconds, environment)
+        tasks = [task_of(part, folder, dry_run, given) for part in parts]
+        undone = drive(tasks, seconds, environment)
     if undone:
         told = "; ".join(f"{name} ({why})" for name, why in undone.items())
         raise UserError(f"not measured: {told}; the same command goes on with them")
 
 
 if __name__ == "__main__":
-    run_command(main, __doc__)
+    run_command(main, __doc__, check_config_arguments)

@@ -33,6 +33,7 @@ from benchmarks.timing import in_turns
 from benchmarks.trace import operations, summed
 from covid_jax.config import Config, DataConfig, UNetConfig
 from covid_jax.data.augment import augment, input_size
+from covid_jax.data.planner import residual_blocks
 from covid_jax.errors import UserError
 from covid_jax.model.nnunet_weights import to_params
 from covid_jax.training.parallel import make_mesh, put_batch, replicate
@@ -137,11 +138,16 @@ DRY = Scale(
 
 @dataclasses.dataclass(frozen=True)
 class Sheet:
-    """Where a part writes: its lines stand beside those of other parts of the same file."""
+    """Where a part writes: its lines stand beside those of other parts of the same file.
+
+    Attributes:
+      config: the flags that name another network than the benchmark's.
+    """
 
     path: Path
     part: str
     dry_run: bool
+    config: tuple[str, ...] = ()
 
     def is_complete(self) -> bool:
         """Whether the part was measured to its end. Raises as `save`."""
@@ -151,8 +157,8 @@ class Sheet:
         """Puts `lines` in place of the part's, and `more` at the head of the file; whole or not.
 
         Raises:
-          UserError: the file is of a dry run and this is none, or the other way round; or of
-            another device.
+          UserError: the file is of a dry run and this is none, or the other way round; of another
+            device, or of other flags.
         """
         before = self._read()
         device = environment.describe()["device"]
@@ -163,7 +169,7 @@ class Sheet:
             )
         head = {
             **{name: value for name, value in before.items() if name != "results"},
-            "command": "bash launch/gpu_benchmark.sh --output=DIR" + " --dry_run" * self.dry_run,
+            "command": self._command,
             "dry_run": self.dry_run,
             "complete": [name for name in before["complete"] if name != self.part]
             + [self.part] * complete,
@@ -183,7 +189,16 @@ class Sheet:
                 f"{self.path}: of {'a' if content['dry_run'] else 'no'} dry run; "
                 "give another --output"
             )
+        if content["command"] != self._command:
+            raise UserError(
+                f"{self.path}: of other flags ({content['command']}); give another --output"
+            )
         return content
+
+    @property
+    def _command(self) -> str:
+        flags = (*self.config, *("--dry_run",) * self.dry_run)
+        return " ".join(("bash launch/gpu_benchmark.sh --output=DIR", *flags))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,24 +209,29 @@ class Part:
       seconds: after which it is killed.
       file: in which its lines stand.
       measure: writes them, and prints what they say.
+      of_any: whether it can be of another network than the benchmark's.
     """
 
     name: str
     seconds: float
     file: str
     measure: Callable[[Sheet, Scale], None]
+    of_any: bool = True
 
-    def run(self, folder: Path, dry_run: bool) -> None:
-        """Measures the part in this process.
+    def run(self, sheet: Sheet, config: Config | None = None) -> None:
+        """Measures the part in this process, of the benchmark's network where no config is given.
 
         Raises:
           UserError: no GPU is here, and it is no dry run.
         """
-        if not dry_run and environment.here(Config())[1].name != "gpu":
+        if not sheet.dry_run and environment.here(Config())[1].name != "gpu":
             raise UserError("JAX sees no GPU here; --dry_run tries all parts on a CPU")
         stand_in_for_missing()  # our readers of scans import libraries that a bare machine lacks
-        scale = DRY if dry_run else FULL
-        self.measure(Sheet(folder / self.file, self.name, dry_run), scale)
+        scale = DRY if sheet.dry_run else FULL
+        if config:
+            tell(environment.network(config))
+            scale = dataclasses.replace(scale, config=config)
+        self.measure(sheet, scale)
 
 
 def tell(text: str) -> None:
@@ -351,6 +371,19 @@ def float32(sheet: Sheet, scale: Scale) -> None:
     beside_pytorch(sheet, scale, scale.strategy("scratch", dtype="float32"), compiled=False)
 
 
+def residual_m(sheet: Sheet, scale: Scale) -> None:
+    """Scratch with the encoder of nnU-Net's ResEncM preset, on the same patch, beside PyTorch."""
+    model = scale.config.model
+    stages = len(model.features_per_stage)
+    model = dataclasses.replace(
+        model,
+        n_conv_per_stage=(),
+        n_blocks_per_stage=residual_blocks(stages),
+        n_conv_per_stage_decoder=(1,) * (stages - 1),
+    )
+    beside_pytorch(sheet, scale, scale.strategy("scratch", model=model), compiled=True)
+
+
 def paper_patch(sheet: Sheet, scale: Scale) -> None:
     """Ours on the paper's own patch, 50 slices deep, which PyTorch's network cannot take."""
     depth, height, width = scale.config.data.patch_size
@@ -368,7 +401,7 @@ def synthetic_cases(folder: Path, scale: Scale) -> tuple["StoredCase", ...]:
     from covid_jax.data.store import open_case
 
     rng = np.random.default_rng(0)
-    shape = scale.scan
+    shape, channels = scale.scan, scale.config.model.in_channels
     geometry = {
         "shape": shape,
         "box": [(0, n) for n in shape],
@@ -383,7 +416,7 @@ def synthetic_cases(folder: Path, scale: Scale) -> tuple["StoredCase", ...]:
         label[tuple(slice(n // 4, n // 2) for n in shape)] = 1
         voxels = np.argwhere(label)
         voxels = rng.permutation(voxels)[:10_000]
-        np.save(case / "image.npy", rng.standard_normal(shape, np.float32))
+        np.save(case / "image.npy", rng.standard_normal((*shape, channels), np.float32))
         np.save(case / "label.npy", label)
         np.save(case / "foreground.npy", np.insert(voxels, 0, 1, axis=1))
         (case / "case.json").write_text(json.dumps({"geometry": geometry, "sha256": ""}))
@@ -566,7 +599,7 @@ def prediction(sheet: Sheet, scale: Scale) -> None:
     peer = are_here((*PEER, "batchgenerators", "acvl_utils"), "nnU-Net's predictor is")
     shape = (1, *config.data.patch_size, config.model.in_channels)
     params = jax.device_get(new_params(network_of(config, "lax"), config.seed, shape))
-    volume = np.random.default_rng(0).standard_normal(scale.scan, np.float32)
+    volume = np.random.default_rng(0).standard_normal((*scale.scan, shape[-1]), np.float32)
     lines: list[Line] = []
     for mirror in (False, True):
         found = predictions(config, platform, volume, params, mirror, peer, min(scale.rounds, 3))
@@ -662,9 +695,10 @@ PARTS = (
     Part("loading", 50, "real_epoch_gpu.json", loading),
     Part("variants", 120, "variants_gpu.json", variants),
     Part("float32", 90, "epoch_time_gpu.json", float32),
-    Part("paper's patch", 100, "epoch_time_gpu.json", paper_patch),
+    Part("paper's patch", 100, "epoch_time_gpu.json", paper_patch, of_any=False),
     Part("prediction", 90, "inference_gpu.json", prediction),
     Part("kernels", 80, "kernels_gpu.json", kernels),
     Part("augmentation", 60, "real_epoch_gpu.json", augmentation),
     Part("freezing", 160, "freezing_gpu.json", frozen),
+    Part("residual M beside PyTorch", 200, "epoch_time_gpu.json", residual_m, of_any=False),
 )

@@ -7,7 +7,8 @@ r"""Whole volumes through a network of windows, beside nnU-Net's predictor with 
 Scans are normalised and not resampled, weights are random: this is the cost of the windows, with
 Gaussian weights, config.inference.step_size and config.inference.batch_size windows at once, with
 and without the 8 mirrored views. The share of voxels that get another class stands beside them: a
-few, since nnU-Net adds up in half precision. Writes inference.json and prints the table.
+few, since nnU-Net adds up in half precision. A network of several channels sees the scan in each.
+Writes inference.json and prints the table.
 """
 
 from pathlib import Path
@@ -39,14 +40,15 @@ def main() -> None:
     if not _OUTPUT.value or not _INPUT.value:
         raise UserError("--output or --input is missing (see --help)")
     announce_device()
-    config, platform = environment.here(config_from_flag(_CONFIG))
+    config, platform = environment.here(environment.of_plan(config_from_flag(_CONFIG)))
     path = Path(_OUTPUT.value) / "inference.json"
     shape = (1, *config.data.patch_size, config.model.in_channels)
     params = new_params(network_of(config, "lax"), config.seed, shape)
     lines: list[Line] = []
     for name in _INPUT.value:
         voxels = read_scan(Path(name)).voxels.astype(np.float32)
-        volume = (voxels - voxels.mean()) / voxels.std()
+        normalised = (voxels - voxels.mean()) / voxels.std()
+        volume = np.repeat(normalised[..., None], config.model.in_channels, axis=-1)
         for mirror in (False, True) if _MIRROR.value else (False,):
             found = predictions(
                 config, platform, volume, params, mirror, _PEER.value == "torch", _ROUNDS.value

@@ -135,7 +135,7 @@ def main() -> None:
         raise UserError("--output is missing (see --help)")
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # before JAX starts its threads
     announce_device()
-    config = config_from_flag(_CONFIG)
+    config = environment.of_plan(config_from_flag(_CONFIG))
     path = Path(_OUTPUT.value) / "input_pipeline.json"
     with tempfile.TemporaryDirectory() as folder:
         cases = scans(Path(folder) / "covid19")

@@ -30,7 +30,7 @@ def main() -> None:
     if not _OUTPUT.value:
         raise UserError("--output is missing (see --help)")
     announce_device()
-    config = config_from_flag(_CONFIG)
+    config = environment.of_plan(config_from_flag(_CONFIG))
     path = Path(_OUTPUT.value) / "kernels.json"
     steps = ours(*environment.here(config))
     lines = operations(steps.train, steps.program)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import environment
 from benchmarks.arithmetic import counted_flops
 from benchmarks.roofline import bandwidth, matrix_rate
 from benchmarks.steps import Steps, optax_recipe, ours, real_batches, theirs
@@ -69,6 +70,7 @@ def result(candidate: Candidate, train: Timing, validate: Timing | None = None) 
     line = {
         "framework": steps.framework,
         "strategy": steps.strategy,
+        "network": environment.network(config),
         "patch_size": list(config.data.patch_size),
         "batch_size": config.data.batch_size,
         "dtype": config.dtype,
@@ -203,7 +205,7 @@ def freezing(
 
 
 Predict = Callable[[np.ndarray], np.ndarray]
-"""normalised volume (D, H, W) -> logits (K, D, H, W)"""
+"""normalised volume (D, H, W, C) -> logits (K, D, H, W)"""
 
 
 def our_predictor(config: Config, platform: Platform, params: Any, mirror: bool) -> Predict:
@@ -222,10 +224,17 @@ def their_predictor(config: Config, platform: Platform, params: Any, mirror: boo
     from benchmarks.peers.torch_predictor import predict_logits, predictor
     from covid_jax.data.normalization import ct
     from covid_jax.data.plan import Plan
+    from covid_jax.label_space import labels_json
     from covid_jax.nnunet.model_folder import Model, plain_dataset, write_model
 
-    plan = Plan((1.0, 1.0, 1.0), (ct(-1000.0, 1000.0, 0.0, 1.0),), (64, 64, 64), (), file_axes=True)
-    model = Model(config, plan, params, plain_dataset(config.model.num_classes))
+    channels = (ct(-1000.0, 1000.0, 0.0, 1.0),) * config.model.in_channels
+    plan = Plan((1.0, 1.0, 1.0), channels, (64, 64, 64), (), file_axes=True)
+    dataset = {
+        **plain_dataset(config.model.num_classes),
+        **labels_json(config.label_space, config.model.num_classes),
+        "channel_names": {str(index): "CT" for index in range(len(channels))},
+    }
+    model = Model(config, plan, params, dataset)
     device = "cuda" if platform.name == "gpu" else "cpu"
     with tempfile.TemporaryDirectory() as folder:
         write_model(Path(folder), model)
@@ -242,7 +251,10 @@ def predictions(
     peer: bool,
     rounds: int,
 ) -> list[Line]:
-    """A line of inference.json for each framework, without its scan."""
+    """A line of inference.json for each framework, without its scan.
+
+    `volume` is (D, H, W, C), normalised. Of regions the likeliest channel is compared, not masks.
+    """
     predictors = {"jax": our_predictor(config, platform, params, mirror)}
     if peer:
         predictors["torch"] = their_predictor(config, platform, params, mirror)
@@ -253,7 +265,8 @@ def predictions(
         {
             "framework": framework,
             "mirror": mirror,
-            "shape": volume.shape,
+            "shape": volume.shape[:3],
+            "network": environment.network(config),
             "patch_size": list(config.data.patch_size),
             "batch_size": config.inference.batch_size if framework == "jax" else 1,
             "step_size": config.inference.step_size,

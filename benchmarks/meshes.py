@@ -156,7 +156,7 @@ def main() -> None:
         raise UserError("--output is missing (see --help)")
     jax.config.update("jax_num_cpu_devices", 8)
     announce_device()
-    config = config_from_flag(_CONFIG)
+    config = environment.of_plan(config_from_flag(_CONFIG))
     meshes = [MeshConfig(*map(int, mesh.split("x"))) for mesh in _MESHES.value]
     path = Path(_OUTPUT.value) / "meshes.json"
     lines: list[Line] = []

@@ -142,7 +142,7 @@ def main() -> None:
     if not _OUTPUT.value:
         raise UserError("--output is missing (see --help)")
     announce_device()
-    config = config_from_flag(_CONFIG)
+    config = environment.of_plan(config_from_flag(_CONFIG))
     path = Path(_OUTPUT.value) / "scaling.json"
     axes = {MESH: meshes} if jax.device_count() > 1 else AXES
     lines: list[Line] = []

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from covid_jax.config import Config
+from covid_jax.config import IGNORED, Config
 from covid_jax.data.augment import input_size
+from covid_jax.label_space import lies_in
 from covid_jax.model.conv import form_in
 from covid_jax.model.loss import deep_supervision_loss
 from covid_jax.training.cost import planned_bytes
@@ -166,20 +167,25 @@ def optax_recipe(config: Config, platform: Platform, *, clip_in_front: bool) -> 
         transform = optax.chain(clip, transform)
 
     options = platform.compiler_options
+    settings_of_loss: dict[str, Any] = {
+        "batch_dice": config.loss.batch_dice,
+        "label_space": config.label_space,
+    }
 
     @functools.partial(jax.jit, donate_argnums=(0, 1), compiler_options=options)
     def step(
         params: Any, opt_state: Any, batch: dict[str, jax.Array]
     ) -> tuple[Any, Any, jax.Array]:
         def loss_of(params: Any) -> jax.Array:
-            return deep_supervision_loss(apply(params, batch["image"]), batch["label"])
+            logits = apply(params, batch["image"])
+            return deep_supervision_loss(logits, batch["label"], **settings_of_loss)
 
         loss, gradient = jax.value_and_grad(loss_of)(params)
         updates, opt_state = transform.update(gradient, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, loss
 
     opt_state = transform.init(params)
-    evaluate = make_eval_step(apply, compiler_options=options)
+    evaluate = make_eval_step(apply, compiler_options=options, **settings_of_loss)
     nothing = jax.tree.map(lambda _: None, params)
     compiled = step.lower(params, opt_state, batch).compile()
 
@@ -209,13 +215,13 @@ def real_batches(config: Config, workdir: Path) -> Iterator[Batch]:
 
 
 def sampler_of(config: Config, cases: tuple["StoredCase", ...], stream: "Stream") -> "Sampler":
-    """The sampler of a run on cases of one lesion; training patches with what is around them."""
+    """The sampler of a run on cases of one label; training patches with what is around them."""
     from covid_jax.data.sampling import Sampler, Source  # brings grain along
 
     patch_size = config.data.patch_size
     return Sampler(
-        sources=(Source(cases, (1,)),),
-        num_classes=2,
+        sources=(Source(cases, () if config.label_space.regions else (1,)),),
+        num_classes=config.model.num_classes,
         patch_size=patch_size,
         cut_size=input_size(patch_size) if stream == "training" else patch_size,
         batch_size=config.data.batch_size,
@@ -246,8 +252,19 @@ def theirs(
 
     device = "cuda" if platform.name == "gpu" else "cpu"
     torch.backends.cudnn.benchmark = True
-    batch = dummy_batch(config)
-    loss_of = peer.loss(len(config.model.features_per_stage) - 1)
+    batch, space = dummy_batch(config), config.label_space
+    # Of which regions a voxel is, nnU-Net finds out in its transforms, ahead of the step.
+    target = (
+        np.stack([lies_in(batch["label"], region) for region in space.regions], 1)
+        if space.regions
+        else batch["label"]
+    )
+    loss_of = peer.loss(
+        len(config.model.features_per_stage) - 1,
+        config.loss.batch_dice,
+        None if space.ignored is None else IGNORED,
+        bool(space.regions),
+    )
     formats = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last_3d}
     for layout in layouts:
         memory_format = formats[layout]
@@ -255,7 +272,7 @@ def theirs(
             net = peer.strategy_network(config).to(device, memory_format=memory_format)
             sgd = peer.optimizer(net, config.optimizer)
             x = peer.channels_first(batch["image"]).to(device, memory_format=memory_format)
-            y = torch.from_numpy(batch["label"]).to(device)
+            y = torch.from_numpy(target).to(device)
             fast = torch.compile(net, backend=backend) if backend else net
             autocast = config.dtype == "bfloat16"
 
@@ -282,7 +299,7 @@ def theirs(
 
 
 def dummy_batch(config: Config, size: tuple[int, int, int] | None = None) -> Batch:
-    """A batch of noise, half of it lesion: image (N, D, H, W, C), label (N, D, H, W), labelled.
+    """A batch of noise, half of it foreground: image (N, D, H, W, C), label (N, D, H, W), labelled.
 
     `size` is (D, H, W); that of the patch where it is not given.
     """
@@ -290,7 +307,8 @@ def dummy_batch(config: Config, size: tuple[int, int, int] | None = None) -> Bat
     rng = np.random.default_rng(0)
     image = rng.normal(size=(*shape, config.model.in_channels)).astype(np.float32)
     label = np.zeros(shape, np.uint8)
-    label[:, :, : shape[2] // 2] = rng.integers(1, config.model.num_classes, (shape[0], 1, 1, 1))
+    values = config.label_space.values or range(1, config.model.num_classes)
+    label[:, :, : shape[2] // 2] = rng.choice(values, (shape[0], 1, 1, 1))
     return {
         "image": image,
         "label": label,

@@ -1,7 +1,7 @@
 """The tables of the benchmarks, from what stands in their result files."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,16 +22,21 @@ _CUDNN = {
 def epoch_time_table(lines: Sequence[Line], paper: dict[str, float]) -> str:
     """One row a strategy: ours, the best of torch, and the paper's V100; then what is real.
 
-    A table for each dtype and patch, with a heading where there are several.
+    A table for each dtype, patch and network, with a heading where there are several.
     """
+    return _tables(lines, lambda group: _epoch_time_table(group, paper))
+
+
+def _tables(lines: Sequence[Line], table: Callable[[Sequence[Line]], str]) -> str:
     groups: dict[str, list[Line]] = {}
     for line in lines:
         patch = " x ".join(map(str, line["patch_size"]))
-        groups.setdefault(f"{line['dtype']}, {patch}", []).append(line)
+        # Results of before say no network: theirs is the benchmark's.
+        told = (line["dtype"], patch, line.get("network"))
+        groups.setdefault(", ".join(filter(None, told)), []).append(line)
     if len(groups) == 1:
-        return _epoch_time_table(lines, paper)
-    tables = (f"{name}\n{_epoch_time_table(group, paper)}" for name, group in groups.items())
-    return "\n\n".join(tables)
+        return table(lines)
+    return "\n\n".join(f"{name}\n{table(group)}" for name, group in groups.items())
 
 
 def _epoch_time_table(lines: Sequence[Line], paper: dict[str, float]) -> str:
@@ -60,6 +65,17 @@ def _epoch_time_table(lines: Sequence[Line], paper: dict[str, float]) -> str:
         )
         rows.append(row.replace("nan", "  -") + (NOISY if noisy else ""))
     rows.append("ratio, forward: our training and validation step over the best of torch")
+    busy = {
+        strategy: [best(f, strategy, "processor_seconds") for f in ("jax", "torch")]
+        for strategy in strategies
+    }
+    rows += [
+        f"{strategy}: {step:.3g} processor seconds a step, torch {peer:.3g}: {step / peer:.2f}"
+        for strategy, (step, peer) in busy.items()
+        if step / peer > 0
+    ]
+    told = dict.fromkeys(line["network"] for line in lines if "network" in line)
+    rows += [f"network: {name}" for name in told]
     fastest = min(
         (line for line in lines if line["framework"] == "jax"), key=lambda x: x["seconds_per_step"]
     )
@@ -78,9 +94,12 @@ def _epoch_time_table(lines: Sequence[Line], paper: dict[str, float]) -> str:
 def gpu_epoch_table(lines: Sequence[Line], paper: dict[str, float]) -> str:
     """epoch_time of a GPU: ours, PyTorch's faster eager layout, and where it is there compiled.
 
-    The seconds of an epoch are those of gpu_times.with_epochs.
+    The seconds of an epoch are those of gpu_times.with_epochs. Tables as epoch_time_table's.
     """
+    return _tables(lines, lambda group: _gpu_epoch_table(group, paper))
 
+
+def _gpu_epoch_table(lines: Sequence[Line], paper: dict[str, float]) -> str:
     def peer_of(strategy: str, compiled: bool) -> Line | None:
         found = [
             line

@@ -16,10 +16,15 @@ NOISY = 0.10
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Seconds of one call, of each turn; and joules, where the device tells."""
+    """Of one call, of each turn: seconds; joules, where the device tells; and processor seconds.
+
+    The last are this process's, of all cores together. On a machine that others use as well they
+    say more than the clock does.
+    """
 
     turns: tuple[float, ...]
     joules: tuple[float, ...] = ()
+    processor: tuple[float, ...] = ()
 
     @property
     def median(self) -> float:
@@ -48,6 +53,7 @@ class Timing:
             "spread": self.spread,
             "noisy": self.spread > NOISY,
             "joules": statistics.median(self.joules) if self.joules else None,
+            "processor_seconds": statistics.median(self.processor) if self.processor else None,
         }
 
 
@@ -72,14 +78,16 @@ def in_turns(
     for turn in range(rounds):
         order = range(len(runs)) if turn % 2 == 0 else reversed(range(len(runs)))
         for index in order:
-            used, begin = joules_used(platform), time.perf_counter()
+            used, busy, begin = joules_used(platform), time.process_time(), time.perf_counter()
             for _ in range(counts[index]):
                 runs[index]()
-            elapsed, after = time.perf_counter() - begin, joules_used(platform)
+            elapsed, worked = time.perf_counter() - begin, time.process_time() - busy
+            after = joules_used(platform)
             timings[index] = Timing(
                 (*timings[index].turns, elapsed / counts[index]),
                 ()
                 if used is None or after is None
                 else (*timings[index].joules, (after - used) / counts[index]),
+                (*timings[index].processor, worked / counts[index]),
             )
         yield list(timings)

@@ -12,12 +12,13 @@ import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
 from dynamic_network_architectures.building_blocks.simple_conv_blocks import StackedConvBlocks
 from dynamic_network_architectures.initialization.weight_init import InitWeights_He
-from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
+from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_loss
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from torch import nn
 
 from covid_jax.config import Config, OptimizerConfig, UNetConfig
+from covid_jax.errors import UserError
 from covid_jax.model.nnunet_weights import to_state_dict
 from covid_jax.training.cost import abstract_params
 from covid_jax.training.state import learning_rate
@@ -33,7 +34,10 @@ Loss = Callable[[Sequence[torch.Tensor], torch.Tensor], torch.Tensor]
 def network(config: UNetConfig) -> PlainConvUNet | ResidualEncoderUNet:
     """The network of `config` with nnU-Net's initialisation (nnUNetTrainer's)."""
     if not config.head_bias or config.kernel_sizes_decoder:
-        raise ValueError("nnU-Net v2 has biases everywhere and no kernels for the decoder alone")
+        raise UserError(
+            "the peer is nnU-Net v2, which has biases everywhere and no kernels for the decoder "
+            "alone; leave out --peer"
+        )
     arguments = {
         "input_channels": config.in_channels,
         "n_stages": len(config.features_per_stage),
@@ -147,19 +151,24 @@ def forward_cropped(net: PlainConvUNet, x: torch.Tensor) -> list[torch.Tensor]:
 
 
 def loss(
-    heads: int,
-    batch_dice: bool = False,
-    ignore_label: int | None = None,
+    heads: int, batch_dice: bool = False, ignore_label: int | None = None, regions: bool = False
 ) -> Loss:
-    """NnUNetTrainer's loss of the logits of every head, for labels (N, D, H, W)."""
-    dice = {"batch_dice": batch_dice, "smooth": 1e-5, "do_bg": False, "ddp": False}
-    one_head = DC_and_CE_loss(
-        dice,
-        {},
-        weight_ce=1,
-        weight_dice=1,
-        ignore_label=ignore_label,
-        dice_class=MemoryEfficientSoftDiceLoss,
+    """NnUNetTrainer's loss of the logits of every head, for labels (N, D, H, W).
+
+    Of `regions` for which of them a voxel lies in, (N, R, D, H, W), with none ignored.
+    """
+    dice = {"batch_dice": batch_dice, "smooth": 1e-5, "do_bg": regions, "ddp": False}
+    one_head = (
+        DC_and_BCE_loss({}, dice, dice_class=MemoryEfficientSoftDiceLoss)
+        if regions
+        else DC_and_CE_loss(
+            dice,
+            {},
+            weight_ce=1,
+            weight_dice=1,
+            ignore_label=ignore_label,
+            dice_class=MemoryEfficientSoftDiceLoss,
+        )
     )
     weights = np.array([1 / 2**i for i in range(heads)])
     if heads > 1:
@@ -167,10 +176,9 @@ def loss(
     wrapped = DeepSupervisionWrapper(one_head, weights / weights.sum())
 
     def of(logits: Sequence[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+        full = (labels if regions else labels[:, None]).float()
         targets = [
-            nn.functional.interpolate(
-                labels[:, None].float(), size=head.shape[2:], mode="nearest-exact"
-            )
+            nn.functional.interpolate(full, size=head.shape[2:], mode="nearest-exact")
             for head in logits
         ]
         return wrapped(list(logits), targets)

@@ -31,5 +31,6 @@ def predictor(
 
 
 def predict_logits(made: nnUNetPredictor, volume: np.ndarray) -> np.ndarray:
-    """The logits (K, D, H, W) of a normalised volume (D, H, W)."""
-    return made.predict_logits_from_preprocessed_data(torch.from_numpy(volume[None])).numpy()
+    """The logits (K, D, H, W) of a normalised volume (D, H, W, C)."""
+    image = torch.from_numpy(np.ascontiguousarray(np.moveaxis(volume, -1, 0)))
+    return made.predict_logits_from_preprocessed_data(image).numpy()

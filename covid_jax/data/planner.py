@@ -304,8 +304,13 @@ def _network(
         kernel_sizes=tuple(kernel_sizes),
         n_conv_per_stage_decoder=(1 if residual else 2,) * (stages - 1),
         n_conv_per_stage=() if residual else (2,) * stages,
-        n_blocks_per_stage=(1, 3, 4, *(6,) * stages)[:stages] if residual else (),
+        n_blocks_per_stage=residual_blocks(stages) if residual else (),
     )
+
+
+def residual_blocks(stages: int) -> tuple[int, ...]:
+    """How many each stage of a residual encoder has (nnU-Net: UNet_blocks_per_stage_encoder)."""
+    return (1, 3, 4, *(6,) * stages)[:stages]
 
 
 def _pooling(spacing_mm: np.ndarray, size: np.ndarray) -> tuple[list[Size], list[Size]]:

@@ -178,16 +178,19 @@ def open_data(config: Config, workdir: Path) -> tuple[Plan, list[StoredDataset]]
 
 
 def planned(config: Config, plan: Plan | None) -> Config:
-    """`config` with the network, patch and batch of its pre-training where it has none of its own.
+    """`config` for the plan's channels, with the network, patch and batch that it leaves open.
 
-    Those of the plan where it starts from nothing.
+    They are those of its pre-training, or of the plan where it starts from nothing.
 
     Args:
       plan: the data's; None where no data is named.
 
     Raises:
-      UserError: there are none either, or a value of the config does not fit them.
+      UserError: there are none either, a value of the config does not fit them, or it asks for
+        another number of channels.
     """
+    if plan:
+        config = _of_channels(config, len(plan.normalization))
     left = left_to_plan(config)
     if not left:
         return config
@@ -227,6 +230,15 @@ def planned(config: Config, plan: Plan | None) -> Config:
     return full
 
 
+def _of_channels(config: Config, channels: int) -> Config:
+    """`config` for data of so many channels."""
+    asked = config.model.in_channels
+    if asked not in (channels, UNetConfig.in_channels):
+        raise UserError(f"config.model.in_channels={asked}: the data has {channels}; leave it out")
+    model = dataclasses.replace(config.model, in_channels=channels)
+    return dataclasses.replace(config, model=model)
+
+
 def network_notes(config: Config) -> list[str]:
     """Lines on whose the network, patch and batch are, where `config` leaves some to a plan."""
     given = planned_fields(config)
@@ -238,7 +250,7 @@ def network_notes(config: Config) -> list[str]:
 
 
 def fitted(config: Config, plan: Plan, datasets: list[StoredDataset]) -> Config:
-    """`config` for the plan's network and channels, and what all datasets' labels are.
+    """`config` as planned, for what all datasets' labels are.
 
     Raises:
       UserError: it asks for another number of them, or of several datasets one has regions; as
@@ -252,10 +264,7 @@ def fitted(config: Config, plan: Plan, datasets: list[StoredDataset]) -> Config:
         raise UserError(
             f"config.model.num_classes={asked}: the data has {classes}, {what}; leave it out"
         )
-    channels, asked = len(plan.normalization), config.model.in_channels
-    if asked not in (channels, UNetConfig.in_channels):
-        raise UserError(f"config.model.in_channels={asked}: the data has {channels}; leave it out")
-    model = dataclasses.replace(config.model, num_classes=classes, in_channels=channels)
+    model = dataclasses.replace(config.model, num_classes=classes)
     return dataclasses.replace(config, model=model, label_space=space)
 
 

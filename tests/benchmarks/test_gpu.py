@@ -94,14 +94,17 @@ def test_it_runs_with_what_a_bare_machine_has(tmp_path):
 
 def test_pytorchs_nnunet_is_reached_without_the_libraries_that_read_scans(tmp_path):
     pytest.importorskip("nnunetv2")
-    arguments = ("--dry_run", "--only=float32|loading|prediction")
+    arguments = ("--dry_run", "--only=float32|loading|prediction|residual")
     status, told, errors = run_bare(tmp_path, LIBRARIES, *arguments)
     assert status == 0, errors
     assert "our sampler is left out: not installed here: grain, array_record" in told
     found, complete = lines_of(tmp_path, "epoch_time")
     assert [line["framework"] for line in found["float32"]] == ["jax", "torch", "torch"]
     assert all(line["seconds_per_validation_step"] > 0 for line in found["float32"])
-    assert complete == ["float32"]
+    of_residual = found["residual M beside PyTorch"]
+    assert [line["framework"] for line in of_residual] == ["jax", *["torch"] * 4]
+    assert {line["network"].partition(" of")[0] for line in of_residual} == {"residual encoder"}
+    assert complete == ["float32", "residual M beside PyTorch"]
     found, _ = lines_of(tmp_path, "real_epoch")
     (loader,) = found["loading"]
     assert (loader["cases"], loader["samples_per_second"] > 0) == ("SYNTHETIC", True)

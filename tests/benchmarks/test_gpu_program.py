@@ -42,7 +42,12 @@ variants = {
     "no options": dataclasses.replace(lax, compiler_options={}),
 }
 found = {name: line(config, platform, name) for name, platform in variants.items()}
-print(json.dumps({"whole": whole, **found}))
+config.model = dataclasses.replace(
+    config.model, n_conv_per_stage=(), n_blocks_per_stage=(1, 2), n_conv_per_stage_decoder=(1,)
+)
+config.data = dataclasses.replace(config.data, augment=True)
+residual = line(config, gpu, "residual encoder, augmented")
+print(json.dumps({"whole": whole, "residual": residual, **found}))
 """
 
 
@@ -67,6 +72,12 @@ def test_the_augmented_step_compiles_and_its_convolutions_are_cudnns(programs):
     # Of two blocks, of one, and of two of which the first meets two inputs: six convolutions, with
     # their gradients to kernels and to all inputs but the image.
     assert programs["whole"]["kernels"]["convolutions"] == 17
+
+
+def test_the_augmented_step_of_a_residual_encoder_compiles_likewise(programs):
+    # A stem, three blocks of two and one skip's; one of two inputs. To no input of the stem.
+    assert programs["residual"]["kernels"]["convolutions"] == 9 + 8 + 9
+    assert programs["residual"]["kernels"]["products"] > 0
 
 
 def test_its_compiler_options_save_bytes(programs):

@@ -192,10 +192,16 @@ def test_in_bfloat16_losses_agree_to_its_rounding(trained_everywhere):
     np.testing.assert_allclose(losses, np.broadcast_to(losses[0], losses.shape), atol=0.03)
 
 
-@pytest.fixture(params=STRATEGIES)
+RESIDUAL = {"n_conv_per_stage": (), "n_blocks_per_stage": (1, 2, 1)}
+
+
+@pytest.fixture(params=[*STRATEGIES, "residual"])
 def gpu_run(request):
-    """A run of each strategy with what a GPU is given, and its program."""
-    config = tiny(dtype="auto", strategy=request.param)
+    """A run of each strategy with what a GPU is given, and its program; one of another encoder."""
+    is_residual = request.param == "residual"
+    config = tiny(dtype="auto", strategy="scratch" if is_residual else request.param)
+    if is_residual:
+        config.model = dataclasses.replace(config.model, **RESIDUAL)
     config.data = DataConfig(patch_size=(8, 16, 16))
     platform = platform_of("gpu")
     config = with_dtype(config, platform)

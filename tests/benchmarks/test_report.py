@@ -16,7 +16,7 @@ from benchmarks.gpu_times import (
     with_epochs,
 )
 from benchmarks.report import RESULTS
-from benchmarks.tables import gpu_epoch_table, gpu_kernels_table
+from benchmarks.tables import epoch_time_table, gpu_epoch_table, gpu_kernels_table
 from covid_jax.config import Config
 from tests.conftest import ROOT
 
@@ -94,3 +94,21 @@ def test_predictions_and_simulation_are_those_of_the_result_files_and_say_what_t
     assert found["simulated"]
     for line, again in zip(found["results"], simulate(), strict=True):
         assert line["hours"] == pytest.approx(again["hours"])
+
+
+def test_networks_have_tables_of_their_own_with_what_the_processors_did():
+    (line,) = (
+        line
+        for line in content_of("epoch_time_cpu_compiled")["results"]
+        if line["framework"] == "jax"
+    )
+    peer = {**line, "framework": "torch", "processor_seconds": 8.0}
+    line = {**line, "processor_seconds": 6.0}
+    both = [line, peer, {**line, "network": "residual"}, {**peer, "network": "residual"}]
+    table = epoch_time_table([line, peer], {"scratch": 206})
+    assert "scratch: 6 processor seconds a step, torch 8: 0.75" in table
+    assert "network" not in table
+    plain, residual = epoch_time_table(both, {"scratch": 206}).split("\n\n")
+    assert plain.startswith("float32, 16 x 64 x 96\n")
+    assert residual.startswith("float32, 16 x 64 x 96, residual\n")
+    assert "network: residual" in residual

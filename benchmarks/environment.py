@@ -13,7 +13,6 @@ from typing import Any
 import jax
 
 from covid_jax.config import Config, left_to_plan
-from covid_jax.errors import UserError
 from covid_jax.training.platform import Platform, platform_of, with_dtype
 
 _PACKAGES = (
@@ -44,7 +43,7 @@ def of_plan(config: Config) -> Config:
     classes, from config.pretrained.
 
     Raises:
-      UserError: nothing says what is left open; as fitted, load_plan, load_dataset, load_config.
+      UserError: as fitted, load_plan, load_dataset, load_config.
     """
     # Here, not above: machines that only time the step have none of the image libraries.
     from covid_jax.data.plan import load_plan
@@ -61,14 +60,9 @@ def of_plan(config: Config) -> Config:
         return fitted(config, plan, [load_dataset(folder, name, plan.hash) for name in names])
     if not left:
         return config
-    if not config.pretrained:
-        raise UserError(
-            f"config.{left[0]} is empty, and nothing says the network: give "
-            "--config.data.prepared_dir, a folder with plan.json (prepare --planner), or "
-            "--config.pretrained, a run or an imported network"
-        )
-    before = load_config(config.pretrained)
-    full = planned(config, load_plan(Path(config.pretrained) / "plan.json"))
+    pretrained = Path(config.pretrained)
+    full = planned(config, load_plan(pretrained / "plan.json") if config.pretrained else None)
+    before = load_config(pretrained)
     model = dataclasses.replace(full.model, num_classes=before.model.num_classes)
     return dataclasses.replace(full, model=model, label_space=before.label_space)
 

@@ -199,8 +199,9 @@ def planned(config: Config, plan: Plan | None) -> Config:
     topology = topology_of(before) if before else of_data
     if topology is None and plan is None:
         raise UserError(
-            f"config.{left[0]} is empty, and no plan is named: give config.data.prepared_dir, the "
-            "folder that prepare wrote"
+            f"config.{left[0]} is empty, and nothing says the network: give "
+            "config.data.prepared_dir, a folder with plan.json (prepare --planner), or "
+            "config.pretrained, a run or an imported network"
         )
     if topology is None:
         raise UserError(

@@ -84,7 +84,7 @@ def test_a_run_says_the_network_and_the_classes_where_no_folder_does(folder):
 
 def test_a_network_that_nothing_says_is_one_line(tmp_path, refuses):
     line = refuses("benchmarks.epoch_time", f"--config={NNUNET}", f"--output={tmp_path}")
-    assert "nothing says the network: give --config.data.prepared_dir, a folder with plan" in line
+    assert "nothing says the network: give config.data.prepared_dir, a folder with plan" in line
 
 
 def test_a_config_that_says_all_needs_no_plan():

@@ -375,9 +375,7 @@ def test_whose_a_network_is_is_told_where_a_plan_has_a_part_in_it():
     (by_pretraining,) = network_notes(started)
     assert by_pretraining.startswith("by runs/imported: ")
     assert network_notes(tiny()) == []
-    with pytest.raises(
-        UserError, match=r"nothing says the network: give config\.data\.prepared_dir"
-    ):
+    with pytest.raises(UserError, match=r"nothing says the network: give config\.data\."):
         planned(config, None)
 
 

@@ -61,16 +61,13 @@ from covid_jax.training.processes import (
 )
 from covid_jax.training.program import make_program
 from covid_jax.training.progress import EpochLog, Progress, moving_average, with_bar
+from covid_jax.training.provenance import note_device
 from covid_jax.training.replay import replay
 from covid_jax.training.run import (
     Run,
     announcement,
-    as_begun,
-    check_place,
-    claim_workdir,
     fitted,
     network_notes,
-    note_device,
     open_data,
     planned,
     samplers,
@@ -81,6 +78,7 @@ from covid_jax.training.run import (
 from covid_jax.training.state import TrainState, learning_rate, new_params, schedule
 from covid_jax.training.step import pseudo_dice
 from covid_jax.training.watchdog import Watchdog
+from covid_jax.training.workdir import as_begun, check_place, claim_workdir
 from covid_jax.transfer import freezing
 from covid_jax.transfer.strategies import (
     STRATEGIES,

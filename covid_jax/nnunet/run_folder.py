@@ -8,7 +8,7 @@ from pathlib import Path
 from covid_jax.files import read_json, write_json
 from covid_jax.nnunet.model_folder import Model
 from covid_jax.training.checkpoint import load_run, save_params
-from covid_jax.training.run import claim_workdir, described
+from covid_jax.training.workdir import claim_workdir, described
 
 
 def read_run(workdir: Path) -> Model:

@@ -17,7 +17,7 @@ from covid_jax.evaluation.folders import load_metrics
 from covid_jax.evaluation.metrics import NOT_OVER_LABELS, never_predicted
 from covid_jax.files import whole_file, write_json
 from covid_jax.training.checkpoint import Best, best_of, copy_newest, load_run
-from covid_jax.training.run import load_provenance
+from covid_jax.training.provenance import load_provenance
 from covid_jax.training.state import epochs_of
 from covid_jax.transfer.strategies import STRATEGIES
 

@@ -35,7 +35,7 @@ from covid_jax.reporting.tables import (
 )
 from covid_jax.reporting.viewer import write_case, write_viewer
 from covid_jax.studies.grid import load_study, scan_name
-from covid_jax.training.run import load_provenance
+from covid_jax.training.provenance import load_provenance
 
 _MOST_NETWORKS = 5  # side by side in one picture
 

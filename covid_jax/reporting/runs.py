@@ -17,7 +17,7 @@ from covid_jax.files import read_json
 from covid_jax.reporting.paper import paper_table
 from covid_jax.training.checkpoint import load_config
 from covid_jax.training.progress import read_log
-from covid_jax.training.run import load_provenance
+from covid_jax.training.provenance import load_provenance
 
 
 class Kind(NamedTuple):

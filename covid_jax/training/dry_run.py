@@ -11,7 +11,8 @@ from covid_jax.data.sampling import Batch
 from covid_jax.errors import UserError
 from covid_jax.training.cost import planned_bytes
 from covid_jax.training.parallel import fitting_meshes
-from covid_jax.training.run import Run, announcement, check_settings
+from covid_jax.training.run import Run, announcement
+from covid_jax.training.workdir import check_settings
 
 
 def dry_run(run: Run, workdir: Path) -> str:

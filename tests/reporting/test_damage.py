@@ -20,7 +20,7 @@ from covid_jax.studies.grid import load_study, plan_steps
 from covid_jax.studies.schedule import listed
 from covid_jax.training.checkpoint import load_config
 from covid_jax.training.progress import read_log
-from covid_jax.training.run import load_provenance
+from covid_jax.training.provenance import load_provenance
 from tests.conftest import ROOT
 
 RUN, OTHER = "study/runs/body-msd-fold0", "scratch-none-fold0"

@@ -16,21 +16,10 @@ from covid_jax.errors import UserError
 from covid_jax.label_space import LabelSpace
 from covid_jax.reporting.card import model_card
 from covid_jax.training.checkpoint import load_config, load_pretrained, load_run, save_params
-from covid_jax.training.run import (
-    as_begun,
-    check_place,
-    claim_workdir,
-    described,
-    device_here,
-    fitted,
-    network_notes,
-    note_device,
-    other_plan,
-    planned,
-    provenance,
-    start_notes,
-)
+from covid_jax.training.provenance import device_here, note_device, provenance
+from covid_jax.training.run import fitted, network_notes, other_plan, planned, start_notes
 from covid_jax.training.state import new_params
+from covid_jax.training.workdir import as_begun, check_place, claim_workdir, described
 from covid_jax.transfer.strategies import network_of
 from tests.conftest import ROOT, tiny
 

@@ -1,0 +1,214 @@
+"""The work directory of a run: what it is by, and who may go on in it."""
+
+import dataclasses
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from covid_jax.config import Config, differences, to_dict
+from covid_jax.data.normalization import channel_of
+from covid_jax.data.plan import Plan, load_plan, save_plan
+from covid_jax.data.store import StoredDataset
+from covid_jax.errors import UserError
+from covid_jax.files import read_json, refuse_inside, write_json
+from covid_jax.label_space import labels_json
+from covid_jax.training.checkpoint import load_config, newest_step
+from covid_jax.training.provenance import changes, device_here, load_provenance, provenance
+from covid_jax.training.state import epochs_of, learning_rate, schedule
+
+_MADE = (
+    *("predictions", "metrics.json", "postprocessing.json", "model", "best"),
+    *("log.jsonl", "progress.png"),
+)
+
+_MAY_CHANGE = (
+    "data.prepared_dir",
+    "data.workers",
+    "pretrained",
+    "study.",
+    "inference.",
+    "checkpoint_every",
+    "mesh.",
+    "label_space.names",
+)
+"""Settings that a run may be continued with although they changed: they move no parameter, or, the
+mesh, by no more than the rounding of its sums."""
+
+_MADE_BY_INFERENCE = ("metrics.json", "postprocessing.json", "model")
+"""What a run makes by the settings of its inference."""
+
+_MADE_AT_THE_END = ("predictions", *_MADE_BY_INFERENCE)
+"""What a run makes of its last parameters."""
+
+
+def claim_workdir(
+    workdir: Path,
+    config: Config,
+    plan: Plan,
+    datasets: Sequence[StoredDataset] = (),
+    accept_changes: bool = False,
+) -> None:
+    """Writes what a run is by, or checks that what is there is this run's.
+
+    That is config.json, plan.json, provenance.json, and dataset.json for the names of its classes.
+
+    config.json always says what the run goes on with: settings that move no parameter may change,
+    and the number of epochs, which is told; provenance.json keeps the one before.
+    With `accept_changes` the run's provenance may differ from the one that is there. The device
+    may, but for config.deterministic: another one rounds otherwise.
+
+    Raises:
+      UserError: the work directory belongs to a run with another config, plan or provenance; or
+        it was tested with other settings of inference.
+    """
+    check_settings(workdir, config, plan)
+    is_new = not (workdir / "config.json").is_file()
+    origin, path = provenance(config, datasets), workdir / "provenance.json"
+    known = load_provenance(workdir)
+    devices = known.get("devices", [])
+    before = config if is_new else load_config(workdir)
+    kept = _earlier_lengths(workdir, config, before, known)
+    origin |= kept
+    changed = changes(origin, known | kept) if known else []
+    if changed and accept_changes:
+        for name in ("metrics.json", "postprocessing.json"):
+            (workdir / name).unlink(missing_ok=True)
+        shutil.rmtree(workdir / "model", ignore_errors=True)
+        print(f"{workdir}: goes on with changes ({'; '.join(changed)}); its test is done again")
+    if known and not accept_changes:
+        what = "data or program"
+        if not changed and config.deterministic and devices:
+            changed, what = differences(device_here(), devices[-1]), "the device"
+        if changed:
+            raise UserError(
+                f"{workdir}: {what} changed since the run began ({'; '.join(changed)}); "
+                "use another --workdir, or --accept_changes to go on"
+            )
+    if not (known or is_new):
+        print(f"note: {path} is missing, which told of changed data; it is made anew")
+    if known != (origin := origin | {"devices": devices}):
+        write_json(path, origin)
+    if is_new:
+        save_plan(workdir / "plan.json", plan)
+    classes = workdir / "dataset.json"
+    if datasets and (told := described(config, plan)) != read_json(classes):
+        write_json(classes, told)
+    if epochs_of(before) != epochs_of(config):
+        print(_going_on(workdir, config, before))
+    if is_new or before != config:
+        write_json(workdir / "config.json", to_dict(config))
+
+
+def _earlier_lengths(
+    workdir: Path, config: Config, before: Config, known: dict[str, Any]
+) -> dict[str, Any]:
+    """For provenance.json, how many epochs a run was to have until which step, if not always these.
+
+    `before` is its config, and `known` its provenance, up to now.
+    """
+    lengths, step = list(known.get("earlier_lengths", ())), newest_step(workdir)
+    earlier = {"epochs": epochs_of(before), "until_step": step}
+    if step and epochs_of(before) != epochs_of(config) and lengths[-1:] != [earlier]:
+        lengths.append(earlier)
+    return {"earlier_lengths": lengths} if lengths else {}
+
+
+def _going_on(workdir: Path, config: Config, before: Config) -> str:
+    """A line on a run that goes on to another number of epochs."""
+    first, epochs, total = schedule(config)
+    epoch = newest_step(workdir) // config.steps_per_epoch
+    told = f"{workdir}: going on to {epochs} epochs instead of {epochs_of(before)}"
+    if epoch == epochs:
+        return f"{told}, which are trained"
+    rate = learning_rate(config, first + epoch)
+    return f"{told}: its schedule is over {total} now, learning rate {rate:.4g} in epoch {epoch}"
+
+
+def described(config: Config, plan: Plan) -> dict[str, Any]:
+    """The dataset.json, as nnU-Net has it, of what a run predicts.
+
+    Classes get names where the config, which is of before it knew them, has none.
+    """
+    return {
+        "channel_names": {
+            str(k): channel_of(how.scheme) for k, how in enumerate(plan.normalization)
+        },
+        **labels_json(config.label_space, config.model.num_classes),
+        "file_ending": ".nii.gz",
+    }
+
+
+def check_place(workdir: Path, config: Config) -> None:
+    """Raises a UserError where `workdir` is no run and holds what a run would write over.
+
+    Or where it is the best epoch of another, or lies in the prepared data.
+    """
+    if workdir.name == "best" and (workdir.parent / "config.json").is_file():
+        raise UserError(
+            f"{workdir}: is the best epoch of the run {workdir.parent}, and that one goes on; "
+            "give another --workdir"
+        )
+    if config.data.prepared_dir:
+        refuse_inside(workdir, Path(config.data.prepared_dir), "--workdir")
+    held = [name for name in _MADE if (workdir / name).exists()]
+    if held and not (workdir / "config.json").is_file():
+        raise UserError(
+            f"{workdir}: is no run, it has no config.json, and holds {', '.join(held)}, which a "
+            "run writes over; give another --workdir"
+        )
+
+
+def as_begun(config: Config, workdir: Path) -> Config:
+    """`config` with the dtype of the run in `workdir`, where it says "auto" and there is one.
+
+    So a run that began on a GPU goes on as it began, wherever that is.
+    """
+    if config.dtype != "auto" or not (workdir / "config.json").is_file():
+        return config
+    return dataclasses.replace(config, dtype=load_config(workdir).dtype)
+
+
+def check_settings(workdir: Path, config: Config, plan: Plan) -> None:
+    """Raises a UserError where `workdir` belongs to a run with another config or plan.
+
+    And where what was made with other settings of inference, or after another number of epochs, is
+    there already; or where more epochs are trained than there are to be.
+    """
+    if not (workdir / "config.json").is_file():
+        return
+    every = differences(to_dict(config), to_dict(load_config(workdir)))
+    length = "pretraining_epochs: " if config.pretraining else "epochs: "
+    changed = [line for line in every if not line.startswith((*_MAY_CHANGE, length))]
+    if changed:
+        raise UserError(
+            f"{workdir} holds a run with another config ({'; '.join(changed)}); "
+            "use another --workdir, or delete it to start over"
+        )
+    otherwise = [line for line in every if line.startswith("inference.")]
+    made = [name for name in _MADE_BY_INFERENCE if (workdir / name).exists()]
+    if otherwise and made:
+        raise UserError(
+            f"{workdir}: {', '.join(made)} there are of other settings ({'; '.join(otherwise)}); "
+            "delete them to have them made with these"
+        )
+    if other := [line for line in every if line.startswith(length)]:
+        _check_length(workdir, config, other[0])
+    if load_plan(workdir / "plan.json").hash != plan.hash:
+        raise UserError(f"{workdir} holds a run on data of another plan; use another --workdir")
+
+
+def _check_length(workdir: Path, config: Config, told: str) -> None:
+    """Raises a UserError where a run cannot go on to another number of epochs."""
+    trained = -(-newest_step(workdir) // config.steps_per_epoch)
+    if epochs_of(config) < trained:
+        raise UserError(
+            f"{workdir}: {trained} epochs are trained, and {told}; give as many or more, or "
+            "another --workdir"
+        )
+    made = [name for name in _MADE_AT_THE_END if (workdir / name).exists()]
+    if made:
+        raise UserError(
+            f"{workdir}: {', '.join(made)} there are of another number of epochs ({told}); delete "
+            "them to go on, and the end makes them anew"
+        )

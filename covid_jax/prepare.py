@@ -12,7 +12,8 @@ what is not taken, what is missing, what would be mended and what would be refus
 --planner plans a network too, by nnU-Net's rules for a GPU of --gpu_memory_gb: patch, batch and
 stages, at the resolution that --configuration names. plan.json has them under nnU-Net's names.
 --plan_from=RUN takes the plan of a run or of an imported network instead, so that its network finds
-the data as it knows it; --plans=plans.json that of nnU-Net, its configuration named.
+the data as it knows it (channels of other kinds are normalised by the data's own intensities);
+--plans=plans.json that of nnU-Net, its configuration named.
 
 CT is in HU. Scans that cannot be in HU are refused, but for 8-bit grey, which is mapped back;
 --intensities tells how their values are read instead: hu (they are), 8bit, offset1024 (HU + 1024),
@@ -109,7 +110,8 @@ def _given_plan(raw_dir: Path) -> Plan | None:
     """The plan, with its network, that --plan_from or --plans names."""
     if _PLAN_FROM.value:
         run = Path(_PLAN_FROM.value)
-        return replace(load_plan(run / "plan.json"), topology=topology_of(load_config(run)))
+        topology = topology_of(load_config(run))
+        return replace(load_plan(run / "plan.json"), topology=topology)
     if _PLANS.value:
         path, configuration = Path(_PLANS.value), _CONFIGURATION.value or Planning.configuration
         return nnunet_plan(path, raw_dir / "dataset.json", configuration)

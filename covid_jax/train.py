@@ -16,7 +16,7 @@ mesh (--config.mesh.data, --config.mesh.space) spans their devices. They share t
 
 A run is a strategy and the source of its pre-training (scratch, continual-SOURCE, body-SOURCE,
 frozen_encoder-SOURCE, multi_encoder-SOURCE), or pretraining-SOURCE; sources are msd, structseg,
-nsclc and multi_lesion.
+nsclc and multi_lesion, or any name: of a prepared dataset, or of what --config.pretrained is.
 """
 
 import contextlib

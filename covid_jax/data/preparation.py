@@ -86,10 +86,11 @@ def prepare_dataset(
 
     Cases that are there from the same files, in the same way, are kept; cases that the raw dataset
     no longer has are removed. The plan is `out_dir`/plan.json; where there is none yet, it is
-    `plan`, or the training cases of fold `plan_fold` of this dataset make it, with a network where
-    there is `planning` for one. As many cases are worked on at once as there are `processes`. With
-    `skip_bad` all are read first, and those that cannot be read safely are left out of the dataset
-    and its folds, each with a line that says why. The other arguments are open_dataset's.
+    `plan` (for channels of other kinds with the dataset's own intensities), or the training cases
+    of fold `plan_fold` of this dataset make it, with a network where there is `planning` for one.
+    As many cases are worked on at once as there are `processes`. With `skip_bad` all are read
+    first, and those that cannot be read safely are left out of the dataset and its folds, each with
+    a line that says why. The other arguments are open_dataset's.
 
     Raises:
       UserError: the raw dataset is incomplete, a case of it is damaged (names the file), or
@@ -502,9 +503,11 @@ def _plan(
     if not known_plan(out_dir):
         with only_here(out_dir, "a preparation that makes plan.json"):
             if not known_plan(out_dir):
-                save_plan(path, given or _plan_of(raw, fold, processes, planning))
+                save_plan(path, _first_plan(raw, fold, processes, planning, given))
     plan = load_plan(path)
     _refuse_other_channels(raw, plan, path)
+    if given and given.schemes != raw.schemes:
+        given = _with_intensities_of(plan, given)
     if given and given.hash != plan.hash:
         raise UserError(
             f"{path}: is there already, and another plan than the one that is given; give another "
@@ -516,6 +519,26 @@ def _plan(
             "are prepared again where its grid is another"
         )
     return plan
+
+
+def _first_plan(
+    raw: RawDataset, fold: int, processes: int, planning: Planning | None, given: Plan | None
+) -> Plan:
+    if given and given.schemes == raw.schemes:
+        return given
+    own = _plan_of(raw, fold, processes, planning)
+    if not given:
+        return own
+    tqdm.write(
+        f"{raw.name}: its channels ({', '.join(raw.channels)}) are normalised by its own "
+        f"intensities, as the plan that is given is of {', '.join(given.schemes)}"
+    )
+    return _with_intensities_of(own, given)
+
+
+def _with_intensities_of(own: Plan, given: Plan) -> Plan:
+    """The plan that is given, for the channels of another one."""
+    return replace(given, normalization=own.normalization, training_cases=own.training_cases)
 
 
 def _plan_of(raw: RawDataset, fold: int, processes: int, planning: Planning | None) -> Plan:

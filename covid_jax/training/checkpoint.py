@@ -300,7 +300,9 @@ def load_config(workdir: str | Path) -> Config:
     """
     path = Path(workdir) / "config.json"
     if not path.is_file():
-        raise UserError(f"{workdir}: not the work directory of a run, it has no config.json")
+        runs = [str(found.parent) for found in sorted(Path(workdir).glob("*/config.json"))]
+        holds = f", but holds runs; give one of {', '.join(runs)}" if runs else ""
+        raise UserError(f"{workdir}: not the work directory of a run, it has no config.json{holds}")
     config = read_config(path)
     try:
         check_prediction(config)

@@ -12,6 +12,7 @@ import SimpleITK as sitk
 
 from covid_jax.data.check import check
 from covid_jax.data.datasets import Case, Split
+from covid_jax.data.normalization import Z_SCORE, Normalization
 from covid_jax.data.phantom import write_raw_dataset
 from covid_jax.data.plan import load_plan, save_plan
 from covid_jax.data.planner import Planning, coarsest_first
@@ -542,6 +543,21 @@ def test_labels_that_would_be_lost_are_refused(raw, tmp_path, labels, message):
     describe(raw, labels)
     with pytest.raises(UserError, match=rf"dataset\.json: .*{message}"):
         prepare_dataset("nnunet", raw, tmp_path / "out")
+
+
+def test_a_plan_of_other_channels_gives_its_grid_and_the_data_its_intensities(
+    raw, prepared, tmp_path, capsys
+):
+    """As of a pre-training on two channels of MR."""
+    own = load_plan(prepared / "plan.json")
+    mr = (Normalization(Z_SCORE),) * 2
+    given = dataclasses.replace(own, spacing_mm=(4.0, 3.0, 3.0), normalization=mr)
+    for _ in range(2):  # the second time with its plan.json
+        prepare_dataset("nnunet", raw, tmp_path / "theirs", plan=given)
+    plan = load_plan(tmp_path / "theirs" / "plan.json")
+    assert plan == dataclasses.replace(own, spacing_mm=given.spacing_mm)
+    told = "its channels (CT) are normalised by its own intensities, as the plan that is given"
+    assert f"{told} is of {Z_SCORE}, {Z_SCORE}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("by", ["spacing", "turn"])

@@ -1,4 +1,9 @@
-"""Any nnU-Net model is fine-tuned on any dataset by three commands."""
+"""Any nnU-Net model is fine-tuned on any dataset by the three commands of docs/transfer.md."""
+
+import os
+import shlex
+import subprocess
+import sys
 
 import json
 
@@ -21,27 +26,39 @@ FEW = (
 )
 
 
-def test_an_imported_model_is_fine_tuned_on_data_prepared_by_its_plan(tmp_path, command):
-    """One of nnU-Net v1, whose network has no biases in its heads: no plan could tell."""
-    model, imported = ROOT / "tests" / "files" / "nnunet_version_1", tmp_path / "imported"
-    write_raw_dataset("phantom", tmp_path / "raw", 3, seed=0)
-    prepared, workdir = tmp_path / "prepared", tmp_path / "mine"
-    for name, *arguments in (
-        ("import_nnunet", f"--checkpoint={model}", f"--out_dir={imported}"),
-        (
-            "prepare",
-            *("--dataset=nnunet", "--name=mine", f"--plan_from={imported}"),
-            *(f"--raw_dir={tmp_path / 'raw'}", f"--out_dir={prepared}"),
-        ),
-        (
-            "train",
-            f"--config={ROOT}/configs/nnunet.py:frozen_encoder-imported",
-            *(f"--workdir={workdir}", f"--config.pretrained={imported}", *FEW),
-            *(f"--config.data.prepared_dir={prepared}", "--config.data.datasets=('mine',)"),
-        ),
-    ):
-        finished = command(name, *arguments)
+def documented_commands():
+    """What the first code block of the chapter says, as lists of arguments."""
+    chapter = (ROOT / "docs" / "transfer.md").read_text().split("## Fine-tune any nnU-Net model")[1]
+    block = chapter.split("```")[1].replace("\\\n", " ")
+    return [shlex.split(line) for line in block.strip().splitlines()]
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A folder in which the commands find MODEL, Dataset100_Mine and configs.
+
+    The model is one of nnU-Net v1, whose network has no biases in its heads: no plan could tell.
+    """
+    (tmp_path / "MODEL").symlink_to(ROOT / "tests" / "files" / "nnunet_version_1")
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    write_raw_dataset("phantom", tmp_path / "Dataset100_Mine", 3, seed=0)
+    return tmp_path
+
+
+def test_the_documented_commands_fine_tune_a_model_on_data_prepared_by_its_plan(place):
+    for python, *arguments in documented_commands():
+        assert python == "python"
+        few = FEW if "covid_jax.train" in arguments else ()
+        finished = subprocess.run(
+            [sys.executable, *arguments, *few],
+            capture_output=True,
+            text=True,
+            cwd=place,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"},
+            check=False,
+        )
         assert finished.returncode == 0, finished.stderr
+    imported, workdir = place / "runs" / "imported", place / "runs" / "mine"
     assert "another plan" not in finished.stdout
     before, after = load_config(imported), load_config(workdir)
     assert after.model.features_per_stage == before.model.features_per_stage
@@ -118,3 +135,11 @@ def test_datasets_of_other_channels_do_not_lie_side_by_side(tmp_path, channels):
     with pytest.raises(UserError, match=r"/b: its channels \(.*MR\) want .*; give another --out"):
         prepare_dataset("nnunet", tmp_path / "b", tmp_path / "out", called="b")
     assert not (tmp_path / "out" / "b" / "dataset.json").exists()
+
+
+def test_a_folder_of_several_imported_folds_is_refused_with_their_names(tmp_path):
+    for fold in ("fold_0", "fold_1"):
+        (tmp_path / fold).mkdir()
+        (tmp_path / fold / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"but holds runs; give one of .*fold_0, .*fold_1"):
+        load_config(tmp_path)

@@ -298,3 +298,75 @@ def test_an_export_says_what_nnunet_cannot_do():
     lines = not_in_nnunet(config, own, Postprocessing(0.3, largest_only=True))
     for what in ("LPS", "logits", "--disable_tta", "-step_size 0.75", "0.3", "largest", "half"):
         assert any(what in line for line in lines), what
+
+
+BLOCKS = "dynamic_network_architectures.building_blocks.residual."
+NETWORKS = "dynamic_network_architectures.architectures."
+PLAIN, WITH_REGIONS = {"background": 0, "a": 1}, {"background": 0, "whole": [1, 2], "core": 2}
+
+
+def plain(place, value):
+    """A plain network's plans with a value, and what else tells a run."""
+    return changed(PLANS, place, value), DATASET, {}
+
+
+def residual_with(key, value):
+    """A residual encoder's plans with a value."""
+    return changed(RESIDUAL_PLANS, ARGUMENTS + key, value), DATASET, {}
+
+
+def of_dataset(**values):
+    """A dataset.json with values."""
+    return PLANS, DATASET | values, {}
+
+
+REFUSED = {
+    "a 2D configuration": (PLANS, DATASET, {"configuration": "2d"}),
+    "the second stage of a cascade": (PLANS, DATASET, {"configuration": "3d_cascade_fullres"}),
+    "a reader of other files": plain("image_reader_writer", "NaturalImage2DIO"),
+    "another preprocessor": plain(FULLRES + "preprocessor_name", "MyPreprocessor"),
+    "a normalisation of one's own": plain(FULLRES + "normalization_schemes", ["MyNormalization"]),
+    "a mask for others than z-scores": plain(FULLRES + "use_mask_for_norm", [True]),
+    "another resampling": plain(FULLRES + "resampling_fn_data", "no_resampling_hack"),
+    "a label manager of one's own": plain("label_manager", "MyLabelManager"),
+    "a key of a configuration that is not known": plain(FULLRES + "flavour", 1),
+    "a transformer": plain(FULLRES + "architecture/network_class_name", NETWORKS + "primus.Primus"),
+    "a residual decoder": plain(
+        FULLRES + "architecture/network_class_name", NETWORKS + "unet.ResidualUNet"
+    ),
+    "another norm": plain(ARGUMENTS + "norm_op", "torch.nn.BatchNorm3d"),
+    "another nonlinearity": plain(ARGUMENTS + "nonlin", "torch.nn.ReLU"),
+    "dropout": plain(ARGUMENTS + "dropout_op", "torch.nn.Dropout3d"),
+    "convolutions without bias": plain(ARGUMENTS + "conv_bias", False),
+    "the nonlinearity before the norm": plain(ARGUMENTS + "nonlin_first", True),
+    "strides in the first stage": plain(ARGUMENTS + "strides", [[2, 2, 2]] * 6),
+    "bottleneck blocks": residual_with("block", BLOCKS + "BottleneckD"),
+    "squeeze and excitation": residual_with("squeeze_excitation", True),
+    "stochastic depth": residual_with("stochastic_depth_p", 0.1),
+    "a stem of another width": residual_with("stem_channels", 16),
+    "a trainer of another network": (PLANS, DATASET, {"trainer": "nnUNetTrainerReLU"}),
+    "channels that plans and dataset count differently": of_dataset(
+        channel_names={"0": "CT", "1": "PET"}
+    ),
+    "label values with a gap": of_dataset(labels={"background": 0, "a": 2}),
+    "regions without their order": of_dataset(labels=WITH_REGIONS),
+    "an ignored value below another": of_dataset(labels=PLAIN | {"b": 3, "ignore": 2}),
+}
+"""What docs/nnunet.md says is refused: plans, dataset and what the checkpoint says."""
+
+
+def message_of(plans, dataset, **checkpoint):
+    """With which it is refused."""
+    with pytest.raises(UserError) as refused:
+        read_plans(plans, dataset, **checkpoint)
+    return str(refused.value)
+
+
+def test_the_documented_messages_are_those_that_come():
+    lines = (ROOT / "docs" / "nnunet.md").read_text().split("## Refused")[1].splitlines()
+    documented = {tuple(line.strip("| ").split(" | ")) for line in lines if line.startswith("| ")}
+    come = {
+        (what, message_of(plans, dataset, **checkpoint))
+        for what, (plans, dataset, checkpoint) in REFUSED.items()
+    }
+    assert come == documented - {("what", "message"), ("---", "---")}

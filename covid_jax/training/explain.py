@@ -70,13 +70,16 @@ def _initial_values(config: Config, params: Tree) -> list[str]:
         for path, origin in origins(strategy, params).items()
     )
     forward = [layer.top for layer in layers_of(config)]
-    return [
+    lines = [
         f"{top}: {f'copied from {source} of {where}' if source else 'new'}, "
         f"{leaves} leaves, {_size(jax.tree.leaves(params[top]))}"
         for (top, source), leaves in sorted(
             copied.items(), key=lambda item: forward.index(item[0][0])
         )
     ]
+    if config.first_conv:
+        lines.append(f"but for the first convolution, of other channels there: {config.first_conv}")
+    return lines
 
 
 def _frozen(config: Config, params: Tree) -> list[str]:

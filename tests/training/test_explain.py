@@ -52,6 +52,11 @@ def test_all_sections_are_there_for_every_strategy():
             assert f"\n  {section}" in text
 
 
+def test_it_says_what_becomes_of_a_first_convolution_of_other_channels():
+    text = explain(tiny("body-msd", first_conv="mean"))
+    assert "but for the first convolution, of other channels there: mean" in text
+
+
 def test_it_says_what_is_copied_new_and_frozen():
     lines = [line.split() for line in explain(tiny("multi_encoder-msd")).splitlines()]
     text = "\n".join(" ".join(line) for line in lines)

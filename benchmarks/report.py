@@ -1,4 +1,4 @@
-"""Renders tables and figures of README.md and docs/benchmarks.md from benchmarks/results/*.json.
+"""Renders tables and figures of README.md and of pages in docs from benchmarks/results/*.json.
 
     python -m benchmarks.report
 
@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = (
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("benchmarks", "data", "scaling")),
+    *(ROOT / "docs" / f"{name}.md" for name in ("benchmarks", "data", "scaling", "transfer")),
 )
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -35,6 +35,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     ),
     "epoch_time": lambda content: tables.epoch_time_table(content["results"], content["paper"]),
     "freezing": lambda content: tables.freezing_table(content["results"]),
+    "fine_tuning": lambda content: tables.fine_tuning_table(content["results"]),
     "convolution": lambda content: tables.convolution_table(content["results"]),
     "inference": lambda content: tables.inference_table(content["results"]),
     "scaling": lambda content: tables.scaling_table(content["results"]),

@@ -509,6 +509,21 @@ def checkpoints_table(lines: Sequence[Line]) -> str:
     )
 
 
+def fine_tuning_table(lines: Sequence[Line]) -> str:
+    """One row a strategy: the mean DSC, beside scratch's, and the cases in which it is ahead."""
+    scratch = next(line for line in lines if line["strategy"] == "scratch")
+    rows = [f"{'strategy':<16}{'DSC':>7}{'to scratch':>12}{'cases ahead':>13}"]
+    for line in lines:
+        row = f"{line['strategy']:<16}{line['dsc']:>7.3f}"
+        if line is not scratch:
+            ahead = sum(dsc > scratch["cases"][case] for case, dsc in line["cases"].items())
+            row += f"{line['dsc'] - scratch['dsc']:>+12.3f}"
+            share = f"{ahead} of {len(line['cases'])}"
+            row += f"{share:>13}"
+        rows.append(row)
+    return "\n".join(rows)
+
+
 def grid_hours_table(lines: Sequence[Line]) -> str:
     """The hours of the paper's grid; SIMULATED, but for the steps on one device."""
     rows = [

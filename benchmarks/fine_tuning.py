@@ -1,0 +1,78 @@
+r"""What does fine-tuning a network that nnU-Net trained give, by strategy, beside scratch?
+
+    python -m benchmarks.fine_tuning --config=configs/nnunet.py --workdir=runs/fine_tuning \
+        --config.pretrained=runs/imported --config.data.prepared_dir=prepared \
+        --config.data.datasets=mine --output=out
+
+The folder is prepared with --plan_from the imported network, so that scratch has its plan and its
+network too. Each strategy is a run of covid_jax.train, WORKDIR/STRATEGY; runs that are done stay.
+Writes fine_tuning.json: the DSC of every test case.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from benchmarks import environment
+from benchmarks.tables import fine_tuning_table
+from covid_jax.config import Config, check_config_arguments, config_from_flag
+from covid_jax.device import announce_device
+from covid_jax.errors import UserError, run_command
+from covid_jax.files import read_json
+from covid_jax.train import train
+from covid_jax.training.checkpoint import load_config
+from covid_jax.training.parallel import keep_compiled_programs
+from covid_jax.training.run import open_data, seen_before
+from covid_jax.transfer.strategies import STRATEGIES
+
+_CONFIG, _WORKDIR = flags.FLAGS["config"], flags.FLAGS["workdir"]  # as covid_jax.train has them
+_OUTPUT = flags.DEFINE_string("output", None, "Folder of the results.")
+
+
+def run_of(config: Config, strategy: str) -> Config:
+    """The run of `strategy` from config.pretrained, or from nothing."""
+    if not STRATEGIES[strategy].needs_pretraining:
+        return dataclasses.replace(config, strategy=strategy, source="none", pretrained="")
+    return dataclasses.replace(config, strategy=strategy, source="imported")
+
+
+def scores(workdir: Path) -> dict[str, float]:
+    """The DSC of every test case of a run."""
+    cases = json.loads((workdir / "metrics.json").read_text())["cases"]
+    return {name: case["dsc"] for name, case in cases.items()}
+
+
+def main() -> None:
+    """Trains, and writes what the flags say."""
+    config, output, workdir = config_from_flag(_CONFIG), _OUTPUT.value, _WORKDIR.value
+    if not (output and workdir and config.pretrained):
+        raise UserError("--output, --workdir or --config.pretrained is missing (see --help)")
+    announce_device()
+    keep_compiled_programs()
+    lines = []
+    for strategy in STRATEGIES:
+        place = Path(workdir) / strategy
+        train(run_of(config, strategy), place)
+        of_cases = scores(place)
+        mean = float(np.mean(list(of_cases.values())))
+        lines.append({"strategy": strategy, "dsc": mean, "cases": of_cases})
+    network = load_config(Path(workdir) / "scratch")
+    _, datasets = open_data(config, Path(workdir))
+    environment.save(
+        Path(output) / "fine_tuning.json",
+        lines,
+        pretraining=read_json(Path(config.pretrained) / "dataset.json").get("name", ""),
+        test_cases_seen_before=seen_before(config, datasets),
+        training_cases=len(datasets[0].split(config.fold).train),
+        steps=config.epochs * config.steps_per_epoch,
+        features_per_stage=network.model.features_per_stage,
+        patch_size=network.data.patch_size,
+    )
+    print(fine_tuning_table(lines))
+
+
+if __name__ == "__main__":
+    run_command(main, __doc__, check_config_arguments)

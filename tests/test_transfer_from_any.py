@@ -1,11 +1,10 @@
 """Any nnU-Net model is fine-tuned on any dataset by the three commands of docs/transfer.md."""
 
+import json
 import os
 import shlex
 import subprocess
 import sys
-
-import json
 
 import nibabel as nib
 import numpy as np

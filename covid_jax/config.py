@@ -152,8 +152,8 @@ class InferenceConfig:
     average: str = "probabilities"  # of windows and views, as nnU-Net v1; "logits" as v2
     sums: str = "float32"  # over windows; "float16" as nnU-Net v2, where weights vanish at edges
     mirror: bool = False  # average over the views mirrored along mirror_axes, 8 where it is all
-    # D, H, W by their numbers, along which the network's training mirrored (nnU-Net:
-    # inference_allowed_mirroring_axes). Empty: along none, and `mirror` is refused.
+    # D, H, W by their numbers, along which training mirrors, or an imported network's training did
+    # (nnU-Net: inference_allowed_mirroring_axes). Empty: along none, and `mirror` is refused.
     mirror_axes: tuple[int, ...] = (0, 1, 2)
     batch_size: int = 2  # windows at once
     threshold: float = 0.0  # of the lesions' probability; 0: the likeliest class

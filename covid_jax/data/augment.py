@@ -77,6 +77,7 @@ def augment(
     *,
     patch_size: Triple,
     at_once: bool,
+    mirror_axes: Sequence[int] = (0, 1, 2),
     masked: tuple[int, ...] = (),
 ) -> tuple[Array, Array]:
     """Rotates, scales, disturbs and mirrors each sample.
@@ -88,6 +89,7 @@ def augment(
       patch_size: (D, H, W), cut from the middle.
       at_once: all samples together, each through every transform, drawn or not, which keeps a GPU
         busy. Else one after another through what was drawn. The result is the same up to rounding.
+      mirror_axes: of D, H, W (0, 1, 2), along which samples are mirrored.
       masked: channels that are 0 again at the end where the label is OUTSIDE, which then is
         background.
 
@@ -97,7 +99,7 @@ def augment(
     choose = _both if at_once else jax.lax.cond
 
     def one(key: Array, image: Array, label: Array) -> tuple[Array, Array]:
-        return _augment_sample(key, image, label, patch_size, masked, choose)
+        return _augment_sample(key, image, label, patch_size, mirror_axes, masked, choose)
 
     if at_once:
         return jax.vmap(one)(keys, image, label)
@@ -120,6 +122,7 @@ def _augment_sample(
     image: Array,
     label: Array,
     patch_size: Triple,
+    mirror_axes: Sequence[int],
     masked: tuple[int, ...],
     choose: Choose,
 ) -> tuple[Array, Array]:
@@ -155,7 +158,7 @@ def _augment_sample(
             transform = by_channel(transform, of_channel)
         applies = jax.random.bernoulli(chosen, probability)
         image = choose(applies, transform, lambda _, image: image, drawn, image)
-    image, label = mirror(keys["mirror"], image, label, choose)
+    image, label = mirror(keys["mirror"], image, label, mirror_axes, choose)
     return mask_outside(image, label, masked) if masked else (image, label)
 
 
@@ -387,10 +390,15 @@ def _around_one(key: Array, lowest: float, highest: float) -> Array:
 
 
 def mirror(
-    key: Array, image: Array, label: Array, choose: Choose = jax.lax.cond
+    key: Array,
+    image: Array,
+    label: Array,
+    axes: Sequence[int] = (0, 1, 2),
+    choose: Choose = jax.lax.cond,
 ) -> tuple[Array, Array]:
-    """Flips each of D, H, W with probability 0.5."""
-    for axis, flip in enumerate(jax.random.bernoulli(key, shape=(3,))):
+    """Flips each of the axes of D, H, W with probability 0.5."""
+    flips = jax.random.bernoulli(key, shape=(3,))
+    for axis, flip in ((axis, flips[axis]) for axis in axes):
         image, label = choose(
             flip,
             lambda image, label, axis=axis: (jnp.flip(image, axis), jnp.flip(label, axis)),

@@ -53,7 +53,11 @@ def make_program(
     transform = optimizer(config.optimizer)
     apply = cut_along(network, mesh)
     augmentation = functools.partial(
-        augment, patch_size=config.data.patch_size, at_once=platform.at_once, masked=masked
+        augment,
+        patch_size=config.data.patch_size,
+        at_once=platform.at_once,
+        mirror_axes=config.inference.mirror_axes,
+        masked=masked,
     )
     augmented = where_it_lies(augmentation, mesh) if config.data.augment else None
     options = platform.compiler_options

@@ -134,7 +134,8 @@ def open_data(config: Config, workdir: Path) -> tuple[Plan, list[StoredDataset]]
 def planned(config: Config, plan: Plan | None) -> Config:
     """`config` for the plan's channels, with the network, patch and batch that it leaves open.
 
-    They are those of its pre-training, or of the plan where it starts from nothing.
+    They are those of its pre-training, or of the plan where it starts from nothing. Such a run is
+    mirrored along no axis that its pre-training was not mirrored along.
 
     Args:
       plan: the data's; None where no data is named.
@@ -174,12 +175,17 @@ def planned(config: Config, plan: Plan | None) -> Config:
         {name: value for name, value in values.items() if hasattr(part, name)}
         for part in (model, config.data)
     )
-    batch_dice = config.loss.batch_dice or topology.batch_dice
+    batch_dice, inference = config.loss.batch_dice or topology.batch_dice, config.inference
+    if before:  # left and right are not alike for a network that never saw them exchanged
+        axes = tuple(a for a in inference.mirror_axes if a in before.inference.mirror_axes)
+        mirrored = inference.mirror and bool(axes)
+        inference = dataclasses.replace(inference, mirror=mirrored, mirror_axes=axes)
     full = dataclasses.replace(
         config,
         model=dataclasses.replace(model, **of_model),
         data=dataclasses.replace(config.data, **of_batch),
         loss=dataclasses.replace(config.loss, batch_dice=batch_dice),
+        inference=inference,
     )
     check_prediction(full)
     return full
@@ -200,6 +206,8 @@ def network_notes(config: Config) -> list[str]:
     if all(given.values()):
         return []
     names = {own: [n for n, is_own in given.items() if is_own is own] for own in (False, True)}
+    if config.pretrained:
+        names[False].append("inference.mirror_axes")
     lines = [f"by {config.pretrained or 'plan.json'}: {', '.join(names[False])}"]
     return lines + ([f"by the config: {', '.join(names[True])}"] if names[True] else [])
 

@@ -35,6 +35,9 @@ _MAY_CHANGE = (
 """Settings that a run may be continued with although they changed: they move no parameter, or, the
 mesh, by no more than the rounding of its sums."""
 
+_MAY_NOT = "inference.mirror_axes: "
+"""Of these the one that training depends on too."""
+
 _MADE_BY_INFERENCE = ("metrics.json", "postprocessing.json", "model")
 """What a run makes by the settings of its inference."""
 
@@ -179,7 +182,11 @@ def check_settings(workdir: Path, config: Config, plan: Plan) -> None:
         return
     every = differences(to_dict(config), to_dict(load_config(workdir)))
     length = "pretraining_epochs: " if config.pretraining else "epochs: "
-    changed = [line for line in every if not line.startswith((*_MAY_CHANGE, length))]
+    changed = [
+        line
+        for line in every
+        if line.startswith(_MAY_NOT) or not line.startswith((*_MAY_CHANGE, length))
+    ]
     if changed:
         raise UserError(
             f"{workdir} holds a run with another config ({'; '.join(changed)}); "

@@ -207,6 +207,13 @@ def test_the_label_is_mirrored_with_its_image():
     assert len(flips) > 4
 
 
+def test_along_an_axis_that_is_not_mirrored_nothing_is():
+    image = jnp.broadcast_to(jnp.arange(6.0)[:, None, None, None], (6, 4, 4, 1))
+    for axes, ends in (((1, 2), {0.0}), ((0, 1), {0.0, 5.0})):
+        mirrored = (aug.mirror(jax.random.key(s), image, image[..., 0], axes) for s in range(20))
+        assert {float(flipped[0, 0, 0, 0]) for flipped, _ in mirrored} == ends
+
+
 def test_noise_has_mean_zero_and_at_most_its_largest_deviation():
     flat = jnp.zeros((40, 40, 40, 1))
     for seed in range(5):

@@ -212,6 +212,12 @@ def test_other_settings_of_inference_are_refused_where_theirs_have_made_somethin
     claim_workdir(tmp_path, before, PLAN)
 
 
+def test_axes_of_mirroring_are_those_that_the_run_is_trained_with(tmp_path):
+    claim_workdir(tmp_path, tiny(), PLAN)
+    with pytest.raises(UserError, match=r"another config \(inference\.mirror_axes: \[1\], was"):
+        claim_workdir(tmp_path, tiny(inference=InferenceConfig(mirror_axes=(1,))), PLAN)
+
+
 def trained(workdir, config, steps):
     """The run's folder as if it had been trained for as many steps."""
     claim_workdir(workdir, config, PLAN)
@@ -379,6 +385,22 @@ def test_what_a_config_leaves_empty_is_its_pretrainings_network(tmp_path):
     found = fitted(dataclasses.replace(config, pretrained=str(tmp_path)), PLAN, data)
     assert found.model == dataclasses.replace(of_version_1, num_classes=2, in_channels=1)
     assert found.data.patch_size == tiny().data.patch_size
+
+
+@pytest.mark.parametrize(
+    ("before", "asked", "axes"),
+    [((), (0, 1, 2), ()), ((0, 1), (0, 1, 2), (0, 1)), ((0, 1, 2), (2,), (2,))],
+)
+def test_fine_tuning_mirrors_along_no_axis_that_its_pretraining_did_not(
+    tmp_path, before, asked, axes
+):
+    """As TotalSegmentator's, whose left and right organs have labels of their own."""
+    claim_workdir(tmp_path, tiny(inference=InferenceConfig(mirror_axes=before)), PLAN)
+    config = load_config_file(f"{ROOT}/configs/nnunet.py:body-mine")
+    inference = dataclasses.replace(config.inference, mirror_axes=asked)
+    config = dataclasses.replace(config, pretrained=str(tmp_path), inference=inference)
+    found = planned(config, PLAN).inference
+    assert (found.mirror_axes, found.mirror) == (axes, bool(axes))
 
 
 def test_a_start_from_an_imported_network_names_it_and_an_older_provenance_goes_on(tmp_path):

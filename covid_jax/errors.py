@@ -23,6 +23,8 @@ REQUEUE_STATUS = 75
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """What asks a command to save and stop: kill, Kubernetes, Slurm; Slurm's --signal=USR1; Ctrl-C."""
 
+_MOST_NAMED = 8  # in one line
+
 _ONE_WISH_SECONDS = 5.0  # in which several signals are one, as Ctrl-C's and then a study's
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -210,3 +212,10 @@ def _parse_flags(arguments: list[str]) -> list[str]:
 def _fail(message: str) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(1)
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first names, and how many more there are."""
+    names = sorted(names)
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(names[:_MOST_NAMED]) + more

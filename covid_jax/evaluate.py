@@ -17,9 +17,9 @@ from typing import Any
 
 from absl import flags
 
-from covid_jax.data.scans import files_in, listed, masks_in
+from covid_jax.data.scans import files_in, masks_in
 from covid_jax.device import announce_cpu
-from covid_jax.errors import UserError, run_command
+from covid_jax.errors import UserError, listed, run_command
 from covid_jax.evaluation.folders import (
     check_output,
     described,

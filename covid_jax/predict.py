@@ -38,10 +38,10 @@ from covid_jax.data.preprocess import (
     read_channels,
 )
 from covid_jax.data.processes import each
-from covid_jax.data.scans import cases_in, listed, refuse_among
+from covid_jax.data.scans import cases_in, refuse_among
 from covid_jax.data.volume import files_of
 from covid_jax.device import announce_device
-from covid_jax.errors import StoppedError, UserError, run_command, writing
+from covid_jax.errors import StoppedError, UserError, listed, run_command, writing
 from covid_jax.files import digest, refuse_inside
 from covid_jax.inference.ensemble import open_ensemble
 from covid_jax.inference.masks import Origin, origin_of, write_mask

@@ -17,8 +17,8 @@ import numpy as np
 
 from covid_jax.config import OUTSIDE
 from covid_jax.data.normalization import scheme_of
-from covid_jax.data.scans import ENDINGS, channels_of, ending, files_in, listed
-from covid_jax.errors import UserError
+from covid_jax.data.scans import ENDINGS, channels_of, ending, files_in
+from covid_jax.errors import UserError, listed
 from covid_jax.files import read_json
 from covid_jax.label_space import LabelSpace, label_space
 

@@ -29,9 +29,8 @@ from covid_jax.data.plan import (
 from covid_jax.data.planner import Planning, Topology
 from covid_jax.data.preprocess import check_extent, nonzero_box, prepare_case, read_channels
 from covid_jax.data.processes import each
-from covid_jax.data.scans import listed
 from covid_jax.data.volume import files_of
-from covid_jax.errors import UserError
+from covid_jax.errors import UserError, listed
 from covid_jax.files import digest, refuse_inside
 from covid_jax.lock import only_here
 

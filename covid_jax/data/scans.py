@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from covid_jax.data.volume import ITK, NIFTI, files_of
-from covid_jax.errors import UserError
+from covid_jax.errors import UserError, listed
 
 ENDINGS = tuple(sorted((*NIFTI, *ITK), key=len, reverse=True))
-_MOST_NAMED = 8
 
 
 @dataclass(frozen=True)
@@ -59,18 +58,11 @@ def _composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def listed(names: Iterable[str]) -> str:
-    """The first names, and how many more there are."""
-    names = sorted(names)
-    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-    return ", ".join(names[:_MOST_NAMED]) + more
-
-
 def scans_in(path: Path) -> Scans:
     """The scans at `path`: a file, a folder of DICOM slices, or a folder of files and such folders.
 
     A scan NAME_0000.nii.gz is of the case NAME, as in nnU-Net's folders, unless NAME_0001 and the
-    like are there: networks here see one channel, so these are scans of their own.
+    like are there: these then are scans of their own (cases_in takes them for channels).
 
     Raises:
       UserError: there are none, or two of one name.

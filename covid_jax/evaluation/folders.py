@@ -12,9 +12,9 @@ from covid_jax.config import IGNORED
 from covid_jax.data.geometry import turned_like
 from covid_jax.data.labels import check_grid, check_values, read_mask
 from covid_jax.data.processes import each
-from covid_jax.data.scans import listed, masks_in
+from covid_jax.data.scans import masks_in
 from covid_jax.data.store import prepared_labels
-from covid_jax.errors import UserError
+from covid_jax.errors import UserError, listed
 from covid_jax.evaluation.metrics import (
     BOTH_EMPTY,
     NO_PREDICTION,

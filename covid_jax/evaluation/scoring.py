@@ -16,10 +16,10 @@ from covid_jax.config import IGNORED, Config, to_dict
 from covid_jax.data.geometry import turned_like
 from covid_jax.data.plan import Plan
 from covid_jax.data.preprocess import Geometry, Piece, PreparedCase, as_volume, gathered
-from covid_jax.data.scans import ending, listed, stem, visible
+from covid_jax.data.scans import ending, stem, visible
 from covid_jax.data.store import StoredDataset, digests, load_case
 from covid_jax.data.volume import read_volume
-from covid_jax.errors import writing
+from covid_jax.errors import listed, writing
 from covid_jax.evaluation.folders import evaluate_folders, save_metrics
 from covid_jax.evaluation.metrics import dice
 from covid_jax.inference.ensemble import digest_of

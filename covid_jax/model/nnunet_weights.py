@@ -14,7 +14,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from covid_jax.config import UNetConfig
-from covid_jax.errors import UserError
+from covid_jax.errors import UserError, listed
 from covid_jax.model.unet import UNet
 
 Tree = Any
@@ -32,7 +32,7 @@ def to_params(state_dict: Mapping[str, Any], config: UNetConfig) -> Tree:
       config: the topology; v1 has head_bias False and its kernel_sizes_decoder.
 
     Raises:
-      UserError: names that are missing or too many, all of them listed, or shapes that differ.
+      UserError: names that are missing or too many, or shapes that differ.
     """
     given = {_plain(name): np.asarray(value) for name, value in state_dict.items()}
     names_of = _v1_names if _is_v1(given) else _v2_names
@@ -43,7 +43,7 @@ def to_params(state_dict: Mapping[str, Any], config: UNetConfig) -> Tree:
     if missing or extra:
         raise UserError(
             "these weights are not of this network; "
-            f"missing: {', '.join(missing) or 'none'}; not known: {', '.join(extra) or 'none'}"
+            f"missing: {listed(missing) or 'none'}; not known: {listed(extra) or 'none'}"
         )
     params = {}
     for path, shape in shapes.items():

@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from covid_jax.config import Config
-from covid_jax.data.scans import listed
-from covid_jax.errors import UserError
+from covid_jax.errors import UserError, listed
 from covid_jax.evaluation.folders import load_metrics
 from covid_jax.evaluation.metrics import unscored
 from covid_jax.files import read_json

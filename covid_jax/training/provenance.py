@@ -8,10 +8,9 @@ import jax
 
 from covid_jax import __version__
 from covid_jax.config import Config, differences
-from covid_jax.data.scans import listed
 from covid_jax.data.store import StoredDataset, digests
 from covid_jax.device import cores, nvidia_driver
-from covid_jax.errors import UserError
+from covid_jax.errors import UserError, listed
 from covid_jax.files import read_json, write_json
 
 _COMPARED_APART = (

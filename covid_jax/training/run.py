@@ -1,7 +1,6 @@
 """What a run stands on: its prepared data, its network, the devices that it trains on."""
 
 import dataclasses
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,8 @@ from covid_jax.data.plan import Plan, load_plan
 from covid_jax.data.planner import topology_of
 from covid_jax.data.preparation import prepare_phantom
 from covid_jax.data.sampling import Batch, Sampler, Source, Stream
-from covid_jax.data.scans import listed
 from covid_jax.data.store import StoredDataset, load_case, load_dataset
-from covid_jax.errors import UserError
+from covid_jax.errors import UserError, listed
 from covid_jax.label_space import together
 from covid_jax.model.conv import form_in
 from covid_jax.training.checkpoint import Saved, load_config
@@ -287,8 +285,8 @@ def other_plan(config: Config, plan: Plan) -> list[str]:
         return []
     told = []
     for what in sorted(differ):
-        names = [name for name in here if _MEANING.get(name, name) == what]
-        theirs, ours = (_told(values, names) for values in (before, here))
+        (name,) = (name for name in here if _MEANING.get(name, name) == what)
+        theirs, ours = (_told(values[name]) for values in (before, here))
         told.append(f"{what} ({theirs} there, {ours} here)")
     return [
         f"note: {config.pretrained} was trained on data of another plan than this one's: "
@@ -296,16 +294,13 @@ def other_plan(config: Config, plan: Plan) -> list[str]:
     ]
 
 
-def _told(values: dict[str, Any], names: Sequence[str]) -> str:
-    rounded = (
-        [f"{v:.4g}" if isinstance(v, float) else str(v) for v in _tuple(values[name])]
-        for name in names
+def _told(value: Any) -> str:
+    """A value of a plan, in words."""
+    if not isinstance(value, tuple):
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return (" x " if all(isinstance(v, int | float) for v in value) else " and ").join(
+        map(_told, value)
     )
-    return " ".join(itertools.chain(*rounded))
-
-
-def _tuple(value: Any) -> tuple[Any, ...]:
-    return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
 def samplers(

@@ -314,7 +314,7 @@ def test_what_of_the_plan_differs_from_the_pretrainings_is_told(tmp_path):
     )
     (line,) = other_plan(config, other)
     assert line.startswith(f"note: {tmp_path} was trained on data of another plan")
-    assert "spacing in mm (2 1 1 there, 5 1 1 here)" in line
+    assert "spacing in mm (2 x 1 x 1 there, 5 x 1 x 1 here)" in line
     assert "intensities (CT clipped to -900 to 300 HU, mean -400, deviation 350 there, " in line
     assert "axes of the file (False there, True here)" in line
 

@@ -19,12 +19,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from absl import flags
-from matplotlib.ticker import MaxNLocator
 from tqdm import tqdm
 
 from benchmarks import environment
 from benchmarks.peers import torch_nnunet as peer
-from benchmarks.seeds import agreement, agreement_table
+from benchmarks.seeds import Curve, agreement, agreement_table, draw_curves
 from covid_jax.config import Config, DataConfig, OptimizerConfig, UNetConfig
 from covid_jax.data.sampling import Batch, Sampler
 from covid_jax.device import announce_device
@@ -56,7 +55,6 @@ CONFIG = Config(
     data=DataConfig(datasets=("phantom",), patch_size=(16, 48, 48), foreground_fraction=0.5),
 )
 
-Curve = list[float]
 Train = Callable[[Config, int, Sampler, Sampler], Curve]
 
 
@@ -108,15 +106,9 @@ def _overlap(net: torch.nn.Module, batch: Batch) -> dict[str, np.ndarray]:
 def draw(curves: dict[str, list[Curve]], path: Path) -> None:
     """The mean curve of each, over the band of its seeds."""
     figure, axes = plt.subplots(figsize=(6, 3.8))
-    for (name, runs), colour in zip(curves.items(), ("#31688e", "#ff5a36"), strict=True):
-        values = np.array(runs)
-        epochs = np.arange(1, values.shape[1] + 1)
-        axes.fill_between(epochs, values.min(0), values.max(0), color=colour, alpha=0.2)
-        axes.plot(epochs, values.mean(0), color=colour, label=f"{name}, mean of {len(runs)} seeds")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    draw_curves(axes, curves)
     axes.set(xlabel="epoch", ylabel="Dice over validation patches", ylim=(0, 1))
     axes.set_title("SYNTHETIC phantoms, the same patches for both; band: all seeds", fontsize=9)
-    axes.legend(fontsize=8, loc="lower right")
     figure.tight_layout()
     figure.savefig(path, dpi=130)
 

@@ -82,7 +82,7 @@ def _nested(rng: np.random.Generator, of: Phantoms) -> tuple[np.ndarray, np.ndar
         parts = [_ball(rng, of, centre, radius * share) for share in (1, 0.8, 0.6)]
         for part in range(1, 4):
             label[np.logical_and.reduce(parts[:part])] = part
-    hu = np.array([40, 90, 30, 140])[label.astype(int)] - 40 * (darker & (label == 0))
+    hu = np.array([40, 80, 120, 160])[label.astype(int)] - 40 * (darker & (label == 0))
     hu = hu + 10 * _texture(rng, of, 8) + 20 * rng.standard_normal(of.shape)
     body = _ball(rng, of, (np.array(of.shape) * of.spacing_mm) / 2, 46, bent=0.02)
     return np.where(body, hu, -1000)[None], np.where(body, label, 0)

@@ -18,7 +18,7 @@ from absl import flags
 
 from benchmarks import environment
 from benchmarks.tables import fine_tuning_table
-from covid_jax.config import Config, check_config_arguments, config_from_flag
+from covid_jax.config import check_config_arguments, config_from_flag, named_run
 from covid_jax.device import announce_device
 from covid_jax.errors import UserError, run_command
 from covid_jax.files import read_json
@@ -31,13 +31,6 @@ from covid_jax.transfer.strategies import STRATEGIES
 
 _CONFIG, _WORKDIR = flags.FLAGS["config"], flags.FLAGS["workdir"]  # as covid_jax.train has them
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the results.")
-
-
-def run_of(config: Config, strategy: str) -> Config:
-    """The run of `strategy` from config.pretrained, or from nothing."""
-    if not STRATEGIES[strategy].needs_pretraining:
-        return dataclasses.replace(config, strategy=strategy, source="none", pretrained="")
-    return dataclasses.replace(config, strategy=strategy, source="imported")
 
 
 def scores(workdir: Path) -> dict[str, float]:
@@ -54,12 +47,15 @@ def main() -> None:
     announce_device()
     keep_compiled_programs()
     lines = []
-    for strategy in STRATEGIES:
-        place = Path(workdir) / strategy
-        train(run_of(config, strategy), place)
+    for name, strategy in STRATEGIES.items():
+        place = Path(workdir) / name
+        if strategy.needs_pretraining:
+            train(named_run(config, f"{name}-imported"), place)
+        else:
+            train(dataclasses.replace(config, pretrained=""), place)
         of_cases = scores(place)
         mean = float(np.mean(list(of_cases.values())))
-        lines.append({"strategy": strategy, "dsc": mean, "cases": of_cases})
+        lines.append({"strategy": name, "dsc": mean, "cases": of_cases})
     network = load_config(Path(workdir) / "scratch")
     _, datasets = open_data(config, Path(workdir))
     environment.save(

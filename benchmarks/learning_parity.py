@@ -32,7 +32,7 @@ from covid_jax.training.parallel import make_mesh
 from covid_jax.training.program import make_program
 from covid_jax.training.run import open_data, samplers
 from covid_jax.training.state import initial_state, learning_rate, new_params
-from covid_jax.training.step import pseudo_dice
+from covid_jax.training.step import mean_dice, pseudo_dice
 
 matplotlib.use("agg")
 
@@ -76,7 +76,7 @@ def train_ours(config: Config, seed: int, training: Sampler, validation: Sampler
             program.eval_step(state.trainable, nothing, vars(validation.batch(step)))
             for step in range(config.validation_steps)
         ]
-        curve.append(pseudo_dice(jax.device_get(found)))
+        curve.append(mean_dice(pseudo_dice(jax.device_get(found))))
     return curve
 
 
@@ -87,7 +87,7 @@ def train_torch(config: Config, seed: int, training: Sampler, validation: Sample
     def validate(net: torch.nn.Module) -> None:
         with torch.no_grad():
             found = [_overlap(net, validation.batch(s)) for s in range(config.validation_steps)]
-        curve.append(pseudo_dice(found))
+        curve.append(mean_dice(pseudo_dice(found)))
 
     steps = config.epochs * config.steps_per_epoch
     peer.train(config, seed, training.batches(0, steps), validate)

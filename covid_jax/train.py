@@ -60,7 +60,7 @@ from covid_jax.training.processes import (
     supervise,
 )
 from covid_jax.training.program import make_program
-from covid_jax.training.progress import EpochLog, Progress, moving_average, with_bar
+from covid_jax.training.progress import EpochLog, Progress, dice_by_name, moving_average, with_bar
 from covid_jax.training.provenance import note_device
 from covid_jax.training.replay import replay
 from covid_jax.training.run import (
@@ -76,7 +76,7 @@ from covid_jax.training.run import (
     unfreezing,
 )
 from covid_jax.training.state import TrainState, learning_rate, new_params, schedule
-from covid_jax.training.step import pseudo_dice
+from covid_jax.training.step import mean_dice, pseudo_dice
 from covid_jax.training.watchdog import Watchdog
 from covid_jax.training.workdir import as_begun, check_place, claim_workdir
 from covid_jax.transfer import freezing
@@ -231,9 +231,11 @@ def validate(run: Run, state: TrainState, frozen: Any, epoch: int) -> dict[str, 
     if not found:
         return {}
     metrics = jax.device_get(found)
+    dice = pseudo_dice(metrics)
     return {
         "validation_loss": float(np.mean([batch["loss"] for batch in metrics])),
-        "validation_dice": pseudo_dice(metrics),
+        "validation_dice": mean_dice(dice),
+        **dice_by_name(run.config, dice),
         "validation_seconds": time.perf_counter() - began,
     }
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -17,8 +18,10 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 from tqdm import tqdm
 
+from covid_jax.config import Config
 from covid_jax.errors import UserError, writing
 from covid_jax.files import is_number, whole_file
+from covid_jax.label_space import class_names
 
 _PICTURE_SECONDS = 60.0  # between two pictures: drawing one takes half a second
 
@@ -107,6 +110,13 @@ def with_bar(steps: range, length: int, title: str, log: EpochLog) -> Iterator[i
             if log.loss is not None:
                 bar.set_postfix(loss=f"{log.loss:.3f}", refresh=False)
             bar.update()
+
+
+def dice_by_name(config: Config, dice: np.ndarray) -> dict[str, float]:
+    """Of the log, the validation Dice of each class or region of several, where it has one."""
+    names = config.label_space.names or class_names(config.model.num_classes)
+    each = zip(names, dice, strict=True) if len(names) > 1 else ()
+    return {f"validation_dice/{name}": float(d) for name, d in each if not math.isnan(d)}
 
 
 def moving_average(epochs: Sequence[dict[str, Any]], dice: float) -> float:

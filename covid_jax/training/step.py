@@ -118,12 +118,17 @@ def make_eval_step(
     return eval_step
 
 
-def pseudo_dice(found: Sequence[dict[str, np.ndarray]]) -> float:
-    """The mean over classes of the Dice over all voxels of the batches that eval_step saw.
+def pseudo_dice(found: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
+    """The Dice (K - 1,) of each class over all voxels of the batches that eval_step saw.
 
-    Of those that are in a batch or were found in one; 0 without any. nnU-Net: mean_fg_dice.
+    Of K regions (K,). NaN of what is in no batch and was found in none. nnU-Net:
+    dice_per_class_or_region.
     """
     overlap = np.sum([batch["overlap"] for batch in found], axis=0)
     volume = np.sum([batch["volume"] for batch in found], axis=0)
-    is_there = volume > 0
-    return float(np.mean(overlap[is_there] / volume[is_there])) if is_there.any() else 0.0
+    return np.where(volume > 0, overlap / np.maximum(volume, 1), np.nan)
+
+
+def mean_dice(dice: np.ndarray) -> float:
+    """The mean over the classes that have a Dice; 0 where none has. nnU-Net: mean_fg_dice."""
+    return 0.0 if np.isnan(dice).all() else float(np.nanmean(dice))

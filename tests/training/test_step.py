@@ -21,7 +21,7 @@ from covid_jax.training.state import (
     refreeze,
     schedule,
 )
-from covid_jax.training.step import make_eval_step, make_train_step, pseudo_dice
+from covid_jax.training.step import make_eval_step, make_train_step, mean_dice, pseudo_dice
 from covid_jax.transfer.freezing import join, leaf_paths, mask, split
 from covid_jax.transfer.strategies import STRATEGIES, initial_params
 from tests.conftest import tiny
@@ -211,9 +211,14 @@ def test_ignored_voxels_have_no_part_in_the_pseudo_dice():
 def test_a_class_that_is_in_no_batch_has_no_part_in_the_pseudo_dice():
     """nnU-Net: np.nanmean in on_validation_epoch_end."""
     of = lambda *values: np.array(values)  # noqa: E731
-    assert pseudo_dice([{"overlap": of(2, 0), "volume": of(4, 0)}]) == 0.5
-    assert pseudo_dice([{"overlap": of(2, 0), "volume": of(4, 3)}]) == 0.25
-    assert pseudo_dice([{"overlap": of(0), "volume": of(0)}]) == 0.0
+    for overlap, volume, expected in (
+        (of(2, 0), of(4, 0), 0.5),
+        (of(2, 0), of(4, 3), 0.25),
+        (of(0), of(0), 0.0),
+    ):
+        dice = pseudo_dice([{"overlap": overlap, "volume": volume}])
+        assert np.isnan(dice).tolist() == (volume == 0).tolist()
+        assert mean_dice(dice) == expected
 
 
 def test_pseudo_dice_is_the_dice_over_all_voxels_of_all_batches():

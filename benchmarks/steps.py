@@ -168,7 +168,7 @@ def optax_recipe(config: Config, platform: Platform, *, clip_in_front: bool) -> 
 
     options = platform.compiler_options
     settings_of_loss: dict[str, Any] = {
-        "batch_dice": config.loss.batch_dice,
+        "batch_dice": bool(config.loss.batch_dice),
         "label_space": config.label_space,
     }
 
@@ -261,7 +261,7 @@ def theirs(
     )
     loss_of = peer.loss(
         len(config.model.features_per_stage) - 1,
-        config.loss.batch_dice,
+        bool(config.loss.batch_dice),
         None if space.ignored is None else IGNORED,
         bool(space.regions),
     )

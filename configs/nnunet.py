@@ -31,7 +31,7 @@ def get_config(name: str = "scratch") -> Config:
     config = Config(
         model=_OF_THE_PLAN,
         data=DataConfig(datasets=("nnunet",), patch_size=(0, 0, 0), batch_size=0),
-        loss=LossConfig(),  # batch_dice where the plan has it
+        loss=LossConfig(batch_dice=None),
         inference=InferenceConfig(average="logits", mirror=True),
     )
     return named_run(config, name)

@@ -129,7 +129,8 @@ class DataConfig:
 class LossConfig:
     """Dice + cross-entropy with deep supervision, as nnU-Net."""
 
-    batch_dice: bool = False  # sum the Dice terms over the batch before the ratio
+    # Sum the Dice terms over the batch before the ratio; None: where the plan has it so.
+    batch_dice: bool | None = False
     # Of several datasets, each labels its own lesion: the classes that a case's dataset does not
     # label count as its background. Without it, other lesions that are there would be called wrong.
     # Of one dataset it changes nothing.
@@ -351,6 +352,7 @@ def planned_fields(config: Config) -> dict[str, bool]:
         "model.n_conv_per_stage_decoder": model.n_conv_per_stage_decoder,
         "data.patch_size": any(data.patch_size),
         "data.batch_size": data.batch_size,
+        "loss.batch_dice": config.loss.batch_dice is not None,
     }
     return {name: bool(value) for name, value in values.items()}
 

@@ -233,7 +233,7 @@ def train(
     """
     torch.manual_seed(seed)
     net = network(config.model)
-    loss_of = loss(len(config.model.features_per_stage) - 1, config.loss.batch_dice)
+    loss_of = loss(len(config.model.features_per_stage) - 1, bool(config.loss.batch_dice))
     sgd = optimizer(net, config.optimizer)
     for step, batch in enumerate(batches):
         epoch, place = divmod(step, config.steps_per_epoch)

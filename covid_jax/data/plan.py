@@ -18,6 +18,7 @@ from covid_jax.config import ANISOTROPY, OUTSIDE, check_types
 from covid_jax.data.geometry import AXES, Volume
 from covid_jax.data.normalization import CT, SCHEMES, Z_SCORE, Normalization, ct
 from covid_jax.data.planner import (
+    DETAILS,
     Planning,
     Topology,
     configurations,
@@ -252,7 +253,11 @@ def save_plan(path: Path, plan: Plan) -> None:
     topology = values.pop("topology")
     if topology is not None:
         stages = {"n_stages": len(topology["strides"])}
-        values |= stages | {name: value for name, value in topology.items() if value != ()}
+        values |= stages | {
+            name: value
+            for name, value in topology.items()
+            if value not in ((), DETAILS.get(name, ()))
+        }
     write_json(path, {"version": VERSION, **values})
 
 
@@ -287,7 +292,7 @@ def load_plan(path: Path) -> Plan:
 def _check(plan: Plan) -> None:
     """Raises a ValueError for what no plan holds."""
     try:
-        for part in (plan, *plan.normalization):
+        for part in (plan, *plan.normalization, *([plan.topology] if plan.topology else [])):
             check_types(part, "plan")
     except UserError as error:
         raise ValueError(str(error)) from error

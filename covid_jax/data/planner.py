@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from covid_jax.config import ANISOTROPY, Config
+from covid_jax.config import ANISOTROPY, Config, UNetConfig
 from covid_jax.errors import UserError
 
 Size = tuple[int, int, int]
@@ -74,6 +74,7 @@ class Topology:
     """A network and the batches that it is trained on, in nnU-Net's names.
 
     Of `n_conv_per_stage` (a plain encoder) and `n_blocks_per_stage` (a residual one) one is empty.
+    What no planner chooses otherwise, and a plan that is taken over may have otherwise, is DETAILS.
     """
 
     patch_size: Size
@@ -85,6 +86,24 @@ class Topology:
     n_conv_per_stage: tuple[int, ...] = ()
     n_blocks_per_stage: tuple[int, ...] = ()
     batch_dice: bool = False
+    kernel_sizes_decoder: tuple[Size, ...] = UNetConfig.kernel_sizes_decoder
+    conv_bias: bool = UNetConfig.conv_bias
+    head_bias: bool = UNetConfig.head_bias
+    norm_epsilon: float = UNetConfig.norm_epsilon
+    negative_slope: float = UNetConfig.negative_slope
+
+
+DETAILS = {
+    name: getattr(UNetConfig, name)
+    for name in (
+        "kernel_sizes_decoder",
+        "conv_bias",
+        "head_bias",
+        "norm_epsilon",
+        "negative_slope",
+    )
+}
+"""Fields of a topology that are in plan.json only where they are not these."""
 
 
 def topology_of(config: Config) -> Topology:

@@ -284,7 +284,13 @@ def intensity_properties(plan: Plan) -> dict[str, dict[str, float]]:
 def not_in_nnunet(config: Config, plan: Plan, postprocessing: Postprocessing) -> tuple[str, ...]:
     """What of a run nnU-Net cannot do with its network, and what to do about it: a line each."""
     inference = config.inference
+    patch, factors = config.data.patch_size, np.prod(config.model.strides, axis=0)
     limits = [
+        (
+            bool(np.any(patch % factors)),
+            f"The run's patch, {patch}, is no multiple of {tuple(factors.tolist())}: nnU-Net's "
+            "network stops with an error. Train it with one that is.",
+        ),
         (
             not plan.file_axes and plan.axes == Plan.axes,
             "The run turns each scan to head, back, left; nnU-Net takes the axes of the file. Give "

@@ -331,7 +331,7 @@ def load_pretrained(config: Config) -> Tree | None:
             f"{config.pretrained}: was trained on the source {theirs.source}, and "
             f"config.source={config.source}"
         )
-    for name in ("norm_epsilon", "negative_slope"):  # which the shapes of its leaves do not tell
+    for name in ("strides", "norm_epsilon", "negative_slope"):  # the shapes of leaves do not tell
         before, here = (getattr(c.model, name) for c in (theirs, config))
         if STRATEGIES[config.strategy].needs_pretraining and before != here:
             raise UserError(

@@ -6,19 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from covid_jax.config import (
     OUTSIDE,
     Config,
+    InferenceConfig,
     UNetConfig,
-    check_prediction,
     left_to_plan,
     planned_fields,
+    validate,
 )
 from covid_jax.data.augment import input_size
 from covid_jax.data.plan import Plan, load_plan
-from covid_jax.data.planner import topology_of
+from covid_jax.data.planner import DETAILS, topology_of
 from covid_jax.data.preparation import prepare_phantom
 from covid_jax.data.sampling import Batch, Sampler, Source, Stream
 from covid_jax.data.store import StoredDataset, load_case, load_dataset
@@ -144,12 +146,15 @@ def planned(config: Config, plan: Plan | None) -> Config:
     """
     if plan:
         config = _of_channels(config, len(plan.normalization))
+    before = load_config(config.pretrained) if config.pretrained else None
+    if before:
+        inference = _mirrored_as(config.inference, before.inference)
+        config = dataclasses.replace(config, inference=inference)
     left = left_to_plan(config)
     if not left:
         return config
-    before = load_config(config.pretrained) if config.pretrained else None
-    of_data = plan.topology if plan else None
-    topology = topology_of(before) if before else of_data
+    here = plan.topology if plan else None
+    topology = topology_of(before) if before else here
     if topology is None and plan is None:
         raise UserError(
             f"config.{left[0]} is empty, and nothing says the network: give "
@@ -161,32 +166,37 @@ def planned(config: Config, plan: Plan | None) -> Config:
             f"config.{left[0]} is empty, and plan.json plans no network: prepare with --planner, "
             "or give it"
         )
-    model, fields = config.model, {name.partition(".")[2] for name in left}
-    if before and not model.features_per_stage:  # with its biases and norms
-        model = dataclasses.replace(
-            before.model, in_channels=model.in_channels, num_classes=model.num_classes
+    names = {name.rpartition(".")[2] for name in left}
+    if "n_conv_per_stage" in names:
+        names |= {"n_blocks_per_stage"}
+    if "features_per_stage" in names:
+        names |= {name for name, usual in DETAILS.items() if getattr(config.model, name) == usual}
+    of_model, of_data, of_loss = (
+        {name: getattr(topology, name) for name in names if hasattr(part, name)}
+        for part in (config.model, config.data, config.loss)
+    )
+    model = dataclasses.replace(config.model, **of_model)
+    data = dataclasses.replace(config.data, **of_data)
+    loss = dataclasses.replace(config.loss, **of_loss)
+    full = dataclasses.replace(config, model=model, data=data, loss=loss)
+    validate(full)
+    factors = np.prod(model.strides, axis=0).tolist()
+    if any(size % factor for size, factor in zip(data.patch_size, factors, strict=True)):
+        raise UserError(
+            f"config.data.patch_size={data.patch_size}: must be multiples of {tuple(factors)}, by "
+            "which the network's strides make it smaller"
         )
-    if "n_conv_per_stage" in fields:
-        fields |= {"n_blocks_per_stage"}
-    values = {name: getattr(topology, name) for name in fields}
-    of_model, of_batch = (
-        {name: value for name, value in values.items() if hasattr(part, name)}
-        for part in (model, config.data)
-    )
-    batch_dice, inference = config.loss.batch_dice or topology.batch_dice, config.inference
-    if before:  # left and right are not alike for a network that never saw them exchanged
-        axes = tuple(a for a in inference.mirror_axes if a in before.inference.mirror_axes)
-        mirrored = inference.mirror and bool(axes)
-        inference = dataclasses.replace(inference, mirror=mirrored, mirror_axes=axes)
-    full = dataclasses.replace(
-        config,
-        model=dataclasses.replace(model, **of_model),
-        data=dataclasses.replace(config.data, **of_batch),
-        loss=dataclasses.replace(config.loss, batch_dice=batch_dice),
-        inference=inference,
-    )
-    check_prediction(full)
     return full
+
+
+def _mirrored_as(inference: InferenceConfig, before: InferenceConfig) -> InferenceConfig:
+    """Settings that mirror along no axis that a pre-training by those `before` did not.
+
+    Left and right are not alike for a network that never saw them exchanged.
+    """
+    axes = tuple(axis for axis in inference.mirror_axes if axis in before.mirror_axes)
+    mirror = inference.mirror and bool(axes)
+    return dataclasses.replace(inference, mirror=mirror, mirror_axes=axes)
 
 
 def _of_channels(config: Config, channels: int) -> Config:

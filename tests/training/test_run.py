@@ -6,11 +6,11 @@ import re
 
 import pytest
 
-from covid_jax.config import InferenceConfig, load_config_file, to_dict
+from covid_jax.config import InferenceConfig, LossConfig, load_config_file, to_dict
 from covid_jax.data.datasets import Split
 from covid_jax.data.normalization import ct
-from covid_jax.data.plan import Plan
-from covid_jax.data.planner import Topology
+from covid_jax.data.plan import Plan, load_plan, save_plan
+from covid_jax.data.planner import Topology, topology_of
 from covid_jax.data.store import StoredDataset
 from covid_jax.errors import UserError
 from covid_jax.label_space import LabelSpace
@@ -354,6 +354,16 @@ def test_what_a_config_leaves_empty_is_the_plans_and_what_it_has_wins(tmp_path):
     wins = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=2))
     assert fitted(wins, plan, data).data.batch_size == 2
     assert fitted(wins, plan, data).data.patch_size == (8, 16, 24)
+    odd = dataclasses.replace(config.data, patch_size=(8, 15, 24))
+    none = dataclasses.replace(config.data, batch_size=-1)
+    for wrong, told in (
+        (odd, r"multiples of \(1, 2, 2"),
+        (none, r"batch_size=-1: must be greater"),
+    ):
+        with pytest.raises(UserError, match=told):
+            fitted(dataclasses.replace(config, data=wrong), plan, data)
+    apart = dataclasses.replace(config, loss=LossConfig(batch_dice=False))
+    assert not fitted(apart, plan, data).loss.batch_dice
     three = dataclasses.replace(config.model, features_per_stage=(4, 8, 16))
     with pytest.raises(UserError, match=r"config\.model\.\w+=.*must have 3"):
         fitted(dataclasses.replace(config, model=three), plan, data)
@@ -382,9 +392,30 @@ def test_what_a_config_leaves_empty_is_its_pretrainings_network(tmp_path):
     claim_workdir(tmp_path, tiny(model=of_version_1), PLAN)
     data = [StoredDataset("one", tmp_path, LabelSpace(("a",)), (), True)]
     config = load_config_file(f"{ROOT}/configs/nnunet.py:body-mine")
-    found = fitted(dataclasses.replace(config, pretrained=str(tmp_path)), PLAN, data)
+    config = dataclasses.replace(config, pretrained=str(tmp_path))
+    found = fitted(config, PLAN, data)
     assert found.model == dataclasses.replace(of_version_1, num_classes=2, in_channels=1)
     assert found.data.patch_size == tiny().data.patch_size
+    own = dataclasses.replace(config.model, strides=((1, 1, 1),) * 3, negative_slope=0.5)
+    model = fitted(dataclasses.replace(config, model=own), PLAN, data).model
+    assert (model.strides, model.negative_slope) == (own.strides, 0.5)
+    assert model.kernel_sizes == of_version_1.kernel_sizes
+
+
+def test_a_plan_has_what_its_network_has_otherwise_than_those_that_are_planned(tmp_path):
+    """So a run that starts from nothing has the network of the plan that was taken over."""
+    model = dataclasses.replace(tiny().model, head_bias=False, negative_slope=0.2)
+    plan = dataclasses.replace(PLAN, topology=topology_of(tiny(model=model)))
+    save_plan(tmp_path / "plan.json", plan)
+    assert load_plan(tmp_path / "plan.json") == plan
+    config = load_config_file(f"{ROOT}/configs/nnunet.py")
+    assert planned(config, plan).model == model
+    usual = dataclasses.replace(PLAN, topology=topology_of(tiny()))
+    save_plan(tmp_path / "plan.json", usual)
+    assert (
+        not {"head_bias", "negative_slope"}
+        & json.loads((tmp_path / "plan.json").read_text()).keys()
+    )
 
 
 @pytest.mark.parametrize(

@@ -577,7 +577,7 @@ def check_config_arguments(arguments: list[str]) -> None:
 def load_config_file(spec: str) -> Config:
     """The Config of `FILE.py[:ARGUMENT]`, or of a run's config.json.
 
-    What the latter says of its datasets' labels is left out: those of others are others.
+    What the latter says of its datasets' channels and labels is left out: others have others.
     """
     file, _, argument = spec.partition(":")
     path = Path(file)
@@ -585,7 +585,10 @@ def load_config_file(spec: str) -> Config:
         raise UserError(f"--config={spec}: no file {file}; configs/ has the ones that come along")
     if path.suffix == ".json" and not argument:
         config = read_config(path)
-        model = dataclasses.replace(config.model, num_classes=UNetConfig.num_classes)
+        usual = UNetConfig()
+        model = dataclasses.replace(
+            config.model, num_classes=usual.num_classes, in_channels=usual.in_channels
+        )
         return dataclasses.replace(config, model=model, label_space=CLASSES)
     description = importlib.util.spec_from_file_location("covid_jax_config", path)
     if path.suffix != ".py" or description is None or description.loader is None:

@@ -23,7 +23,7 @@ _READ_AS = {
     "8bit": "as 8-bit grey mapped to -1250 ... 250 HU",
     "offset1024": "as HU + 1024, of which 1024 is taken off",
     "as_is": "as they are, told to be no HU",
-    "no_ct": "as they are, of no CT",
+    "no_ct": "as they are (no CT)",
 }
 _AIR_HU = (-1200.0, -500.0)  # of air and lung, noise included
 _LEAST_AIR = 1e-3  # of all voxels

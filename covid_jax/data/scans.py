@@ -109,7 +109,7 @@ def cases_in(path: Path, channels: int) -> tuple[dict[str, tuple[Path, ...]], tu
     Of one channel as scans_in; of several, files NAME_0000, NAME_0001, ... in a folder.
 
     Raises:
-      UserError: there are none, two of one name, or one that lacks a channel.
+      UserError: there are none, or two of one name.
     """
     if channels == 1:
         one = scans_in(path)
@@ -218,10 +218,11 @@ def channels_of(
       paths: of the files, by their names without ending.
 
     Returns:
-      the channels' paths by NAME, and the files that are no channel
+      the channels' paths by NAME, and the files that are no channel; one that a scan lacks is found
+      missing when the scan is read
 
     Raises:
-      UserError: a scan lacks a channel, or has one too many.
+      UserError: a scan has a channel too many.
     """
     found: dict[str, dict[int, Path]] = defaultdict(dict)
     for name, path in paths.items():
@@ -234,16 +235,16 @@ def channels_of(
             f"{folder}: {listed(more)} are of other channels, and its scans have {many}; or, if "
             "they are scans of their own, add nnU-Net's _0000 to the name of each"
         )
-    if lacking := [
-        f"{name}_{k:04d}" for name, c in scans.items() for k in range(count) if k not in c
-    ]:
-        raise UserError(
-            f"{folder}: {listed(lacking)} are missing, and its scans have {many}: _0000 to "
-            f"_{count - 1:04d}"
-        )
     taken = {path for channels in scans.values() for path in channels.values()}
     rest = [path.name for path in paths.values() if path not in taken]
-    return {name: tuple(c[k] for k in range(count)) for name, c in scans.items()}, rest
+    cases = {
+        name: tuple(
+            channels.get(k, channels[0].with_name(f"{name}_{k:04d}{ending(channels[0])}"))
+            for k in range(count)
+        )
+        for name, channels in scans.items()
+    }
+    return cases, rest
 
 
 def _without_channel(name: str) -> str:

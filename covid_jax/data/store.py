@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from covid_jax.config import IGNORED, OUTSIDE
-from covid_jax.data.datasets import RawDataset, Split
+from covid_jax.data.datasets import DATASETS, RawDataset, Split
 from covid_jax.data.geometry import NiftiHeader, Volume
 from covid_jax.data.preprocess import Geometry, PreparedCase
 from covid_jax.data.processes import each
@@ -72,6 +72,7 @@ class StoredDataset:
     splits: tuple[Split, ...]
     synthetic: bool
     licence: str = ""
+    channels: tuple[str, ...] = ()  # as dataset.json calls them; of before it was kept: none
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -284,6 +285,7 @@ def save_dataset(folder: Path, raw: RawDataset, plan_hash: str) -> None:
         "splits": [dataclasses.asdict(split) for split in raw.splits],
         "synthetic": raw.synthetic,
         "licence": raw.licence,
+        "channels": raw.channels,
         "plan": plan_hash,
     }
     write_json(folder / "dataset.json", description)
@@ -294,8 +296,9 @@ def load_dataset(prepared_dir: str | Path, name: str, plan_hash: str) -> StoredD
     folder = Path(prepared_dir) / name
     path = folder / "dataset.json"
     if not path.is_file():
+        layout = name if name in DATASETS else f"nnunet --name={name}"
         raise UserError(
-            f"{path}: no such file; run python -m covid_jax.prepare --dataset={name} "
+            f"{path}: no such file; run python -m covid_jax.prepare --dataset={layout} "
             f"--raw_dir=... --out_dir={prepared_dir}"
         )
     try:
@@ -307,7 +310,8 @@ def load_dataset(prepared_dir: str | Path, name: str, plan_hash: str) -> StoredD
         raise UserError(f"{path}: damaged; prepare the data again") from error
     if other:
         raise UserError(f"{folder}: prepared by another plan than plan.json; prepare it again")
-    return StoredDataset(name, folder, space, splits, synthetic, licence)
+    channels = tuple(map(str, description.get("channels", ())))
+    return StoredDataset(name, folder, space, splits, synthetic, licence, channels)
 
 
 def _more_of(space: LabelSpace) -> dict[str, Any]:

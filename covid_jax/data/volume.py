@@ -64,7 +64,7 @@ def files_of(path: Path) -> list[Path]:
         from covid_jax.data.dicom import files_below
 
         files = [file for file in files_below(path) if file.is_file()]  # no pipe, no dead link
-    elif path.name.lower().endswith(ITK):
+    elif path.name.lower().endswith(ITK) and path.exists():
         from covid_jax.data.itk import data_files
 
         files = [path, *data_files(path)]

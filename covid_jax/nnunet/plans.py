@@ -326,7 +326,7 @@ def not_in_nnunet(config: Config, plan: Plan, postprocessing: Postprocessing) ->
             "The largest component alone is kept here; nnU-Net keeps all.",
         ),
         (
-            True,
+            any(how.is_ct for how in plan.normalization),
             "Scans of 8-bit grey are mapped to HU here; nnU-Net takes their values as they are: "
             "give it scans in HU.",
         ),

@@ -120,6 +120,7 @@ def model_card(
         "Schedule": ", then ".join([*lengths, f"of {epochs} epochs"]) if lengths else "",
         "Epoch": _epoch(config, best) if best else "",
         "Started from": ", ".join(origins) if strategy.needs_pretraining else "",
+        "First convolution, of other channels there": config.first_conv,
         "Trained on before, of its test cases": ", ".join(provenance.get("seen_before", ())),
         "Frozen": ", ".join(frozen),
         "Network": f"nnU-Net's 3D U-Net, {size:,} parameters, features {model.features_per_stage}, "

@@ -346,7 +346,8 @@ def load_pretrained(config: Config) -> Tree | None:
         if theirs.pretraining and planned != here:
             raise UserError(
                 f"{config.pretrained}: planned for another joint schedule; (pretraining_epochs, "
-                f"epochs, learning_rate, poly_power) are {planned} there and {here} here"
+                f"epochs, learning_rate, poly_power) are {planned} there and {here} here; give "
+                "this run those, or pre-train with these"
             )
     return load_params(config.pretrained)
 

@@ -18,6 +18,7 @@ from covid_jax.transfer.strategies import (
     frozen_patterns,
     initial_params,
     layers_of,
+    new_and_frozen,
     origins,
 )
 
@@ -79,7 +80,7 @@ def _initial_values(config: Config, params: Tree) -> list[str]:
     ]
     if config.first_conv:
         lines.append(f"but for the first convolution, of other channels there: {config.first_conv}")
-    return lines
+    return lines + new_and_frozen(config, frozen_masks(config, params)[0])
 
 
 def _frozen(config: Config, params: Tree) -> list[str]:

@@ -34,6 +34,7 @@ from covid_jax.training.program import Program
 from covid_jax.training.provenance import seen_before
 from covid_jax.training.state import TrainState, initial_state, refreeze, schedule
 from covid_jax.transfer.freezing import split
+from covid_jax.transfer.strategies import new_and_frozen
 
 Tree = Any
 
@@ -259,6 +260,7 @@ def announcement(run: Run, start: int) -> str:
         f"{jax.devices()[0].device_kind}{several}, in {run.config.dtype}, convolutions: "
         f"{form_in(run.config.dtype, run.platform.form)}{going_on}"
         + "".join(f"\n{note}" for note in start_notes(run.config, run.plan, run.datasets))
+        + "".join(f"\n{note}" for note in new_and_frozen(run.config, run.masks[0]))
     )
 
 

@@ -95,7 +95,7 @@ def claim_workdir(
     if is_new:
         save_plan(workdir / "plan.json", plan)
     classes = workdir / "dataset.json"
-    if datasets and (told := described(config, plan)) != read_json(classes):
+    if datasets and (told := described(config, plan, datasets[0].channels)) != read_json(classes):
         write_json(classes, told)
     if epochs_of(before) != epochs_of(config):
         print(_going_on(workdir, config, before))
@@ -128,15 +128,15 @@ def _going_on(workdir: Path, config: Config, before: Config) -> str:
     return f"{told}: its schedule is over {total} now, learning rate {rate:.4g} in epoch {epoch}"
 
 
-def described(config: Config, plan: Plan) -> dict[str, Any]:
+def described(config: Config, plan: Plan, channels: Sequence[str] = ()) -> dict[str, Any]:
     """The dataset.json, as nnU-Net has it, of what a run predicts.
 
-    Classes get names where the config, which is of before it knew them, has none.
+    Channels are called as the data's are, or by their normalisation; classes get names where the
+    config, which is of before it knew them, has none.
     """
+    names = channels or [channel_of(how.scheme) for how in plan.normalization]
     return {
-        "channel_names": {
-            str(k): channel_of(how.scheme) for k, how in enumerate(plan.normalization)
-        },
+        "channel_names": {str(k): name for k, name in enumerate(names)},
         **labels_json(config.label_space, config.model.num_classes),
         "file_ending": ".nii.gz",
     }

@@ -178,13 +178,30 @@ def _channels(
     return there, here
 
 
+def new_and_frozen(config: Config, held: Tree) -> list[str]:
+    """A line on a first convolution that config.first_conv makes new and the run freezes.
+
+    Args:
+      held: the mask of what is frozen at the first step.
+    """
+    first = [layer.path for layer in layers_of(config) if not layer.inputs[0].sources]
+    frozen = leaves_by_path(held)
+    paths = [path for path in first if frozen[f"{path}/kernel"]]
+    if config.first_conv != "new" or not paths:
+        return []
+    mend = " ".join(f"--config.frozen='!{path}'" for path in paths)
+    return [f"warning: {', '.join(paths)} is new and stays as it was drawn; {mend} trains it"]
+
+
 def _first_convolution(
     strategy: Strategy, ours: Mapping[str, Any], theirs: Mapping[str, Any], how: str
 ) -> dict[str, Any]:
     """The pre-trained kernel that sees the image, for the channels here, by its path there."""
     there, here = _channels(strategy, ours, theirs)
     if there == here:
-        raise UserError(f"config.first_conv={how}: config.pretrained sees as many channels")
+        raise UserError(
+            f"config.first_conv={how}: config.pretrained sees as many channels; leave it out"
+        )
     top, source = next(iter(strategy.initial.items()))
     path = _first_kernel(source, theirs)
     if how == "new":

@@ -102,7 +102,8 @@ def test_a_datasets_licence_goes_with_its_prepared_data(raw, tmp_path):
     (raw / "dataset.json").write_text(json.dumps(description))
     (raw / SYNTHETIC_MARKER).unlink()
     save_dataset(tmp_path / "mine", read_dataset("nnunet", raw), "hash")
-    assert load_dataset(tmp_path, "mine", "hash").licence == "CC BY 4.0"
+    stored = load_dataset(tmp_path, "mine", "hash")
+    assert (stored.licence, stored.channels) == ("CC BY 4.0", ("CT",))
 
 
 def test_the_licence_of_a_public_dataset_is_known_and_synthetic_cases_have_none(covid19_raw, raw):

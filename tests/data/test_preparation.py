@@ -182,7 +182,7 @@ def test_a_channel_is_normalised_by_its_name_and_shares_no_plan_with_another(raw
         prepare_dataset("nnunet", raw, tmp_path / "mr", intensities="8bit")
     prepare_dataset("nnunet", raw, tmp_path / "mr")
     (finding, *_) = check_dataset(open_dataset("nnunet", raw), 1)
-    assert (finding.mended, finding.read_as) == ((), "as they are, of no CT")
+    assert (finding.mended, finding.read_as) == ((), "as they are (no CT)")
     image = stored(tmp_path / "mr", "c1").image
     assert abs(image.mean()) < 1e-5
     assert abs(image.std() - 1) < 1e-5
@@ -190,7 +190,7 @@ def test_a_channel_is_normalised_by_its_name_and_shares_no_plan_with_another(raw
 
 def test_a_scan_of_several_channels_is_prepared_from_a_file_each(raw, tmp_path):
     describe(raw, LESION, channel_names={"0": "CT", "1": "PET"})
-    with pytest.raises(UserError, match=r"c0_0001, c1_0001, .* are missing"):
+    with pytest.raises(UserError, match=r"c0_0001\.nii\.gz: cannot be read \(No such"):
         prepare_dataset("nnunet", raw, tmp_path / "out")
     for path in list((raw / "imagesTr").iterdir()):
         of_pet = path.name.replace("_0000", "_0001")
@@ -209,6 +209,9 @@ def test_a_scan_of_several_channels_is_prepared_from_a_file_each(raw, tmp_path):
     save(raw / "imagesTr" / "c2_0001.nii.gz", np.zeros((10, 9, 7), np.int16))
     with pytest.raises(UserError, match=r"c2_0001\.nii\.gz: its shape .* first channel"):
         prepare_dataset("nnunet", raw, tmp_path / "out")
+    (raw / "imagesTr" / "c2_0001.nii.gz").unlink()
+    kept = prepare_dataset("nnunet", raw, tmp_path / "out", skip_bad=True)
+    assert [case.name for case in kept.cases] == ["c0", "c1"]
 
 
 def test_datasets_of_one_layout_lie_side_by_side_by_their_names(raw, tmp_path):
@@ -355,6 +358,13 @@ def test_the_voxels_beside_a_header_are_of_the_raw_files_too(raw, tmp_path):
     voxels.write_bytes(b"\1" + voxels.read_bytes()[1:])
     prepare_dataset("nnunet", raw, tmp_path / "out")
     assert stored(tmp_path / "out", "c1").label.sum() == 28
+
+
+@pytest.mark.parametrize("name", ["scan.nrrd", "scan.mhd", "scan.nii.gz"])
+def test_a_file_that_is_not_there_is_found_missing_when_it_is_read(tmp_path, name):
+    assert files_of(tmp_path / name) == [tmp_path / name]
+    with pytest.raises(UserError, match=f"{name}: no such file"):
+        read_volume(tmp_path / name)
 
 
 def test_the_files_of_a_series_are_found_through_links(tmp_path, lidc_series):
@@ -536,7 +546,7 @@ def test_numbered_files_without_a_channel_are_refused_in_a_dataset_of_one(raw, t
     [
         ({"background": 0, "a": 1, "b": 1}, "one name or one value"),
         ({"0": "background", "1": "lesion", "2": "lesion"}, "one name or one value"),
-        ({"background": 0, **{f"l{i}": i for i in range(1, 256)}}, "at most 254 work"),
+        ({"background": 0, **{f"l{i}": i for i in range(1, 256)}}, "at most 253 work"),
     ],
 )
 def test_labels_that_would_be_lost_are_refused(raw, tmp_path, labels, message):

@@ -57,6 +57,18 @@ def test_it_says_what_becomes_of_a_first_convolution_of_other_channels():
     assert "but for the first convolution, of other channels there: mean" in text
 
 
+def test_a_first_convolution_that_is_new_and_stays_so_is_a_warning():
+    first = "encoder/stage_0/block_0/conv"
+    told = f"warning: {first} is new and stays as it was drawn; --config.frozen='!{first}' trains"
+    assert told in explain(tiny("frozen_encoder-msd", first_conv="new"))
+    for trained in (
+        tiny("frozen_encoder-msd", first_conv="new", frozen=(f"!{first}",)),
+        tiny("frozen_encoder-msd", first_conv="mean"),
+        tiny("body-msd", first_conv="new"),
+    ):
+        assert "warning" not in explain(trained)
+
+
 def test_it_says_what_is_copied_new_and_frozen():
     lines = [line.split() for line in explain(tiny("multi_encoder-msd")).splitlines()]
     text = "\n".join(" ".join(line) for line in lines)

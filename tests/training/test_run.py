@@ -171,6 +171,8 @@ def test_a_run_keeps_the_names_of_its_classes_and_is_not_taken_for_an_imported_o
         "lesion (one)": 2,
         "lesion (two)": 3,
     }
+    for channels, told in (((), "CT"), (("FLAIR",), "FLAIR")):
+        assert described(tiny(), PLAN, channels)["channel_names"] == {"0": told}
     before = tmp_path / "before"
     claim_workdir(before, tiny(), PLAN)
     (before / "dataset.json").write_text(

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from covid_jax.errors import UserError
+from covid_jax.values import mapping, read, several, whole
 
 Label = int | tuple[int, ...]
 """What is scored: a class by its value, or a region by all of its values."""
@@ -127,21 +128,22 @@ def label_values(description: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     Background and the one to ignore are among them. Several values are those of a region.
 
     Raises:
-      KeyError, AttributeError, TypeError, ValueError: it has no labels.
-      UserError: a label has no name, no value or one that is no whole number, two have one name
-        or the same values, or the background is not 0.
+      UserError: it has no labels; a label has no name, no value, one that is no whole number or
+        one twice, two have one name or the same values, or the background is not 0.
     """
-    labels = description["labels"]
+    labels = read(description, "labels", mapping)
     if all(str(key).isdigit() for key in labels):  # v1 maps values to names, v2 names to values
         labels = {name: value for value, name in labels.items()}
     values: dict[str, tuple[int, ...]] = {}
     for name, value in labels.items():
-        several = value if isinstance(value, list | tuple) else [value]
-        if not several:
+        held = [_value(name, v) for v in (value if isinstance(value, list | tuple) else [value])]
+        if not held:
             raise UserError(f"label {name!r} is {value!r}; a value or a list of them is needed")
         if not str(name).strip():
             raise UserError(f"the label of the value {value} has no name")
-        values[str(name)] = tuple(sorted({_whole(name, v) for v in several}))
+        if len({*held}) < len(held):
+            raise UserError(f"label {name!r} is {value!r}, which has a value twice; keep one")
+        values[str(name)] = tuple(sorted(held))
     background = values.get("background", (0,))
     if background != (0,):
         told = background[0] if len(background) == 1 else list(background)
@@ -151,22 +153,18 @@ def label_values(description: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return values
 
 
-def _whole(name: str, value: Any) -> int:
+def _value(name: str, value: Any) -> int:
     """A label's value, which may be written as 1, 1.0 or "1"."""
     try:
-        number = float("nan" if isinstance(value, bool) else value)
-    except (TypeError, ValueError):
-        number = float("nan")
-    if not number.is_integer():
-        raise UserError(f"label {name!r}: its value {value!r} is no whole number")
-    return int(number)
+        return whole(float(value) if isinstance(value, str) else value)
+    except ValueError as error:
+        raise UserError(f"label {name!r}: its value {value!r} is no whole number") from error
 
 
 def label_space(description: Mapping[str, Any]) -> LabelSpace:
     """What an nnU-Net dataset.json says is segmented.
 
     Raises:
-      KeyError, AttributeError, TypeError, ValueError: it has no labels.
       UserError: label values that are not 1, 2, ..., or not below the one to ignore; regions that
         are not whole; as label_values.
     """
@@ -194,7 +192,7 @@ def label_space(description: Mapping[str, Any]) -> LabelSpace:
             f"its labels are regions, and regions_class_order is {order!r}; nnU-Net wants a value "
             f"for each of the {len(labels)}"
         )
-    written = tuple(int(value) for value in order)
+    written = read(description, "regions_class_order", several(whole))
     if with_background := [name for name, several in labels.items() if 0 in several]:
         raise UserError(f"its region {with_background[0]!r} has the background's value, 0, in it")
     if strange := sorted(set(written) - set(held[1:])):
@@ -211,8 +209,8 @@ def labels_json(space: LabelSpace, channels: int) -> dict[str, Any]:
     names = space.names or class_names(channels)
     held = space.regions or [(value,) for value in range(1, 1 + len(names))]
     labels: dict[str, Any] = {"background": 0}
-    for name, several in zip(names, held, strict=True):
-        labels[name] = several[0] if len(several) == 1 else list(several)
+    for name, held_by in zip(names, held, strict=True):
+        labels[name] = held_by[0] if len(held_by) == 1 else list(held_by)
     if space.ignored is not None:
         labels["ignore"] = 1 + max(itertools.chain(*held))
     order = {"regions_class_order": list(space.regions_class_order)} if space.regions else {}

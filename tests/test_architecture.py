@@ -14,6 +14,7 @@ FLOORS = {
     "files": 0,
     "cache": 0,
     "label_space": 0,
+    "values": 0,
     "lock": 1,
     "config": 1,
     "data": 2,

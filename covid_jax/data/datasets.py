@@ -21,6 +21,7 @@ from covid_jax.data.scans import ENDINGS, channels_of, ending, files_in
 from covid_jax.errors import UserError, listed
 from covid_jax.files import read_json
 from covid_jax.label_space import LabelSpace, label_space
+from covid_jax.values import mapping, maybe, read, text, whole
 
 SYNTHETIC_MARKER = "SYNTHETIC.txt"
 """A raw folder that holds a file of this name is synthetic, and so is all that comes from it."""
@@ -189,13 +190,11 @@ def nnunet(raw_dir: Path) -> RawDataset:
     content = read_json(description)
     _refuse_names_twice(description)
     try:
-        space = label_space(content)
-        channels = _channels(content.get("channel_names") or content.get("modality") or {})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{description}: not an nnU-Net dataset.json with labels") from error
+        space, channels = label_space(content), _channels(content)
+        file_ending = read(content, "file_ending", text, ENDINGS[0])
+        expected = read(content, "numTraining", maybe(whole), None)
     except UserError as error:
         raise UserError(f"{description}: {error}") from error
-    file_ending = str(content.get("file_ending", ENDINGS[0]))
     if not file_ending.lower().endswith(ENDINGS):
         raise UserError(
             f"{description}: its scans are {file_ending} files, which are not read; convert them "
@@ -213,8 +212,7 @@ def nnunet(raw_dir: Path) -> RawDataset:
     notes += of_files
     notes += _not_taken(f"images without nnU-Net's _0000 of their channel in {images}", others)
     notes += _other_endings(description, content.get("file_ending"), cases)
-    expected = content.get("numTraining", len(cases))
-    if expected != len(cases):
+    if expected not in (None, len(cases)):
         notes.append(f"{description} says numTraining {expected}, and there are {len(cases)} cases")
     ordered = _checked("nnunet", raw_dir, cases, notes)
     raw = RawDataset(
@@ -393,14 +391,17 @@ def _pairs(
     return cases, notes + _not_taken(f"labels without an image in {labels}", alone)
 
 
-def _channels(told: dict[str, Any]) -> tuple[str, ...]:
+def _channels(description: dict[str, Any]) -> tuple[str, ...]:
     """The channels' names in their order; one of CT where dataset.json has none.
 
-    Raises a ValueError where they are not numbered 0, 1, 2, ...
+    Raises a UserError where they are not numbered 0, 1, 2, ...
     """
-    if sorted(map(int, told)) != list(range(len(told))):
-        raise ValueError("channels that are not numbered 0, 1, 2, ...")
-    return tuple(str(told[key]) for key in sorted(told, key=int)) or ("CT",)
+    key = "channel_names" if description.get("channel_names") else "modality"
+    told = read(description, key, mapping, {})
+    if {*told} != {str(number) for number in range(len(told))}:
+        raise UserError(f"its {key} are of {listed(map(repr, told))}; wanted: '0', '1', '2', ...")
+    whose = f"its {key}:"
+    return tuple(read(told, str(n), text, whose=whose) for n in range(len(told))) or ("CT",)
 
 
 def _refuse_names_twice(path: Path) -> None:

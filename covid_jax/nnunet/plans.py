@@ -27,6 +27,18 @@ from covid_jax.data.plan import Plan, Resampling
 from covid_jax.errors import UserError
 from covid_jax.inference.postprocess import Postprocessing
 from covid_jax.label_space import CLASSES, LabelSpace, label_space
+from covid_jax.values import (
+    Kind,
+    T,
+    flag,
+    mapping,
+    maybe,
+    number,
+    read,
+    several,
+    text,
+    whole,
+)
 
 AXES = (0, 1, 2)
 """D, H, W by their numbers."""
@@ -154,45 +166,47 @@ def read_plans(
       UserError: whatever decides the mask there and is not supported here, by name.
     """
     refuse_other_network(trainer)
-    settings = _inherited(plans["configurations"], configuration)
+    settings = _inherited(read(plans, "configurations", mapping), configuration)
     _check_configuration(configuration, settings)
     space, channels = label_space(dataset), _channels(dataset)
-    schemes, masked = settings["normalization_schemes"], settings.get("use_mask_for_norm") or []
+    schemes = read(settings, "normalization_schemes", several(text))
+    masked = read(settings, "use_mask_for_norm", maybe(several(flag)), None) or ()
     _require(
         len(schemes) == channels and len(masked) in (0, channels),
         f"its dataset has {channels} channels, and its configuration is of {len(schemes)}",
     )
-    reader, transpose = plans["image_reader_writer"], as_tuple(plans["transpose_forward"])
+    reader = read(plans, "image_reader_writer", text)
+    transpose = read(plans, "transpose_forward", of_axes)
+    back = read(plans, "transpose_backward", of_axes)
     _require(reader in _READERS, f"its images are read by {reader}", _READERS)
     _require(
-        sorted(transpose) == list(AXES)
-        and as_tuple(plans["transpose_backward"]) == as_tuple(np.argsort(transpose)),
-        f"transpose_backward={plans['transpose_backward']} does not undo "
-        f"transpose_forward={plans['transpose_forward']}",
+        sorted(transpose) == list(AXES) and back == as_tuple(np.argsort(transpose)),
+        f"transpose_backward={back} does not undo transpose_forward={transpose}",
     )
     _require(
         plans.get("label_manager", "LabelManager") == "LabelManager",
         f"its label manager is {plans.get('label_manager')}",
         ["LabelManager"],
     )
-    intensities = plans.get("foreground_intensity_properties_per_channel")
-    if intensities is None:
-        intensities = plans["foreground_intensity_properties_by_modality"]
+    properties = "foreground_intensity_properties_per_channel"
+    if plans.get(properties) is None and "foreground_intensity_properties_by_modality" in plans:
+        properties = "foreground_intensity_properties_by_modality"
+    intensities = read(plans, properties, mapping)
     axes = mirrored(mirror_axes or ())
     config = run_config(
         dataclasses.replace(_network(settings, space.heads), in_channels=channels),
-        settings["patch_size"],
-        settings["batch_size"],
-        bool(settings["batch_dice"]),
+        read(settings, "patch_size", several(whole)),
+        read(settings, "batch_size", whole),
+        read(settings, "batch_dice", flag),
         InferenceConfig(average="logits", sums="float16", mirror=bool(axes), mirror_axes=axes),
         space if space.ignored is None else dataclasses.replace(space, ignored=IGNORED),
     )
     normalization = [
-        _normalization(scheme, intensities.get(str(channel), {}), bool(masked and masked[channel]))
+        _normalization(scheme, str(channel), intensities, bool(masked and masked[channel]))
         for channel, scheme in enumerate(schemes)
     ]
     plan = dataclasses.replace(
-        plan_of(settings["spacing"], settings["median_image_size_in_voxels"], normalization),
+        plan_of(settings, "spacing", "median_image_size_in_voxels", normalization),
         file_axes=not _READERS[reader],
         axes=_RAS if _READERS[reader] else Plan.axes,
         transpose=transpose,
@@ -379,9 +393,7 @@ def run_config(
     space: LabelSpace = CLASSES,
 ) -> Config:
     """The config of an imported run. Raises a UserError where a value cannot work."""
-    data = DataConfig(
-        datasets=("nnunet",), patch_size=as_tuple(patch_size), batch_size=int(batch_size)
-    )
+    data = DataConfig(datasets=("nnunet",), patch_size=as_tuple(patch_size), batch_size=batch_size)
     loss = LossConfig(batch_dice=batch_dice)
     config = Config(
         test=False, label_space=space, model=network, data=data, loss=loss, inference=inference
@@ -391,20 +403,26 @@ def run_config(
 
 
 def plan_of(
-    spacing_mm: Sequence[float], size: Sequence[float], normalization: Iterable[Normalization]
+    settings: Mapping[str, Any], spacing: str, size: str, normalization: Iterable[Normalization]
 ) -> Plan:
-    """The plan of nnU-Net's spacing, with the axes of the file."""
-    depth, height, width = map(float, spacing_mm)
+    """The plan of nnU-Net's spacing, with the axes of the file.
+
+    Args:
+      spacing, size: under which keys the settings have the spacing in mm and the median size.
+    """
+    depth, height, width = read(settings, spacing, several(number, 3))
     return Plan(
         spacing_mm=(depth, height, width),
         normalization=tuple(normalization),
-        median_shape=as_tuple(size),
+        median_shape=as_tuple(read(settings, size, several(number, 3))),
         training_cases=(),
         file_axes=True,
     )
 
 
-def _normalization(scheme: str, of_channel: Mapping[str, float], of_mask: bool) -> Normalization:
+def _normalization(
+    scheme: str, channel: str, intensities: Mapping[str, Any], of_mask: bool
+) -> Normalization:
     _require(scheme in SCHEMES, f"its scans are normalised by {scheme}", SCHEMES)
     _require(
         not of_mask or scheme == Z_SCORE,
@@ -413,17 +431,26 @@ def _normalization(scheme: str, of_channel: Mapping[str, float], of_mask: bool) 
     )
     if scheme != CT:
         return Normalization(scheme, use_mask_for_norm=of_mask)
-    return ct(
-        of_channel["percentile_00_5"],
-        of_channel["percentile_99_5"],
-        of_channel["mean"],
-        of_channel["std"],
+    whose = "its foreground intensity properties:"
+    return ct_of(read(intensities, channel, mapping, whose=whose), "std")
+
+
+def ct_of(properties: Mapping[str, Any], deviation: str) -> Normalization:
+    """CT by nnU-Net's intensity properties of a channel.
+
+    Args:
+      deviation: under which key they have the standard deviation.
+    """
+    low, high, mean, std = (
+        read(properties, key, number, whose="its foreground intensity properties:")
+        for key in ("percentile_00_5", "percentile_99_5", "mean", deviation)
     )
+    return ct(low, high, mean, std)
 
 
 def mirrored(axes: Iterable[int]) -> tuple[int, ...]:
     """Axes of mirroring as a sorted tuple."""
-    return tuple(sorted({int(axis) for axis in axes}))
+    return tuple(sorted({whole(axis) for axis in axes}))
 
 
 def as_tuple(values: Iterable[Any]) -> tuple[Any, ...]:
@@ -454,20 +481,23 @@ def _check_configuration(name: str, settings: Mapping[str, Any]) -> None:
 
 def _channels(dataset: Mapping[str, Any]) -> int:
     """The number of channels."""
-    return len(dataset.get("channel_names", dataset.get("modality", {"0": "CT"})))
+    key = "channel_names" if "channel_names" in dataset else "modality"
+    return len(read(dataset, key, mapping, {"0": "CT"}))
 
 
 def _network(settings: Mapping[str, Any], num_classes: int) -> UNetConfig:
     if "architecture" in settings:
-        name = settings["architecture"]["network_class_name"]
-        arguments = settings["architecture"]["arch_kwargs"]
+        architecture = read(settings, "architecture", mapping)
+        name = read(architecture, "network_class_name", text)
+        arguments = read(architecture, "arch_kwargs", mapping)
     else:  # plans before nnU-Net 2.5
-        name = settings["UNet_class_name"]
+        name = read(settings, "UNet_class_name", text)
         name = _OLD_NETWORKS.get(name, name)
         arguments = _old_arguments(settings, _NETWORKS.get(name, ""))
+    axes = len(read(settings, "patch_size", several(whole)))
     _require(
-        name in _NETWORKS and len(settings["patch_size"]) == 3,
-        f"its network is {name.rpartition('.')[2]} of {len(settings['patch_size'])} axes",
+        name in _NETWORKS and axes == 3,
+        f"its network is {name.rpartition('.')[2]} of {axes} axes",
         ["3D U-Nets with a plain or a residual encoder (PlainConvUNet, ResidualEncoderUNet)"],
     )
     blocks = _NETWORKS[name]
@@ -475,6 +505,8 @@ def _network(settings: Mapping[str, Any], num_classes: int) -> UNetConfig:
     _require(
         not unknown, f"its network has settings that this program does not know: {_listed(unknown)}"
     )
+    read(arguments, "conv_bias", flag)
+    read(arguments, "nonlin_first", flag, False)
     for key, wanted in {
         "conv_op": "Conv3d",
         "norm_op": "InstanceNorm3d",
@@ -495,29 +527,31 @@ def _network(settings: Mapping[str, Any], num_classes: int) -> UNetConfig:
         )
     norm = _known(arguments, "norm_op_kwargs", {"eps", "affine", "momentum"})
     nonlin = _known(arguments, "nonlin_kwargs", {"inplace", "negative_slope"})
-    _require(norm.get("affine") is True, "its instance norm is not affine", ["affine ones"])
-    stages = int(arguments["n_stages"])
-    kernels = _each(arguments["kernel_sizes"], stages)
-    strides = _each(arguments["strides"], stages)
-    features = as_tuple(_each(arguments["features_per_stage"], stages))
+    affine = read(norm, "affine", flag, False, "its norm_op_kwargs:")
+    _require(affine, "its instance norm is not affine", ["affine ones"])
+    stages = read(arguments, "n_stages", whole)
+    kernels = read(arguments, "kernel_sizes", _of_each(of_axes, stages))
+    strides = read(arguments, "strides", _of_each(of_axes, stages))
+    features = read(arguments, "features_per_stage", _of_each(whole, stages))
     stem = arguments.get("stem_channels")
     _require(
         stem in (None, features[0]),
         f"its network has stem_channels={stem}",
         [f"as many as the first stage has features, {features[0]}"],
     )
-    in_encoder = as_tuple(_each(arguments[blocks], stages))
+    in_encoder = read(arguments, blocks, _of_each(whole, stages))
+    in_decoder = read(arguments, "n_conv_per_stage_decoder", _of_each(whole, stages - 1))
     residual = blocks == "n_blocks_per_stage"
     network = UNetConfig(
         num_classes=num_classes,
         features_per_stage=features,
-        kernel_sizes=tuple(_axes(size) for size in kernels),
-        strides=tuple(_axes(size) for size in strides),
+        kernel_sizes=kernels,
+        strides=strides,
         n_conv_per_stage=() if residual else in_encoder,
         n_blocks_per_stage=in_encoder if residual else (),
-        n_conv_per_stage_decoder=as_tuple(_each(arguments["n_conv_per_stage_decoder"], stages - 1)),
-        norm_epsilon=float(norm.get("eps", 1e-5)),
-        negative_slope=float(nonlin.get("negative_slope", 0.01)),
+        n_conv_per_stage_decoder=in_decoder,
+        norm_epsilon=read(norm, "eps", number, 1e-5, "its norm_op_kwargs:"),
+        negative_slope=read(nonlin, "negative_slope", number, 0.01, "its nonlin_kwargs:"),
     )
     _require(
         network.strides[0] == (1, 1, 1),
@@ -532,16 +566,18 @@ def _old_arguments(settings: Mapping[str, Any], blocks: str) -> dict[str, Any]:
 
     `blocks` is what it calls the number of blocks in each stage of its encoder.
     """
-    stages = len(settings["n_conv_per_stage_encoder"])
-    base, most = int(settings["UNet_base_num_features"]), int(settings["unet_max_num_features"])
+    in_encoder = read(settings, "n_conv_per_stage_encoder", several(whole))
+    stages = len(in_encoder)
+    base = read(settings, "UNet_base_num_features", whole)
+    most = read(settings, "unet_max_num_features", whole)
     return {
         "n_stages": stages,
         "features_per_stage": [min(base * 2**stage, most) for stage in range(stages)],
         "conv_op": "Conv3d",
-        "kernel_sizes": settings["conv_kernel_sizes"],
-        "strides": settings["pool_op_kernel_sizes"],
-        blocks: settings["n_conv_per_stage_encoder"],
-        "n_conv_per_stage_decoder": settings["n_conv_per_stage_decoder"],
+        "kernel_sizes": read(settings, "conv_kernel_sizes", several(of_axes)),
+        "strides": read(settings, "pool_op_kernel_sizes", several(of_axes)),
+        blocks: in_encoder,
+        "n_conv_per_stage_decoder": read(settings, "n_conv_per_stage_decoder", several(whole)),
         "conv_bias": True,
         "norm_op": "InstanceNorm3d",
         "norm_op_kwargs": {"eps": 1e-5, "affine": True},
@@ -555,12 +591,14 @@ def _resampling(settings: Mapping[str, Any], of: str) -> Resampling:
     resample_torch_fornnunet is trilinear, without a clip that linear needs none of, and takes the
     nearest slice, so it is a spline of order 1.
     """
-    function, key = settings[f"resampling_fn_{of}"], f"resampling_fn_{of}_kwargs"
+    function, key = read(settings, f"resampling_fn_{of}", text), f"resampling_fn_{of}_kwargs"
+    whose = f"its {key}:"
     common = {"is_seg", "force_separate_z", "separate_z_anisotropy_threshold"}
     if function == "resample_data_or_seg_to_shape":
         arguments = _known(settings, key, common | {"order", "order_z"})
-        order, coarse_order = arguments.get("order", 3), arguments.get("order_z", 0)
-        separate = arguments.get("force_separate_z", False)
+        order = read(arguments, "order", whole, 3, whose)
+        coarse_order = read(arguments, "order_z", whole, 0, whose)
+        separate = read(arguments, "force_separate_z", maybe(flag), False, whose)
     elif function == "resample_torch_fornnunet":
         no_effect = {"num_threads", "device", "memefficient_seg_resampling"}
         arguments = _known(settings, key, common | no_effect | {"mode", "aniso_axis_mode"})
@@ -572,20 +610,21 @@ def _resampling(settings: Mapping[str, Any], of: str) -> Resampling:
             ["mode=linear", *(f"aniso_axis_mode={name}" for name in modes)],
         )
         order, coarse_order = 1, modes[along]
-        separate = arguments.get("force_separate_z")
+        separate = read(arguments, "force_separate_z", maybe(flag), None, whose)
     else:
         raise UserError(
             f"its resampling_fn_{of} is {function}; supported: resample_data_or_seg_to_shape, "
             "resample_torch_fornnunet"
         )
-    _require(not arguments.get("is_seg"), f"its {key} resamples as labels (is_seg)")
+    labels = read(arguments, "is_seg", flag, False, whose)
+    _require(not labels, f"its {key} resamples as labels (is_seg)")
     _require(
-        {order, coarse_order} <= set(range(6)) and separate in (None, True, False),
-        f"its {key} has orders {order} and {coarse_order}, force_separate_z={separate}",
-        ["splines of order 0 to 5, and true, false or null"],
+        {order, coarse_order} <= set(range(6)),
+        f"its {key} has orders {order} and {coarse_order}",
+        ["splines of order 0 to 5"],
     )
-    threshold = float(arguments.get("separate_z_anisotropy_threshold", ANISOTROPY))
-    return Resampling(int(order), int(coarse_order), separate, threshold)
+    threshold = read(arguments, "separate_z_anisotropy_threshold", number, ANISOTROPY, whose)
+    return Resampling(order, coarse_order, separate, threshold)
 
 
 def _arguments(how: Resampling, is_seg: bool) -> dict[str, Any]:
@@ -606,29 +645,33 @@ def _inherited(configurations: Mapping[str, Any], name: str, *below: str) -> dic
         name in configurations, f"its plans have no configuration {name}", sorted(configurations)
     )
     _require(name not in below, f"its configuration {name} inherits from itself")
-    settings = configurations[name]
-    base = settings.get("inherits_from")
+    settings = read(configurations, name, mapping, whose="its configuration")
+    base = read(settings, "inherits_from", maybe(text), None)
     return {**(_inherited(configurations, base, name, *below) if base else {}), **settings}
 
 
 def _known(settings: Mapping[str, Any], key: str, known: Collection[str]) -> Mapping[str, Any]:
     """The arguments under `key`, all of them `known`."""
-    arguments = settings.get(key) or {}
+    arguments = read(settings, key, maybe(mapping), None) or {}
     unknown = arguments.keys() - known
     _require(not unknown, f"its {key} has {_listed(unknown)}", sorted(known))
     return arguments
 
 
-def _each(value: Any, count: int) -> Sequence[Any]:
-    """A value for each stage: one for all, or `count` of them."""
-    if isinstance(value, int):
-        return [value] * count
-    _require(len(value) == count, f"its network has {count} stages, but {value} for them")
-    return value
+def _of_each(kind: Kind[T], stages: int) -> Kind[tuple[T, ...]]:
+    """A value of a kind for each stage: one for all, or as many as there are stages."""
+
+    def read_each(value: Any) -> tuple[T, ...]:
+        if isinstance(value, list | tuple):
+            return several(kind, stages)(value)
+        return (kind(value),) * stages
+
+    return read_each
 
 
-def _axes(value: int | Sequence[int]) -> tuple[int, int, int]:
-    depth, height, width = (value,) * 3 if isinstance(value, int) else as_tuple(value)
+def of_axes(value: Any) -> tuple[int, int, int]:
+    """A whole number for each axis: one for all, or three."""
+    depth, height, width = _of_each(whole, len(AXES))(value)
     return depth, height, width
 
 

@@ -5,18 +5,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from covid_jax.config import InferenceConfig, UNetConfig
-from covid_jax.data.normalization import ct
 from covid_jax.data.plan import Plan, Resampling
 from covid_jax.errors import UserError
 from covid_jax.nnunet.plans import (
     AXES,
     Settings,
-    as_tuple,
+    ct_of,
+    of_axes,
     plan_of,
     refuse_other_network,
     run_config,
     told,
 )
+from covid_jax.values import flag, mapping, maybe, read, several, whole
 
 _MAX_FEATURES = 320  # Generic_UNet.MAX_NUM_FILTERS_3D
 
@@ -37,62 +38,61 @@ def read_plans_v1(facts: Mapping[str, Any]) -> Settings:
     preprocessor = plans.get("preprocessor_name") or "GenericPreprocessor"
     if preprocessor != "GenericPreprocessor":
         raise UserError(f"its scans are prepared by {preprocessor}; only GenericPreprocessor is")
-    if list(plans["normalization_schemes"].values()) != ["CT"]:
+    if list(read(plans, "normalization_schemes", mapping).values()) != ["CT"]:
         raise UserError("only models of CT of one channel are supported")
-    if any(plans["use_mask_for_norm"].values()):
+    masked = read(plans, "use_mask_for_norm", mapping)
+    if any(read(masked, channel, flag, whose="its use_mask_for_norm:") for channel in masked):
         raise UserError(
             "it is normalised inside a mask (use_mask_for_norm), which is not supported"
         )
     if plans.get("regions_class_order"):
         raise UserError("it was trained on regions; only plain labels are supported")
-    stages = plans["plans_per_stage"]
+    stages = read(plans, "plans_per_stage", mapping)
     if arguments is None and len(stages) > 1:
         raise UserError("the .pkl beside it is missing, which tells the stage of its plans")
     stage = arguments[5] if arguments else next(iter(stages))
     if stage > 0 and "Cascade" in trainer:
         raise UserError("it is the second stage of a cascade, which is not supported")
-    settings = stages[stage]
-    kernels = tuple(as_tuple(size) for size in settings["conv_kernel_sizes"])
-    if any(len(size) != 3 for size in kernels):
+    settings = read(stages, stage, mapping, whose="its plans_per_stage:")
+    if len(read(settings, "patch_size", several(whole))) != 3:
         raise UserError("its network is of 2 axes; only those of 3 are supported")
-    base, blocks = int(plans["base_num_features"]), int(plans["conv_per_stage"])
+    kernels = read(settings, "conv_kernel_sizes", several(of_axes))
+    base, blocks = read(plans, "base_num_features", whole), read(plans, "conv_per_stage", whole)
     network = UNetConfig(
-        in_channels=int(plans["num_modalities"]),
-        num_classes=int(plans["num_classes"]) + 1,
+        in_channels=read(plans, "num_modalities", whole),
+        num_classes=read(plans, "num_classes", whole) + 1,
         features_per_stage=tuple(
             min(base * 2**depth, _MAX_FEATURES) for depth in range(len(kernels))
         ),
         kernel_sizes=kernels,
-        strides=((1, 1, 1), *map(as_tuple, settings["pool_op_kernel_sizes"])),
+        strides=((1, 1, 1), *read(settings, "pool_op_kernel_sizes", several(of_axes))),
         n_conv_per_stage=(blocks,) * len(kernels),
         n_conv_per_stage_decoder=(blocks,) * (len(kernels) - 1),
         head_bias=False,
         kernel_sizes_decoder=kernels[:0:-1],  # a stage of the decoder has those of the one below
     )
-    transpose = as_tuple(plans["transpose_forward"])
+    transpose = read(plans, "transpose_forward", of_axes)
     if sorted(transpose) != list(AXES):
         raise UserError(f"its plans transpose axes by {transpose}, which are not three")
     mirror = "nomirror" not in trainer.lower().replace("_", "")
     config = run_config(
         network,
-        settings["patch_size"],
-        settings["batch_size"],
+        read(settings, "patch_size", several(whole)),
+        read(settings, "batch_size", whole),
         bool(arguments[4]) if arguments else False,
         InferenceConfig(average="probabilities", mirror=mirror, mirror_axes=AXES if mirror else ()),
     )
-    of_channel = plans["dataset_properties"]["intensityproperties"][0]
-    normalization = ct(
-        of_channel["percentile_00_5"],
-        of_channel["percentile_99_5"],
-        of_channel["mean"],
-        of_channel["sd"],
-    )
+    properties = read(plans, "dataset_properties", mapping)
+    intensities = read(properties, "intensityproperties", mapping)
+    of_channel = read(intensities, 0, mapping, whose="its intensityproperties:")
     plan = dataclasses.replace(
         plan_of(
-            settings["current_spacing"], settings["median_patient_size_in_voxels"], [normalization]
+            settings, "current_spacing", "median_patient_size_in_voxels", [ct_of(of_channel, "sd")]
         ),
         transpose=transpose,
-        score_resampling=_score_resampling(plans.get("segmentation_export_params")),
+        score_resampling=_score_resampling(
+            read(plans, "segmentation_export_params", maybe(mapping), None)
+        ),
         resample_first=True,
     )
     return Settings(config, plan, (trainer, *told(config, plan)))
@@ -101,8 +101,9 @@ def read_plans_v1(facts: Mapping[str, Any]) -> Settings:
 def _score_resampling(arguments: Mapping[str, Any] | None) -> Resampling:
     if arguments is None:
         return Plan.score_resampling
+    whose = "its segmentation_export_params:"
     return Resampling(
-        int(arguments["interpolation_order"]),
-        int(arguments["interpolation_order_z"]),
-        arguments["force_separate_z"],
+        read(arguments, "interpolation_order", whole, whose=whose),
+        read(arguments, "interpolation_order_z", whole, whose=whose),
+        read(arguments, "force_separate_z", maybe(flag), whose=whose),
     )

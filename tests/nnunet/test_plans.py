@@ -98,12 +98,12 @@ def changed(tree, place, value=None):
     return tree
 
 
-def run_of(plans, dataset=DATASET, **checkpoint):
-    """What decides the masks of the run; or "refused"."""
+def run_of(plans, dataset=DATASET, refused=lambda _: "refused", **checkpoint):
+    """What decides the masks of the run; or "refused", or what `refused` makes of the error."""
     try:
         settings = read_plans(plans, dataset, **checkpoint)
-    except UserError:
-        return "refused"
+    except UserError as error:
+        return refused(error)
     return settings.config, settings.plan
 
 
@@ -153,7 +153,7 @@ def test_a_residual_encoder_has_its_blocks_under_every_name_that_plans_have_for_
         ("squeeze_excitation", True, "does not know: squeeze_excitation"),
         ("stochastic_depth_p", 0.1, "does not know: stochastic_depth_p"),
         ("n_conv_per_stage", [2] * 6, "does not know: n_conv_per_stage"),
-        ("n_blocks_per_stage", [1, 2], "has 6 stages, but"),
+        ("n_blocks_per_stage", [1, 2], r"n_blocks_per_stage is \[1, 2\]; wanted: a list of 6"),
     ],
 )
 def test_a_residual_encoder_of_another_kind_is_refused_by_name(key, value, message):
@@ -211,6 +211,63 @@ def test_a_configuration_that_is_not_supported_is_refused_by_name(configuration,
 def test_a_trainer_of_another_network_with_the_same_weights_is_refused(trainer):
     assert run_of(PLANS, trainer=trainer) == "refused"
     assert run_of(PLANS, trainer="nnUNetTrainer_4000epochs_NoMirroring") == EXPECTED
+
+
+OLD_PLANS = copy.deepcopy(PLANS)
+del OLD_PLANS["configurations"]["3d_fullres"]["architecture"]
+OLD_PLANS["configurations"]["3d_fullres"] |= {
+    "UNet_class_name": "PlainConvUNet",
+    "UNet_base_num_features": 32,
+    "unet_max_num_features": 320,
+    "n_conv_per_stage_encoder": [2] * 6,
+    "n_conv_per_stage_decoder": [2] * 5,
+    "conv_kernel_sizes": [[3, 3, 3]] * 6,
+    "pool_op_kernel_sizes": [[1, 1, 1], *([[2, 2, 2]] * 5)],
+}
+
+
+def of_another_kind(value):
+    """What may be taken for `value` without a word, and is none."""
+    if isinstance(value, list):
+        first = [[wrong, *value[1:]] for wrong in of_another_kind(value[0])]
+        return [*first, str(value), {"0": value[0]}]
+    if isinstance(value, bool):
+        return [str(value).lower(), int(value)]
+    if isinstance(value, int):
+        return [value + 0.5, str(value), True, [value] * 7]
+    if isinstance(value, float):
+        return [str(value), True, float("nan"), [value]]
+    return [[value], {value: value}, 1]
+
+
+@pytest.mark.parametrize(
+    "plans", [PLANS, RESIDUAL_PLANS, OLD_PLANS], ids=["plain", "residual", "old"]
+)
+def test_a_value_of_another_kind_is_refused_by_its_key(plans):
+    assert run_of(plans) != "refused"
+    for place in leaves(plans):
+        if place.startswith(OTHER_NETWORKS) or place in CANNOT_MATTER:
+            continue
+        value = plans
+        for key in place.split("/"):
+            value = value[key]
+        for wrong in [] if value is None else of_another_kind(value):
+            with pytest.raises(UserError) as refused:
+                read_plans(changed(plans, place, wrong), DATASET)
+            assert str(wrong) in str(refused.value), place
+
+
+@pytest.mark.parametrize("plans", [PLANS, RESIDUAL_PLANS, OLD_PLANS])
+def test_a_key_that_is_missing_is_told_or_has_nnunets_own_value(plans):
+    for place in leaves(plans):
+        *above, last = place.split("/")
+        without = copy.deepcopy(plans)
+        node = without
+        for key in above:
+            node = node[key]
+        del node[last]
+        told = run_of(without, refused=str)
+        assert not isinstance(told, str) or last in told, place
 
 
 def with_value(place, value):

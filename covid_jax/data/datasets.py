@@ -5,6 +5,7 @@ which label values it uses, and how its cases are split into training and test c
 """
 
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
@@ -21,10 +22,18 @@ from covid_jax.data.scans import ENDINGS, channels_of, ending, files_in
 from covid_jax.errors import UserError, listed
 from covid_jax.files import read_json
 from covid_jax.label_space import LabelSpace, label_space
-from covid_jax.values import mapping, maybe, read, text, whole
+from covid_jax.values import mapping, maybe, read, several, text, whole
 
 SYNTHETIC_MARKER = "SYNTHETIC.txt"
 """A raw folder that holds a file of this name is synthetic, and so is all that comes from it."""
+
+READERS = {
+    "SimpleITKIO": False,
+    "NibabelIO": False,
+    "SimpleITKIOWithReorient": True,
+    "NibabelIOWithReorient": True,
+}
+"""nnU-Net's readers of medical files, and whether they turn the scan."""
 
 
 @dataclass(frozen=True)
@@ -193,6 +202,7 @@ def nnunet(raw_dir: Path) -> RawDataset:
         space, channels = label_space(content), _channels(content)
         file_ending = read(content, "file_ending", text, ENDINGS[0])
         expected = read(content, "numTraining", maybe(whole), None)
+        reader = read(content, "overwrite_image_reader_writer", maybe(text), None) or "None"
     except UserError as error:
         raise UserError(f"{description}: {error}") from error
     if not file_ending.lower().endswith(ENDINGS):
@@ -200,17 +210,25 @@ def nnunet(raw_dir: Path) -> RawDataset:
             f"{description}: its scans are {file_ending} files, which are not read; convert them "
             f"to one of {', '.join(ENDINGS)}"
         )
+    if reader not in {*READERS, "None"}:
+        supported = ", ".join(READERS)
+        raise UserError(f"{description}: its images are read by {reader}; supported: {supported}")
     if len(space.values) >= OUTSIDE:
         raise UserError(f"{description}: {len(space.values)} labels; at most {OUTSIDE - 1} work")
     notes, free = [], 1 + max(space.values, default=0)
     if space.ignored not in (None, free):
         notes.append(f"{description}: the label ignore is {space.ignored}; nnU-Net wants {free}")
-    images, masks = _folder(raw_dir, "imagesTr"), _folder(raw_dir, "labelsTr")
-    found = files_in(images)
-    scans, others = channels_of(images, found.paths, len(channels))
-    cases, of_files = _pairs(scans, found.left_out, masks)
+    if "dataset" in content:
+        cases, of_files = _named_cases(description, content, len(channels))
+    else:
+        images, masks = _folder(raw_dir, "imagesTr"), _folder(raw_dir, "labelsTr")
+        found = files_in(images)
+        scans, others = channels_of(images, found.paths, len(channels))
+        cases, of_files = _pairs(scans, found.left_out, masks)
+        of_files += _not_taken(
+            f"images without nnU-Net's _0000 of their channel in {images}", others
+        )
     notes += of_files
-    notes += _not_taken(f"images without nnU-Net's _0000 of their channel in {images}", others)
     notes += _other_endings(description, content.get("file_ending"), cases)
     if expected not in (None, len(cases)):
         notes.append(f"{description} says numTraining {expected}, and there are {len(cases)} cases")
@@ -316,14 +334,19 @@ def with_splits(raw: RawDataset, path: Path) -> RawDataset:
     Raises:
       UserError: it is none, or names a case that is not there.
     """
+    names = several(text)
     try:
-        folds = json.loads(path.read_text("utf-8-sig"))
-        splits = tuple(Split(tuple(fold["train"]), tuple(fold["val"])) for fold in folds)
+        folds = several(mapping)(json.loads(path.read_text("utf-8-sig")))
+        splits = tuple(
+            Split(*(read(fold, part, names, whose=f"fold {number}:") for part in ("train", "val")))
+            for number, fold in enumerate(folds)
+        )
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, UserError) as error:
         raise UserError(
-            f"{path}: is no list of folds, each with the names of cases under train and val"
+            f"{path}: is no list of folds, each with the names of cases under train and val "
+            f"({error})"
         ) from error
     here, told = {case.name for case in raw.cases}, {n for split in splits for n in split.cases}
     if not splits or (missing := told - here):
@@ -389,6 +412,43 @@ def _pairs(
     alone = [found.paths[name].name for name in found.paths.keys() - images.keys()]
     notes = [*left_out, *found.left_out]
     return cases, notes + _not_taken(f"labels without an image in {labels}", alone)
+
+
+def _named_cases(
+    description: Path, content: dict[str, Any], channels: int
+) -> tuple[list[Case], list[str]]:
+    """The cases whose files dataset.json names itself, and lines on what it does not name.
+
+    Its paths are relative to its folder, with variables of the environment filled in (nnU-Net:
+    get_filenames_of_train_images_and_targets).
+
+    Raises a UserError where a file is not there, or a case has not a file for each channel.
+    """
+    folder = description.parent
+
+    def path_of(told: str) -> Path:
+        return Path(os.path.abspath(folder / os.path.expandvars(told)))
+
+    cases = []
+    try:
+        told = read(content, "dataset", mapping)
+        for name in told:
+            if not name or name.startswith(".") or Path(name).name != name:
+                raise UserError(f"its dataset has a case {name!r}, which cannot name a file")
+            files, whose = read(told, name, mapping, whose="its dataset:"), f"its case {name}:"
+            scans = read(files, "images", several(text, channels), whose=whose)
+            label = path_of(read(files, "label", text, whose=whose))
+            cases.append(Case(name, tuple(map(path_of, scans)), label))
+    except UserError as error:
+        raise UserError(f"{description}: {error}") from error
+    taken = [file for case in cases for file in (*case.images, case.label)]
+    if missing := [str(file) for file in taken if not file.exists()]:
+        raise UserError(f"{description}: names files that are not there: {listed(missing)}")
+    images = folder / "imagesTr"
+    held = files_in(images).paths.values() if images.is_dir() else ()
+    others = {file.resolve() for file in held} - {file.resolve() for file in taken}
+    unnamed = f"images in {images} that {description.name} does not name"
+    return cases, _not_taken(unnamed, (file.name for file in others))
 
 
 def _channels(description: dict[str, Any]) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from covid_jax.config import (
     UNetConfig,
     validate,
 )
+from covid_jax.data.datasets import READERS
 from covid_jax.data.normalization import CT, SCHEMES, Z_SCORE, Normalization, ct
 from covid_jax.data.plan import Plan, Resampling
 from covid_jax.errors import UserError
@@ -44,14 +45,6 @@ AXES = (0, 1, 2)
 """D, H, W by their numbers."""
 
 _RAS = ("S", "A", "R")  # what the readers with Reorient turn a scan to, slices first
-_READERS = {
-    "SimpleITKIO": False,
-    "NibabelIO": False,
-    "SimpleITKIOWithReorient": True,
-    "NibabelIOWithReorient": True,
-}
-"""nnU-Net's readers of medical files, and whether they turn the scan."""
-
 _LIBRARIES = ("torch.nn", "dynamic_network_architectures")
 _ARCHITECTURES = "dynamic_network_architectures.architectures."
 _PLAIN_UNET = f"{_ARCHITECTURES}unet.PlainConvUNet"
@@ -178,7 +171,7 @@ def read_plans(
     reader = read(plans, "image_reader_writer", text)
     transpose = read(plans, "transpose_forward", of_axes)
     back = read(plans, "transpose_backward", of_axes)
-    _require(reader in _READERS, f"its images are read by {reader}", _READERS)
+    _require(reader in READERS, f"its images are read by {reader}", READERS)
     _require(
         sorted(transpose) == list(AXES) and back == as_tuple(np.argsort(transpose)),
         f"transpose_backward={back} does not undo transpose_forward={transpose}",
@@ -207,8 +200,8 @@ def read_plans(
     ]
     plan = dataclasses.replace(
         plan_of(settings, "spacing", "median_image_size_in_voxels", normalization),
-        file_axes=not _READERS[reader],
-        axes=_RAS if _READERS[reader] else Plan.axes,
+        file_axes=not READERS[reader],
+        axes=_RAS if READERS[reader] else Plan.axes,
         transpose=transpose,
         image_resampling=_resampling(settings, "data"),
         score_resampling=_resampling(settings, "probabilities"),

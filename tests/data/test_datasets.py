@@ -137,6 +137,63 @@ def test_labels_that_are_none_are_refused_with_the_reason(raw, labels, told):
         read_dataset("nnunet", raw)
 
 
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ({"channel_names": "CT"}, "its channel_names is 'CT'; wanted: values by their keys"),
+        ({"channel_names": {"0": 1}}, "its channel_names: 0 is 1; wanted: a text"),
+        ({"channel_names": {"1": "CT"}}, "its channel_names are of '1'; wanted: '0', '1'"),
+        ({"file_ending": 1}, "its file_ending is 1; wanted: a text"),
+        ({"numTraining": "4"}, "its numTraining is '4'; wanted: a whole number"),
+        ({"labels": [0, 1]}, r"its labels is \[0, 1\]; wanted: values by their keys"),
+        ({"overwrite_image_reader_writer": "NaturalImage2DIO"}, "are read by NaturalImage2DIO; su"),
+        ({"overwrite_image_reader_writer": 1}, "its overwrite_image_reader_writer is 1"),
+        ({"dataset": ["a"]}, r"its dataset is \['a'\]; wanted: values by their keys"),
+        ({"dataset": {"a": {"images": "a.nii.gz"}}}, "its case a: images is 'a.nii.gz'"),
+        ({"dataset": {"a": {"images": ["a", "b"], "label": "a"}}}, "wanted: a list of 1"),
+        ({"dataset": {"a": {"images": ["a.nii.gz"]}}}, "its case a: label is missing"),
+        ({"dataset": {"a": {"images": ["no"], "label": "n"}}}, "not there: .*raw/n, .*raw/no"),
+        ({"dataset": {"../a": {}}}, "a case '../a', which cannot name a file"),
+    ],
+)
+def test_what_a_dataset_json_cannot_mean_is_refused_with_the_reason(raw, said, told):
+    description = {"labels": {"background": 0, "lesion": 1}} | said
+    (raw / "dataset.json").write_text(json.dumps(description))
+    with pytest.raises(UserError, match=rf"dataset\.json: .*{told}"):
+        read_dataset("nnunet", raw)
+
+
+def test_cases_whose_files_are_named_are_those_and_no_others(raw, monkeypatch):
+    monkeypatch.setenv("SCANS", "elsewhere")
+    (raw / "elsewhere").mkdir()
+    (raw / "imagesTr" / "phantom_000_0000.nii.gz").rename(raw / "elsewhere" / "scan.nii.gz")
+    named = {"mine": {"images": ["$SCANS/scan.nii.gz"], "label": "labelsTr/phantom_000.nii.gz"}}
+    description = {"labels": {"background": 0, "lesion": 1}, "dataset": named}
+    (raw / "dataset.json").write_text(json.dumps(description))
+    found = read_dataset("nnunet", raw)
+    (case,) = found.cases
+    assert case.name == "mine"
+    assert case.images == (raw / "elsewhere" / "scan.nii.gz",)
+    assert case.label == raw / "labelsTr" / "phantom_000.nii.gz"
+    assert "dataset.json does not name: phantom_001_0000.nii.gz" in "\n".join(found.notes)
+
+
+@pytest.mark.parametrize(
+    ("folds", "told"),
+    [
+        ([{"train": [0], "val": [1]}], r"fold 0: train is \[0\]; wanted: of each in it a text"),
+        ([{"train": "c0", "val": "c1"}], "fold 0: train is 'c0'; wanted: a list"),
+        ([{"train": ["c0"]}], "fold 0: val is missing"),
+        ({"train": [], "val": []}, "a list"),
+        ([[]], "values by their keys"),
+    ],
+)
+def test_folds_that_are_none_are_refused_with_the_reason(raw, folds, told):
+    (raw / "splits_final.json").write_text(json.dumps(folds))
+    with pytest.raises(UserError, match=rf"splits_final\.json: is no list of folds.*\(.*{told}"):
+        read_dataset("nnunet", raw)
+
+
 def test_what_nnunet_would_not_take_is_told(raw):
     labels = {"background": 0, "lesion": 1, "ignore": 255}
     (raw / "dataset.json").write_text(json.dumps({"labels": labels, "file_ending": ".nrrd"}))

@@ -132,7 +132,7 @@ def label_values(description: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         one twice, two have one name or the same values, or the background is not 0.
     """
     labels = read(description, "labels", mapping)
-    if all(str(key).isdigit() for key in labels):  # v1 maps values to names, v2 names to values
+    if _of_version_1(labels):
         labels = {name: value for value, name in labels.items()}
     values: dict[str, tuple[int, ...]] = {}
     for name, value in labels.items():
@@ -151,6 +151,11 @@ def label_values(description: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     if len({*values.values()}) < len(values) or len(values) < len(description["labels"]):
         raise UserError("two of its labels have one name or one value")
     return values
+
+
+def _of_version_1(labels: Mapping[Any, Any]) -> bool:
+    """Version 1 maps values to names, version 2 names to values."""
+    return all(str(key).isdigit() for key in labels)
 
 
 def _value(name: str, value: Any) -> int:
@@ -200,6 +205,23 @@ def label_space(description: Mapping[str, Any]) -> LabelSpace:
     return LabelSpace(tuple(labels), tuple(labels.values()), written, ignored)
 
 
+def unlike_nnunet(description: Mapping[str, Any]) -> list[str]:
+    """Lines on labels of a dataset.json that are read here, and that nnU-Net v2 refuses.
+
+    Raises:
+      UserError: as label_space.
+    """
+    space, labels = label_space(description), description["labels"]
+    lines, free = [], 1 + max(space.values, default=0)
+    if space.ignored not in (None, free):
+        lines.append(f"the label ignore is {space.ignored}; nnU-Net wants {free}")
+    if not _of_version_1(labels) and isinstance(labels.get("background", []), list):
+        names = [name for name, (first, *_) in label_values(description).items() if first == 0]
+        told = f"{names[0]!r}: {labels[names[0]]!r}"
+        lines.append(f"the background is {told}; nnU-Net wants 'background': 0")
+    return lines
+
+
 def labels_json(space: LabelSpace, channels: int) -> dict[str, Any]:
     """What nnU-Net's dataset.json says of it: labels, and of regions their order.
 
@@ -237,8 +259,8 @@ def together(spaces: Mapping[str, LabelSpace]) -> LabelSpace:
         )
     names = [(dataset, name) for dataset, space in spaces.items() for name in space.names]
     once = [name for _, name in names]
+    told = [name if once.count(name) == 1 else f"{name} ({dataset})" for dataset, name in names]
+    if len({*told}) < len(told):  # "a (x)" of one, and "a" of the dataset x
+        told = [f"{name} ({dataset})" for dataset, name in names]
     ignored = [space.ignored for space in spaces.values() if space.ignored is not None]
-    return LabelSpace(
-        tuple(name if once.count(name) == 1 else f"{name} ({dataset})" for dataset, name in names),
-        ignored=ignored[0] if ignored else None,
-    )
+    return LabelSpace(tuple(told), ignored=ignored[0] if ignored else None)

@@ -16,6 +16,7 @@ from covid_jax.label_space import (
     labels_json,
     lies_in,
     together,
+    unlike_nnunet,
 )
 
 TUMOUR = LabelSpace(("whole", "core", "enhancing"), ((1, 2, 3), (2, 3), (3,)), (1, 2, 3))
@@ -96,6 +97,14 @@ def changed(labels, **more):
         (changed({"core": [0, 2]}), "'core' has the background's value"),
         (changed({"core": [1, 2, 3]}), "one name or one value"),
         (changed({"core": []}), "'core' is .*a value or a list"),
+        (changed({}, regions_class_order=[1, 2.5, 3]), "of each in it a whole number"),
+        (changed({}, regions_class_order=["1", 2, 3]), "of each in it a whole number"),
+        (changed({}, regions_class_order="123"), "a value for each of the 3"),
+        (changed({"core": [2, 2]}), r"'core' is \[2, 2\], which has a value twice; keep one"),
+        ({"labels": {"background": 0, "a": [1, 1]}}, "has a value twice"),
+        ({"labels": {"background": [0, 0], "a": 1}}, "has a value twice"),
+        ({"labels": [0, 1]}, "its labels is .*wanted: values by their keys"),
+        ({}, "its labels is missing"),
         (changed({"core": True}), "its value True is no whole number"),
         (changed({"enhancing": 5}), r"\[0, 1, 2, 3, 5\] are not 0"),
         (changed({"ignore": [4, 5]}), "label to ignore is a region"),
@@ -118,6 +127,39 @@ def test_labels_of_several_datasets_are_classes_of_their_own():
     assert together({"one": TUMOUR}) == TUMOUR
     with pytest.raises(UserError, match="two: its labels are regions, which are trained on alone"):
         together({"one": lung, "two": TUMOUR})
+
+
+@pytest.mark.parametrize(
+    ("labels", "lines"),
+    [
+        ({"background": 0, "a": 1, "ignore": 2}, []),
+        ({"0": "Background", "1": "a"}, []),  # of version 1, which has no name for it
+        ({"background": 0, "a": 1, "ignore": 7}, ["the label ignore is 7; nnU-Net wants 2"]),
+        (
+            {"Background": 0, "a": 1},
+            ["the background is 'Background': 0; nnU-Net wants 'background': 0"],
+        ),
+        (
+            {"a": 1, "background": [0]},
+            ["the background is 'background': [0]; nnU-Net wants 'background': 0"],
+        ),
+    ],
+)
+def test_labels_that_nnunet_refuses_are_told(labels, lines):
+    assert label_space({"labels": labels}).names == ("a",)
+    assert unlike_nnunet({"labels": labels}) == lines
+
+
+@given(
+    labels=st.lists(
+        st.lists(st.sampled_from(("x", "x (a)", "x (b)", "x (a) (b)", "y")), unique=True),
+        min_size=2,
+        max_size=3,
+    )
+)
+def test_classes_of_several_datasets_have_names_of_their_own(labels):
+    names = together({d: LabelSpace(tuple(n)) for d, n in zip("abc", labels, strict=False)}).names
+    assert len({*names}) == len(names) == sum(map(len, labels))
 
 
 def test_numpys_and_jaxs_labels_lie_in_the_same_regions():

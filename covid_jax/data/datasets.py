@@ -21,7 +21,7 @@ from covid_jax.data.normalization import scheme_of
 from covid_jax.data.scans import ENDINGS, channels_of, ending, files_in
 from covid_jax.errors import UserError, listed
 from covid_jax.files import read_json
-from covid_jax.label_space import LabelSpace, label_space
+from covid_jax.label_space import LabelSpace, label_space, unlike_nnunet
 from covid_jax.values import mapping, maybe, read, several, text, whole
 
 SYNTHETIC_MARKER = "SYNTHETIC.txt"
@@ -215,9 +215,7 @@ def nnunet(raw_dir: Path) -> RawDataset:
         raise UserError(f"{description}: its images are read by {reader}; supported: {supported}")
     if len(space.values) >= OUTSIDE:
         raise UserError(f"{description}: {len(space.values)} labels; at most {OUTSIDE - 1} work")
-    notes, free = [], 1 + max(space.values, default=0)
-    if space.ignored not in (None, free):
-        notes.append(f"{description}: the label ignore is {space.ignored}; nnU-Net wants {free}")
+    notes = [f"{description}: {line}" for line in unlike_nnunet(content)]
     if "dataset" in content:
         cases, of_files = _named_cases(description, content, len(channels))
     else:

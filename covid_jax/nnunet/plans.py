@@ -27,7 +27,7 @@ from covid_jax.data.normalization import CT, SCHEMES, Z_SCORE, Normalization, ct
 from covid_jax.data.plan import Plan, Resampling
 from covid_jax.errors import UserError
 from covid_jax.inference.postprocess import Postprocessing
-from covid_jax.label_space import CLASSES, LabelSpace, label_space
+from covid_jax.label_space import CLASSES, LabelSpace, label_space, unlike_nnunet
 from covid_jax.values import (
     Kind,
     T,
@@ -207,6 +207,7 @@ def read_plans(
         score_resampling=_resampling(settings, "probabilities"),
     )
     notes = [f"{trainer}, configuration {configuration}", *told(config, plan)]
+    notes += [f"dataset.json: {line}" for line in unlike_nnunet(dataset)]
     if unknown := plans.keys() - _PLANS_KEYS:
         notes.append(f"plans has keys that this program does not know: {_listed(unknown)}")
     return Settings(config, plan, tuple(notes))

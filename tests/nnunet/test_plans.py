@@ -307,6 +307,11 @@ def test_what_is_not_supported_is_refused_by_name(place, value, message):
         read_plans(with_value(place, value), DATASET)
 
 
+def test_labels_that_nnunet_refuses_are_told():
+    notes = read_plans(PLANS, DATASET | {"labels": {"background": 0, "a": 1, "ignore": 7}}).notes
+    assert "dataset.json: the label ignore is 7; nnU-Net wants 2" in notes
+
+
 def test_a_key_that_this_program_does_not_know_is_told():
     settings = read_plans(PLANS | {"flavour": 1}, DATASET)
     assert settings.notes[-1].endswith("does not know: flavour")

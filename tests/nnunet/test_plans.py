@@ -98,6 +98,17 @@ def changed(tree, place, value=None):
     return tree
 
 
+def without(tree, place):
+    """`tree` without what is at `place`."""
+    tree = copy.deepcopy(tree)
+    *above, last = place.split("/")
+    node = tree
+    for key in above:
+        node = node[key]
+    del node[last]
+    return tree
+
+
 def run_of(plans, dataset=DATASET, refused=lambda _: "refused", **checkpoint):
     """What decides the masks of the run; or "refused", or what `refused` makes of the error."""
     try:
@@ -260,14 +271,8 @@ def test_a_value_of_another_kind_is_refused_by_its_key(plans):
 @pytest.mark.parametrize("plans", [PLANS, RESIDUAL_PLANS, OLD_PLANS])
 def test_a_key_that_is_missing_is_told_or_has_nnunets_own_value(plans):
     for place in leaves(plans):
-        *above, last = place.split("/")
-        without = copy.deepcopy(plans)
-        node = without
-        for key in above:
-            node = node[key]
-        del node[last]
-        told = run_of(without, refused=str)
-        assert not isinstance(told, str) or last in told, place
+        told = run_of(without(plans, place), refused=str)
+        assert not isinstance(told, str) or place.split("/")[-1] in told, place
 
 
 def with_value(place, value):
@@ -413,6 +418,10 @@ REFUSED = {
     "label values with a gap": of_dataset(labels={"background": 0, "a": 2}),
     "regions without their order": of_dataset(labels=WITH_REGIONS),
     "an ignored value below another": of_dataset(labels=PLAIN | {"b": 3, "ignore": 2}),
+    "a value twice in a region": of_dataset(labels={"background": 0, "a": [1, 1]}),
+    "a value of another kind": plain(FULLRES + "batch_dice", "false"),
+    "a value of another kind in a list": plain(FULLRES + "patch_size", [16.9, 16, 16]),
+    "a key that is missing": (without(PLANS, FULLRES + "batch_dice"), DATASET, {}),
 }
 """What docs/nnunet.md says is refused: plans, dataset and what the checkpoint says."""
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,11 +14,12 @@ from covid_jax.data.plan import Plan
 from covid_jax.data.planner import topology_of
 from covid_jax.errors import UserError
 from covid_jax.files import read_json, whole_file, write_json
-from covid_jax.label_space import CLASSES, labels_json
+from covid_jax.label_space import CLASSES, label_space, labels_json
 from covid_jax.model.nnunet_weights import to_params, to_state_dict
 from covid_jax.nnunet.pickles import load_checkpoint, load_pickle
 from covid_jax.nnunet.plans import read_plans, write_plans
 from covid_jax.nnunet.version_1 import read_plans_v1
+from covid_jax.values import mapping, read
 
 Tree = Any
 
@@ -141,7 +141,9 @@ def nnunet_plan(path: Path, dataset: Path, configuration: str) -> Plan:
     if not path.is_file():
         raise UserError(f"{path}: no such file; --plans is nnU-Net's plans.json")
     plans, description = read_json(path), read_json(dataset)
-    with _faults_of(path, None):
+    with _faults_of(dataset):
+        label_space(description)
+    with _faults_of(path):
         settings = read_plans(plans, description, configuration)
     return replace(settings.plan, topology=topology_of(settings.config))
 
@@ -153,25 +155,29 @@ def plain_dataset(num_classes: int) -> dict[str, Any]:
 
 
 def _read_v2(path: Path, content: Mapping[str, Any], plans_path: Path | None) -> Model:
-    plans = _json_near(path, plans_path, "plans.json")
-    dataset = _json_near(path, plans_path and plans_path.with_name("dataset.json"), "dataset.json")
-    with _faults_of(path, plans_path):
-        arguments = content.get("init_args", {})
-        dataset = dataset or arguments["dataset_json"]
+    plans_file = _file_near(path, plans_path, "plans.json")
+    dataset_file = _file_near(
+        path, plans_path and plans_path.with_name("dataset.json"), "dataset.json"
+    )
+    with _faults_of(path):
+        told = read(content, "init_args", mapping, {})
+        plans = read_json(plans_file) if plans_file else read(told, "plans", mapping)
+        dataset = (
+            read_json(dataset_file) if dataset_file else dict(read(told, "dataset_json", mapping))
+        )
+    with _faults_of(dataset_file or path):
+        label_space(dataset)
+    with _faults_of(plans_file or path):
         settings = read_plans(
-            plans or arguments["plans"],
+            plans,
             dataset,
-            arguments.get("configuration", "3d_fullres"),
+            told.get("configuration", "3d_fullres"),
             content.get("inference_allowed_mirroring_axes"),
             content.get("trainer_name", "nnUNetTrainer"),
         )
-        return Model(
-            settings.config,
-            settings.plan,
-            _weights(content["network_weights"], settings.config.model),
-            dataset,
-            settings.notes,
-        )
+    with _faults_of(path):
+        params = _weights(content["network_weights"], settings.config.model)
+    return Model(settings.config, settings.plan, params, dataset, settings.notes)
 
 
 def _read_v1(path: Path, content: Mapping[str, Any], plans_path: Path | None) -> Model:
@@ -180,28 +186,24 @@ def _read_v1(path: Path, content: Mapping[str, Any], plans_path: Path | None) ->
     if not found:
         raise UserError(f"{beside}: missing; give the model's plans.pkl by --plans")
     facts = load_pickle(found[0])
-    with _faults_of(path, found[0]):
+    with _faults_of(found[0]):
         settings = read_plans_v1(facts)
-        return Model(
-            settings.config,
-            settings.plan,
-            _weights(content["state_dict"], settings.config.model),
-            plain_dataset(settings.config.model.num_classes),
-            settings.notes,
-        )
+    with _faults_of(path):
+        params = _weights(content["state_dict"], settings.config.model)
+    dataset = plain_dataset(settings.config.model.num_classes)
+    return Model(settings.config, settings.plan, params, dataset, settings.notes)
 
 
 @contextlib.contextmanager
-def _faults_of(checkpoint: Path, plans: Path | None) -> Iterator[None]:
+def _faults_of(path: Path) -> Iterator[None]:
     """Names the file in what is wrong with it."""
     try:
         yield
     except UserError as error:
-        raise UserError(f"{checkpoint}: {error}") from error
+        raise UserError(f"{path}: {error}") from error
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{plans or checkpoint}: plans that nnU-Net did not write "
-            f"({type(error).__name__}: {error})"
+            f"{path}: nnU-Net did not write this ({type(error).__name__}: {error})"
         ) from error
 
 
@@ -209,12 +211,7 @@ def _weights(state_dict: Mapping[str, Any], model: UNetConfig) -> Tree:
     return to_params({k: np.asarray(v, np.float32) for k, v in state_dict.items()}, model)
 
 
-def _json_near(path: Path, given: Path | None, name: str) -> dict[str, Any] | None:
-    """The JSON that is given, or that lies beside a checkpoint or above it."""
-    for candidate in [given] if given else [path.with_name(name), path.parent.with_name(name)]:
-        if candidate.is_file():
-            try:
-                return json.loads(candidate.read_text("utf-8-sig"))
-            except ValueError as error:
-                raise UserError(f"{candidate}: damaged; it is no JSON") from error
-    return None
+def _file_near(path: Path, given: Path | None, name: str) -> Path | None:
+    """The file that is given, or that lies beside a checkpoint or above it; None without one."""
+    places = [given] if given else [path.with_name(name), path.parent.with_name(name)]
+    return next((place for place in places if place.is_file()), None)

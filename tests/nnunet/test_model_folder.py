@@ -79,7 +79,7 @@ def test_plans_that_are_named_and_not_there_are_not_replaced_by_others(folder):
 
 def test_plans_of_another_kind_are_one_line(folder):
     (folder / "list.pkl").write_bytes(pickle.dumps([1, 2]))
-    with pytest.raises(UserError, match=r"list\.pkl: plans that nnU-Net did not write"):
+    with pytest.raises(UserError, match=r"list\.pkl: nnU-Net did not write this"):
         read_model(folder, folder / "list.pkl")
 
 

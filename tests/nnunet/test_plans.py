@@ -10,6 +10,7 @@ from covid_jax.data.normalization import ct
 from covid_jax.data.plan import Plan, Resampling
 from covid_jax.errors import UserError
 from covid_jax.inference.postprocess import Postprocessing
+from covid_jax.nnunet.model_folder import nnunet_plan
 from covid_jax.nnunet.plans import not_in_nnunet, read_plans, write_plans
 from tests.conftest import ROOT
 
@@ -315,6 +316,21 @@ def test_what_is_not_supported_is_refused_by_name(place, value, message):
 def test_labels_that_nnunet_refuses_are_told():
     notes = read_plans(PLANS, DATASET | {"labels": {"background": 0, "a": 1, "ignore": 7}}).notes
     assert "dataset.json: the label ignore is 7; nnU-Net wants 2" in notes
+
+
+@pytest.mark.parametrize(
+    ("plans", "dataset", "told"),
+    [
+        (with_value(FULLRES + "batch_dice", "false"), DATASET, r"plans\.json: its batch_dice is"),
+        (PLANS, DATASET | {"labels": [1]}, r"dataset\.json: its labels is \[1\]"),
+    ],
+)
+def test_the_file_that_is_wrong_is_named(tmp_path, plans, dataset, told):
+    paths = tmp_path / "plans.json", tmp_path / "dataset.json"
+    for path, content in zip(paths, (plans, dataset), strict=True):
+        path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=told):
+        nnunet_plan(*paths, "3d_fullres")
 
 
 def test_a_key_that_this_program_does_not_know_is_told():

@@ -405,6 +405,10 @@ def plan_of(
       spacing, size: under which keys the settings have the spacing in mm and the median size.
     """
     depth, height, width = read(settings, spacing, several(number, 3))
+    _require(
+        min(depth, height, width) > 0,
+        f"its {spacing} is {[depth, height, width]}; wanted: lengths above 0",
+    )
     return Plan(
         spacing_mm=(depth, height, width),
         normalization=tuple(normalization),
@@ -439,6 +443,7 @@ def ct_of(properties: Mapping[str, Any], deviation: str) -> Normalization:
         read(properties, key, number, whose="its foreground intensity properties:")
         for key in ("percentile_00_5", "percentile_99_5", "mean", deviation)
     )
+    _require(low <= high, f"its CT is clipped to {low:g} to {high:g} (percentile_00_5, 99_5)")
     return ct(low, high, mean, std)
 
 
@@ -658,7 +663,10 @@ def _of_each(kind: Kind[T], stages: int) -> Kind[tuple[T, ...]]:
     def read_each(value: Any) -> tuple[T, ...]:
         if isinstance(value, list | tuple):
             return several(kind, stages)(value)
-        return (kind(value),) * stages
+        try:
+            return (kind(value),) * stages
+        except ValueError as wanted:
+            raise ValueError(f"{wanted}, or a list of {stages}") from wanted
 
     return read_each
 

@@ -306,6 +306,9 @@ def with_value(place, value):
         ("label_manager", "Mine", "label manager is Mine"),
         ("transpose_forward", [1, 2, 0], "does not undo"),
         ("transpose_forward", [0, 0, 0], "does not undo"),
+        ("transpose_forward", "012", "transpose_forward is '012'; wanted: .* a list of 3"),
+        (FULLRES + "spacing", [1, 0, 1], r"spacing is \[1.0, 0.0, 1.0\]; wanted: lengths above 0"),
+        (INTENSITIES + "percentile_00_5", 1e4, "its CT is clipped to 10000 to"),
     ],
 )
 def test_what_is_not_supported_is_refused_by_name(place, value, message):

@@ -87,14 +87,15 @@ def prepare_dataset(
     no longer has are removed. The plan is `out_dir`/plan.json; where there is none yet, it is
     `plan` (for channels of other kinds with the dataset's own intensities), or the training cases
     of fold `plan_fold` of this dataset make it, with a network where there is `planning` for one.
+    Where there is one, the network of `plan` or of `planning` replaces its own on the same grid.
     As many cases are worked on at once as there are `processes`. With `skip_bad` all are read
     first, and those that cannot be read safely are left out of the dataset and its folds, each with
     a line that says why. The other arguments are open_dataset's.
 
     Raises:
       UserError: the raw dataset is incomplete, a case of it is damaged (names the file), or
-        `out_dir` holds another dataset of this name, another plan than `plan`, or one without the
-        network that is asked for, or lies in `raw_dir`.
+        `out_dir` holds another dataset of this name, another plan than `plan`, or one on another
+        grid than that of `planning`, or lies in `raw_dir`.
     """
     raw = open_dataset(name, raw_dir, intensities, called, splits)
     name = raw.name
@@ -176,7 +177,7 @@ def _prepare(
     known = store.facts_of(folder, processes)
     _refuse_another_dataset(folder, raw.folder, known, sources)
     plan = _plan(raw, out_dir, plan_fold, processes, planning, given)
-    if planning and plan.topology:
+    if (planning or given) and plan.topology:
         tqdm.write(f"{out_dir / 'plan.json'}: {_network(plan.topology, plan.spacing_mm)}")
     changes = _changes(raw, known, sources, plan, store.folds_of(folder))
     for line in changes.lines:
@@ -492,32 +493,60 @@ def _plan(
     planning: Planning | None,
     given: Plan | None,
 ) -> Plan:
-    """The plan in `out_dir`; where there is none yet it is made, by one preparation alone.
+    """The plan in `out_dir`; made, or given another network, by one preparation alone.
 
     Raises:
-      UserError: it is of other channels, or not the one that is given, or has no network where one
-        is to be planned.
+      UserError: it is of other channels, or on another grid than the one that is given or planned.
     """
     path = out_dir / "plan.json"
-    if not known_plan(out_dir):
+    if planning or given or not known_plan(out_dir):
         with only_here(out_dir, "a preparation that makes plan.json"):
-            if not known_plan(out_dir):
+            before = known_plan(out_dir)
+            if not before:
                 save_plan(path, _first_plan(raw, fold, processes, planning, given))
+            else:
+                _refuse_other_channels(raw, before, path)
+                topology = _network_for(before, raw, path, fold, processes, planning, given)
+                if topology != before.topology:
+                    save_plan(path, replace(before, topology=topology))
+                    which = "another network" if before.topology else "a network"
+                    tqdm.write(f"{path}: {which}, on the grid that it has: its cases stay")
     plan = load_plan(path)
     _refuse_other_channels(raw, plan, path)
-    if given and given.schemes != raw.schemes:
-        given = _with_intensities_of(plan, given)
-    if given and given.hash != plan.hash:
-        raise UserError(
-            f"{path}: is there already, and another plan than the one that is given; give another "
-            "--out_dir"
-        )
-    if planning and not plan.topology:
-        raise UserError(
-            f"{path}: is there already, without a network; delete it to plan one, and the cases "
-            "are prepared again where its grid is another"
-        )
     return plan
+
+
+def _network_for(
+    plan: Plan,
+    raw: RawDataset,
+    path: Path,
+    fold: int,
+    processes: int,
+    planning: Planning | None,
+    given: Plan | None,
+) -> Topology | None:
+    """The network that is asked for, where it is one for the grid of the plan at `path`."""
+    if given:
+        if given.schemes != raw.schemes:
+            given = _with_intensities_of(plan, given)
+        if given.hash != plan.hash:
+            raise UserError(
+                f"{path}: is there already, and another plan than the one that is given; give "
+                "another --out_dir"
+            )
+        return given.topology or plan.topology
+    if not planning:
+        return plan.topology
+    cases = list(_fingerprints(raw, fold, processes, 0).values())
+    planned = with_topology(plan, cases, _named_labels(raw), planning)
+    turned = plan.file_axes or plan.axes != Plan.axes  # where no planning sees the cases
+    if turned or (planned.spacing_mm, planned.transpose) != (plan.spacing_mm, plan.transpose):
+        here, there = (" x ".join(f"{mm:.3g}" for mm in p.spacing_mm) for p in (plan, planned))
+        raise UserError(
+            f"{path}: is there already, on another grid ({here} mm) than what is to be planned "
+            f"({there} mm); give another --out_dir, or delete it, and the cases are prepared again"
+        )
+    return planned.topology
 
 
 def _first_plan(
@@ -541,17 +570,28 @@ def _with_intensities_of(own: Plan, given: Plan) -> Plan:
 
 
 def _plan_of(raw: RawDataset, fold: int, processes: int, planning: Planning | None) -> Plan:
+    fingerprints = _fingerprints(raw, fold, processes, FINGERPRINT_VOXELS)
+    plan = make_plan(list(fingerprints), list(fingerprints.values()), raw.schemes)
+    if planning:
+        plan = with_topology(plan, list(fingerprints.values()), _named_labels(raw), planning)
+    return plan
+
+
+def _named_labels(raw: RawDataset) -> int:
+    """How many labels dataset.json names."""
+    return 1 + len(raw.labels) + (raw.label_space.ignored is not None)
+
+
+def _fingerprints(
+    raw: RawDataset, fold: int, processes: int, voxels: int
+) -> dict[str, Fingerprint]:
+    """Of the training cases of a fold, by their names, from `voxels` of lesions in all."""
     check_plan_fold(raw, fold)
     training = raw.splits[fold].train
     cases = [case for case in raw.cases if case.name in training]
-    samples = FINGERPRINT_VOXELS // len(cases)
-    of_case = functools.partial(_fingerprint, raw=raw, samples=samples)
-    fingerprints = list(each(of_case, cases, processes, "fingerprint"))
-    plan = make_plan([case.name for case in cases], fingerprints, raw.schemes)
-    if planning:
-        labels = 1 + len(raw.labels) + (raw.label_space.ignored is not None)
-        plan = with_topology(plan, fingerprints, labels, planning)
-    return plan
+    of_case = functools.partial(_fingerprint, raw=raw, samples=voxels // len(cases))
+    found = each(of_case, cases, processes, "fingerprint")
+    return dict(zip((case.name for case in cases), found, strict=True))
 
 
 def _fingerprint(case: Case, raw: RawDataset, samples: int) -> Fingerprint:

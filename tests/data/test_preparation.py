@@ -594,17 +594,27 @@ def test_a_scan_that_is_metres_large_is_refused_before_it_takes_the_memory(raw, 
         prepare_dataset("nnunet", raw, prepared)
 
 
-def test_a_network_is_planned_for_the_cases_and_kept(raw, tmp_path, capsys):
+def test_another_network_for_the_same_grid_is_taken_and_the_cases_stay(raw, tmp_path, capsys):
     out = tmp_path / "out"
     prepare_dataset("nnunet", raw, out, planning=Planning("resenc_m"))
     plan = load_plan(out / "plan.json")
     assert plan.topology.patch_size == (8, 10, 10)
     assert plan.topology.n_blocks_per_stage == (1, 3)
-    told = "a residual network of 2 stages, for 2 patches of 8 x 10 x 10 at 3 x 2 x 2 mm"
-    assert told in capsys.readouterr().out
+    told = "a {} network of 2 stages, for 2 patches of 8 x 10 x 10 at 3 x 2 x 2 mm"
+    assert told.format("residual") in capsys.readouterr().out
     before = times(out)
+    prepare_dataset("nnunet", raw, out)
+    prepare_dataset("nnunet", raw, out, planning=Planning("resenc_m"))
+    assert "another network" not in capsys.readouterr().out
+    assert load_plan(out / "plan.json") == plan
     prepare_dataset("nnunet", raw, out, planning=Planning("default"))
-    assert told in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "plan.json: another network, on the grid that it has: its cases stay" in said
+    assert told.format("plain") in said
+    plain = load_plan(out / "plan.json")
+    assert (plain.topology.n_blocks_per_stage, plain.hash) == ((), plan.hash)
+    prepare_dataset("nnunet", raw, out, plan=plan)
+    assert told.format("residual") in capsys.readouterr().out
     assert load_plan(out / "plan.json") == plan
     assert times(out) == before
 
@@ -625,6 +635,25 @@ def test_a_planned_network_is_given_cases_with_their_coarsest_axis_first(raw, tm
     np.testing.assert_array_equal(here.label, there.label.transpose(plan.transpose))
 
 
-def test_a_plan_without_a_network_is_not_taken_for_one(raw, prepared):
-    with pytest.raises(UserError, match=r"plan\.json: is there already, without a network"):
+@pytest.mark.parametrize("by", ["planning", "plan"])
+def test_a_plan_without_a_network_is_given_one_for_its_grid(raw, prepared, tmp_path, by):
+    own, before = load_plan(prepared / "plan.json"), times(prepared)
+    prepare_dataset("nnunet", raw, tmp_path / "planned", planning=Planning())
+    planned = load_plan(tmp_path / "planned" / "plan.json")
+    asked = {"planning": Planning()} if by == "planning" else {"plan": planned}
+    prepare_dataset("nnunet", raw, prepared, **asked)
+    assert load_plan(prepared / "plan.json") == planned != own
+    assert times(prepared) == before
+
+
+@pytest.mark.parametrize("other", [{"spacing_mm": (4.0, 2.0, 2.0)}, {"file_axes": True}])
+def test_a_network_for_another_grid_than_the_plans_is_refused(raw, prepared, other):
+    save_plan(
+        prepared / "plan.json", dataclasses.replace(load_plan(prepared / "plan.json"), **other)
+    )
+    before = (prepared / "plan.json").read_text()
+    with pytest.raises(
+        UserError, match=r"plan\.json: is there already, on another grid.*--out_dir"
+    ):
         prepare_dataset("nnunet", raw, prepared, planning=Planning())
+    assert (prepared / "plan.json").read_text() == before

@@ -31,7 +31,7 @@ from covid_jax.data.check import check
 from covid_jax.data.datasets import DATASETS
 from covid_jax.data.intensities import INTENSITIES
 from covid_jax.data.phantom import LESIONS, write_raw_dataset
-from covid_jax.data.plan import Plan, load_plan
+from covid_jax.data.plan import Plan, check_plan, load_plan
 from covid_jax.data.planner import CONFIGURATIONS, PLANNERS, Planning, topology_of
 from covid_jax.data.preparation import prepare_dataset
 from covid_jax.device import announce_cpu
@@ -110,11 +110,14 @@ def _given_plan(raw_dir: Path) -> Plan | None:
     """The plan, with its network, that --plan_from or --plans names."""
     if _PLAN_FROM.value:
         run = Path(_PLAN_FROM.value)
-        topology = topology_of(load_config(run))
-        return replace(load_plan(run / "plan.json"), topology=topology)
+        plan = replace(load_plan(run / "plan.json"), topology=topology_of(load_config(run)))
+        check_plan(plan, run)
+        return plan
     if _PLANS.value:
         path, configuration = Path(_PLANS.value), _CONFIGURATION.value or Planning.configuration
-        return nnunet_plan(path, raw_dir / "dataset.json", configuration)
+        plan = nnunet_plan(path, raw_dir / "dataset.json", configuration)
+        check_plan(plan, path)
+        return plan
     return None
 
 

@@ -248,7 +248,8 @@ def with_topology(
 
 
 def save_plan(path: Path, plan: Plan) -> None:
-    """Writes plan.json."""
+    """Writes plan.json. Raises a UserError for what load_plan would not read."""
+    check_plan(plan, path)
     values = dataclasses.asdict(plan)
     topology = values.pop("topology")
     if topology is not None:
@@ -281,7 +282,8 @@ def load_plan(path: Path) -> Plan:
             **{name: _from_json(name, value) for name, value in values.items()},
             topology=_topology_from_json(topology) if topology else None,
         )
-        _check(plan)
+        if fault := _fault(plan):
+            raise ValueError(fault)
         return plan
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; prepare the data first") from error
@@ -289,29 +291,55 @@ def load_plan(path: Path) -> Plan:
         raise UserError(f"{path}: damaged ({error}); prepare the data again") from error
 
 
-def _check(plan: Plan) -> None:
-    """Raises a ValueError for what no plan holds."""
+def check_plan(plan: Plan, source: Path) -> None:
+    """Raises a UserError that names `source` and the value, where a plan holds one that cannot be.
+
+    What passes is what load_plan reads.
+    """
+    if fault := _fault(plan):
+        raise UserError(f"{source}: its plan cannot be taken: {fault}")
+
+
+def _fault(plan: Plan) -> str:
+    """The first value that no plan holds, and what it must be; empty where there is none."""
     try:
         for part in (plan, *plan.normalization, *([plan.topology] if plan.topology else [])):
             check_types(part, "plan")
     except UserError as error:
-        raise ValueError(str(error)) from error
-    statistics = [getattr(how, name) for how in plan.normalization for name in _ORDER]
-    holds = (
-        np.isfinite([*statistics, *plan.spacing_mm]).all()
-        and len(plan.normalization) > 0
-        and min(*(how.std for how in plan.normalization), *plan.spacing_mm) > 0
-        and all(how.scheme in SCHEMES and how.lower <= how.upper for how in plan.normalization)
-        and sorted(plan.transpose) == [0, 1, 2]
-        and all(len({*plan.axes} & {*pair}) == 1 for pair in ("RL", "AP", "SI"))
-        and all(
-            0 <= order <= 5
-            for how in (plan.image_resampling, plan.score_resampling)
-            for order in (how.order, how.coarse_order)
-        )
-    )
-    if not holds or (plan.topology and not _holds_together(plan.topology)):
-        raise ValueError("a value that cannot be")
+        return str(error)
+    rules: list[tuple[bool, str, object, str]] = [
+        (_positive(plan.spacing_mm), "spacing_mm", plan.spacing_mm, "must be above 0"),
+        (len(plan.normalization) > 0, "normalization", (), "must be of a channel at least"),
+        (sorted(plan.transpose) == [0, 1, 2], "transpose", plan.transpose, "must be of 0, 1, 2"),
+        (
+            all(len({*plan.axes} & {*pair}) == 1 for pair in ("RL", "AP", "SI")),
+            "axes",
+            plan.axes,
+            "must be of R or L, A or P, S or I",
+        ),
+    ]
+    for how in plan.normalization:
+        statistics = [getattr(how, name) for name in _ORDER]
+        rules += [
+            (how.scheme in SCHEMES, "scheme", how.scheme, f"must be of {', '.join(SCHEMES)}"),
+            (bool(np.isfinite(statistics).all()), "normalization", how, "must be finite"),
+            (how.lower <= how.upper, "normalization", how, "must be clipped from low to high"),
+            (how.std > 0, "normalization", how, "must have a deviation above 0"),
+        ]
+    for resampling in (plan.image_resampling, plan.score_resampling):
+        orders = resampling.order, resampling.coarse_order
+        rules += [
+            ({*orders} <= set(range(6)), "resampling", resampling, "must be of orders 0 to 5"),
+            (not np.isnan(resampling.anisotropy), "anisotropy", "NaN", "must be a number"),
+        ]
+    for holds, name, value, rule in rules:
+        if not holds:
+            return f"{name}={value}: {rule}"
+    return _fault_of_network(plan.topology) if plan.topology else ""
+
+
+def _positive(values: Sequence[float]) -> bool:
+    return bool(np.isfinite(values).all()) and min(values) > 0
 
 
 def _of_this_version(values: dict[str, Any]) -> dict[str, Any]:
@@ -322,20 +350,27 @@ def _of_this_version(values: dict[str, Any]) -> dict[str, Any]:
     return values | {"normalization": [{"scheme": CT, **one}]}
 
 
-def _holds_together(topology: Topology) -> bool:
-    """Whether a topology is that of a U-Net, and its patch can be halved all the way down."""
+def _fault_of_network(topology: Topology) -> str:
+    """What keeps a topology from being that of a U-Net whose patch is halved all the way down."""
     stages = len(topology.strides)
     encoder = topology.n_conv_per_stage or topology.n_blocks_per_stage
     whole = (topology.batch_size, *topology.patch_size, *topology.features_per_stage, *encoder)
     whole += tuple(n for axes in (*topology.strides, *topology.kernel_sizes) for n in axes)
-    return (
-        stages > 1
-        and len(topology.features_per_stage) == len(topology.kernel_sizes) == len(encoder) == stages
+    if stages < 2:
+        return f"strides={topology.strides}: must be of two stages at least"
+    if topology.n_conv_per_stage and topology.n_blocks_per_stage:
+        return "n_conv_per_stage and n_blocks_per_stage: one of them must be empty"
+    if not (
+        len(topology.features_per_stage) == len(topology.kernel_sizes) == len(encoder) == stages
         and len(topology.n_conv_per_stage_decoder) == stages - 1
-        and not (topology.n_conv_per_stage and topology.n_blocks_per_stage)
-        and min(*whole, *topology.n_conv_per_stage_decoder) > 0
-        and not np.any(topology.patch_size % np.prod(topology.strides, axis=0))
-    )
+    ):
+        return f"strides are of {stages} stages, and other values of the network of another number"
+    if min(*whole, *topology.n_conv_per_stage_decoder) <= 0:
+        return f"{topology}: all its numbers must be above 0"
+    down = tuple(int(n) for n in np.prod(topology.strides, axis=0))
+    if np.any(np.array(topology.patch_size) % down):
+        return f"patch_size={topology.patch_size}: must be divisible by its strides, {down} in all"
+    return ""
 
 
 def _topology_from_json(values: dict[str, Any]) -> Topology:

@@ -2,15 +2,19 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from covid_jax.data.normalization import CT, Z_SCORE, Normalization, ct
 from covid_jax.data.plan import (
     Fingerprint,
     Plan,
     Resampling,
+    check_plan,
     load_plan,
     make_plan,
     save_plan,
@@ -126,6 +130,85 @@ def test_a_network_that_cannot_be_is_one_line(tmp_path, name, value):
     path.write_text(json.dumps(saved_with_topology(path) | {name: value}))
     with pytest.raises(UserError, match=r"plan\.json: damaged"):
         load_plan(path)
+
+
+FLOATS = st.sampled_from([-1.0, 0.0, 0.5, 1, 3.0, float("nan"), float("inf")])
+WHOLE = st.sampled_from([0, 1, 2, 3, 8, True])
+
+
+def axes_of(values):
+    return st.tuples(values, values, values)
+
+
+NORMALIZATIONS = st.builds(
+    Normalization,
+    st.sampled_from([CT, Z_SCORE, "MyNormalization"]),
+    *[FLOATS] * 4,
+    use_mask_for_norm=st.sampled_from([True, False, 1]),
+)
+RESAMPLINGS = st.builds(
+    Resampling, WHOLE, WHOLE, st.sampled_from([None, True, False, 0, 1]), FLOATS
+)
+CHANGES = {
+    "spacing_mm": axes_of(FLOATS),
+    "normalization": st.lists(NORMALIZATIONS, max_size=2).map(tuple),
+    "median_shape": axes_of(WHOLE),
+    "axes": axes_of(st.sampled_from("RLAPSI")),
+    "transpose": axes_of(WHOLE),
+    "image_resampling": RESAMPLINGS,
+    "score_resampling": RESAMPLINGS,
+}
+TOPOLOGY_CHANGES = {
+    "patch_size": axes_of(WHOLE),
+    "batch_size": WHOLE,
+    "strides": st.lists(axes_of(WHOLE), max_size=3).map(tuple),
+    "features_per_stage": st.lists(WHOLE, max_size=3).map(tuple),
+    "n_blocks_per_stage": st.lists(WHOLE, max_size=3).map(tuple),
+}
+
+
+def refusal(path, plan):
+    try:
+        save_plan(path, plan)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+@given(st.data())
+def test_a_plan_that_could_not_be_read_is_never_written(tmp_path_factory, data):
+    """Some values of it are drawn, good ones among them."""
+    name = data.draw(st.sampled_from([*CHANGES, *TOPOLOGY_CHANGES]))
+    if name in CHANGES:
+        plan = dataclasses.replace(PLAN, **{name: data.draw(CHANGES[name])})
+    else:
+        change = {name: data.draw(TOPOLOGY_CHANGES[name])}
+        plan = dataclasses.replace(PLAN, topology=dataclasses.replace(OTHERS["topology"], **change))
+    path = tmp_path_factory.mktemp("plan") / "plan.json"
+    if fault := refusal(path, plan):
+        assert fault.startswith(f"{path}: its plan cannot be taken: ")
+        assert not list(path.parent.iterdir())
+    else:
+        assert load_plan(path) == plan
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"spacing_mm": (0.0, 1.0, 1.0)}, r"spacing_mm=\(0.0, 1.0, 1.0\): must be above 0"),
+        ({"spacing_mm": (float("nan"), 1.0, 1.0)}, "spacing_mm=.*must be above 0"),
+        ({"normalization": (ct(5, 1, 0, 1),)}, "clipped to 5 to 1 HU.*from low to high"),
+        ({"normalization": (ct(0, 1, float("nan"), 1),)}, "mean nan.*must be finite"),
+        ({"score_resampling": Resampling(1, 0, 1)}, "score_resampling.separate=1"),
+        (
+            {"topology": dataclasses.replace(OTHERS["topology"], patch_size=(40, 55, 40))},
+            r"patch_size=\(40, 55, 40\): must be divisible by its strides, \(1, 2, 2\) in all",
+        ),
+    ],
+)
+def test_what_keeps_a_plan_from_being_taken_is_named(change, told):
+    with pytest.raises(UserError, match=f"^here: its plan cannot be taken: .*{told}"):
+        check_plan(dataclasses.replace(PLAN, **change), Path("here"))
 
 
 def test_half_a_network_is_one_line(tmp_path):

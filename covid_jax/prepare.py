@@ -13,7 +13,8 @@ what is not taken, what is missing, what would be mended and what would be refus
 stages, at the resolution that --configuration names. plan.json has them under nnU-Net's names.
 --plan_from=RUN takes the plan of a run or of an imported network instead, so that its network finds
 the data as it knows it (channels of other kinds are normalised by the data's own intensities);
---plans=plans.json that of nnU-Net, its configuration named.
+--plans=plans.json that of nnU-Net, its configuration named, with its normalisations whatever the
+channels are called.
 
 CT is in HU. Scans that cannot be in HU are refused, but for 8-bit grey, which is mapped back;
 --intensities tells how their values are read instead: hu (they are), 8bit, offset1024 (HU + 1024),
@@ -157,6 +158,7 @@ def main() -> None:
         _given_plan(raw_dir),
         _NAME.value,
         splits,
+        as_planned=bool(_PLANS.value),
     )
     label = "SYNTHETIC " if raw.synthetic else ""
     print(f"{len(raw.cases)} {label}cases of {raw.name} are prepared in {out_dir / raw.name}")

@@ -80,6 +80,7 @@ def prepare_dataset(
     plan: Plan | None = None,
     called: str = "",
     splits: Path | None = None,
+    as_planned: bool = False,
 ) -> RawDataset:
     """Prepares every case of a raw dataset into `out_dir`/NAME, which then is what the raw is.
 
@@ -90,7 +91,8 @@ def prepare_dataset(
     Where there is one, the network of `plan` or of `planning` replaces its own on the same grid.
     As many cases are worked on at once as there are `processes`. With `skip_bad` all are read
     first, and those that cannot be read safely are left out of the dataset and its folds, each with
-    a line that says why. The other arguments are open_dataset's.
+    a line that says why. `as_planned` takes the normalisations of `plan` whatever the channels are
+    called, and is for a plan of as many channels. The other arguments are open_dataset's.
 
     Raises:
       UserError: the raw dataset is incomplete, a case of it is damaged (names the file), or
@@ -102,8 +104,12 @@ def prepare_dataset(
     check_places(raw, out_dir)
     for note in raw.notes:
         tqdm.write(f"{name}: {note}")
+    schemes = raw.schemes
+    if as_planned and plan:
+        _refuse_another_number(raw, plan)
+        schemes = plan.schemes
     if skip_bad:
-        findings = check_dataset(raw, processes, known_plan(out_dir))
+        findings = check_dataset(raw, processes, known_plan(out_dir), schemes)
         for finding in findings:
             if finding.refused:
                 tqdm.write(f"{finding.case}: left out; {finding.refused}")
@@ -111,7 +117,7 @@ def prepare_dataset(
     if not (plan or known_plan(out_dir)):
         check_plan_fold(raw, plan_fold)
     with only_here(out_dir / name, "another preparation"):
-        return _prepare(raw, out_dir, plan_fold, processes, planning, plan)
+        return _prepare(raw, out_dir, plan_fold, processes, planning, plan, schemes)
 
 
 def check_places(raw: RawDataset, out_dir: Path) -> None:
@@ -171,12 +177,13 @@ def _prepare(
     processes: int,
     planning: Planning | None,
     given: Plan | None,
+    schemes: tuple[str, ...],
 ) -> RawDataset:
     folder = out_dir / raw.name
     sources = _sources(raw, _each_digests(raw, processes))
     known = store.facts_of(folder, processes)
     _refuse_another_dataset(folder, raw.folder, known, sources)
-    plan = _plan(raw, out_dir, plan_fold, processes, planning, given)
+    plan = _plan(raw, out_dir, plan_fold, processes, planning, given, schemes)
     if (planning or given) and plan.topology:
         tqdm.write(f"{out_dir / 'plan.json'}: {_network(plan.topology, plan.spacing_mm)}")
     changes = _changes(raw, known, sources, plan, store.folds_of(folder))
@@ -201,13 +208,24 @@ def _prepare(
     return raw
 
 
-def _refuse_other_channels(raw: RawDataset, plan: Plan, path: Path) -> None:
+def _refuse_other_channels(
+    raw: RawDataset, plan: Plan, path: Path, schemes: tuple[str, ...]
+) -> None:
     """Raises a UserError where the dataset's channels are not what a plan is of."""
-    if raw.schemes != plan.schemes:
+    if schemes != plan.schemes:
         channels = ", ".join(raw.channels)
         raise UserError(
-            f"{raw.folder}: its channels ({channels}) want {', '.join(raw.schemes)}, and {path} is "
-            f"of {', '.join(plan.schemes)}; give another --out_dir"
+            f"{raw.folder}: its channels ({channels}) want {', '.join(schemes)}, and {path} is of "
+            f"{', '.join(plan.schemes)}; give another --out_dir, or by --plans the plan that it is"
+        )
+
+
+def _refuse_another_number(raw: RawDataset, plan: Plan) -> None:
+    """Raises a UserError where a dataset has not as many channels as a plan."""
+    if len(raw.channels) != len(plan.normalization):
+        raise UserError(
+            f"{raw.folder}: has {len(raw.channels)} channels ({', '.join(raw.channels)}), and the "
+            f"plan that is given {len(plan.normalization)}"
         )
 
 
@@ -386,9 +404,17 @@ class Finding:
     digests: dict[str, str] = field(default_factory=dict)
 
 
-def check_dataset(raw: RawDataset, processes: int, plan: Plan | None = None) -> list[Finding]:
-    """Reads every case of a raw dataset as it would be prepared by `plan`, and writes nothing."""
-    check = functools.partial(_check_case, raw=raw, plan=plan)
+def check_dataset(
+    raw: RawDataset,
+    processes: int,
+    plan: Plan | None = None,
+    schemes: tuple[str, ...] | None = None,
+) -> list[Finding]:
+    """Reads every case of a raw dataset as it would be prepared by `plan`, and writes nothing.
+
+    `schemes` are of its channels, if not those of their names.
+    """
+    check = functools.partial(_check_case, raw=raw, plan=plan, schemes=schemes or raw.schemes)
     return list(each(check, raw.cases, processes, f"checking {raw.name}"))
 
 
@@ -419,11 +445,13 @@ def _network(topology: Topology, spacing_mm: Sequence[float]) -> str:
     )
 
 
-def _check_case(case: Case, raw: RawDataset, plan: Plan | None) -> Finding:
+def _check_case(
+    case: Case, raw: RawDataset, plan: Plan | None, schemes: tuple[str, ...]
+) -> Finding:
     digests: dict[str, str] = {}
     try:
         digests = _digests(case)
-        channels, label, how = _read(case, raw)
+        channels, label, how = _read(case, raw, schemes)
         if plan:
             check_extent(case.images[0], channels[0], plan)
         return Finding(case.name, _notes(channels, label), "", how, digests)
@@ -435,7 +463,7 @@ def _prepare_case(
     case: Case, raw: RawDataset, plan: Plan, folder: Path, sources: dict[str, dict[str, Any]]
 ) -> tuple[str, tuple[str, ...]]:
     """Prepares and stores a case; returns how its values were read, and what was mended."""
-    channels, label, how = _read(case, raw)
+    channels, label, how = _read(case, raw, plan.schemes)
     check_extent(case.images[0], channels[0], plan)
     notes = _notes(channels, label)
     facts = {
@@ -468,13 +496,15 @@ def prepare_phantom(out_dir: Path, num_cases: int, seed: int) -> None:
 
 def read_case(case: Case, raw: RawDataset) -> tuple[tuple[Volume, ...], Volume]:
     """Channels (CT in HU) and label of a raw case. Raises a UserError that names the file."""
-    channels, label, _ = _read(case, raw)
+    channels, label, _ = _read(case, raw, raw.schemes)
     return channels, label
 
 
-def _read(case: Case, raw: RawDataset) -> tuple[tuple[Volume, ...], Volume, str]:
+def _read(
+    case: Case, raw: RawDataset, schemes: tuple[str, ...]
+) -> tuple[tuple[Volume, ...], Volume, str]:
     _check_label(case)
-    channels, how = read_channels(case.images, raw.schemes, raw.intensities)
+    channels, how = read_channels(case.images, schemes, raw.intensities)
     space = raw.label_space
     label = read_label(case.label, channels[0], len(space.values) + 1, space.ignored)
     return channels, label, how
@@ -492,6 +522,7 @@ def _plan(
     processes: int,
     planning: Planning | None,
     given: Plan | None,
+    schemes: tuple[str, ...],
 ) -> Plan:
     """The plan in `out_dir`; made, or given another network, by one preparation alone.
 
@@ -503,16 +534,18 @@ def _plan(
         with only_here(out_dir, "a preparation that makes plan.json"):
             before = known_plan(out_dir)
             if not before:
-                save_plan(path, _first_plan(raw, fold, processes, planning, given))
+                save_plan(path, _first_plan(raw, fold, processes, planning, given, schemes))
             else:
-                _refuse_other_channels(raw, before, path)
+                _refuse_other_channels(raw, before, path, schemes)
+                if given and given.schemes != schemes:
+                    given = _with_intensities_of(before, given)
                 topology = _network_for(before, raw, path, fold, processes, planning, given)
                 if topology != before.topology:
                     save_plan(path, replace(before, topology=topology))
                     which = "another network" if before.topology else "a network"
                     tqdm.write(f"{path}: {which}, on the grid that it has: its cases stay")
     plan = load_plan(path)
-    _refuse_other_channels(raw, plan, path)
+    _refuse_other_channels(raw, plan, path, schemes)
     return plan
 
 
@@ -527,8 +560,6 @@ def _network_for(
 ) -> Topology | None:
     """The network that is asked for, where it is one for the grid of the plan at `path`."""
     if given:
-        if given.schemes != raw.schemes:
-            given = _with_intensities_of(plan, given)
         if given.hash != plan.hash:
             raise UserError(
                 f"{path}: is there already, and another plan than the one that is given; give "
@@ -550,9 +581,14 @@ def _network_for(
 
 
 def _first_plan(
-    raw: RawDataset, fold: int, processes: int, planning: Planning | None, given: Plan | None
+    raw: RawDataset,
+    fold: int,
+    processes: int,
+    planning: Planning | None,
+    given: Plan | None,
+    schemes: tuple[str, ...],
 ) -> Plan:
-    if given and given.schemes == raw.schemes:
+    if given and given.schemes == schemes:
         return given
     own = _plan_of(raw, fold, processes, planning)
     if not given:

@@ -570,6 +570,38 @@ def test_a_plan_of_other_channels_gives_its_grid_and_the_data_its_intensities(
     assert f"{told} is of {Z_SCORE}, {Z_SCORE}" in capsys.readouterr().out
 
 
+def test_a_plan_as_it_is_decides_the_normalisation_whatever_the_channel_is_called(
+    raw, prepared, tmp_path
+):
+    own = load_plan(prepared / "plan.json")
+    given = dataclasses.replace(own, normalization=(Normalization(Z_SCORE),))
+    for _ in range(2):  # the second time with its plan.json
+        prepare_dataset("nnunet", raw, tmp_path / "theirs", plan=given, as_planned=True)
+    assert load_plan(tmp_path / "theirs" / "plan.json") == given
+    image = stored(tmp_path / "theirs", "c1").image
+    assert (abs(image.mean()) < 1e-5, abs(image.std() - 1) < 1e-5) == (True, True)
+    two = dataclasses.replace(own, normalization=(Normalization(Z_SCORE),) * 2)
+    with pytest.raises(
+        UserError, match=r"raw: has 1 channels \(CT\), and the plan that is given 2"
+    ):
+        prepare_dataset("nnunet", raw, tmp_path / "two", plan=two, as_planned=True)
+    assert not (tmp_path / "two" / "plan.json").exists()
+
+
+def test_a_channel_is_asked_to_be_in_hu_where_the_plan_as_it_is_normalises_ct(
+    raw, prepared, tmp_path
+):
+    """And there alone: the values lie from 0 to 1, which are no HU."""
+    ct_plan = load_plan(prepared / "plan.json")
+    z_plan = dataclasses.replace(ct_plan, normalization=(Normalization(Z_SCORE),))
+    for path in (raw / "imagesTr").iterdir():
+        save(path, np.random.default_rng(0).random((10, 9, 8)).astype(np.float32))
+    prepare_dataset("nnunet", raw, tmp_path / "z", plan=z_plan, as_planned=True)
+    describe(raw, LESION, channel_names={"0": "T1"})
+    with pytest.raises(UserError, match=r"c0_0000\.nii\.gz: .*HU"):
+        prepare_dataset("nnunet", raw, tmp_path / "ct", plan=ct_plan, as_planned=True)
+
+
 @pytest.mark.parametrize("by", ["spacing", "turn"])
 def test_a_label_that_leaves_its_image_towards_the_far_corner_is_refused(raw, tmp_path, by):
     affine = np.diag([-2.0, -2.0, 3.0, 1.0])

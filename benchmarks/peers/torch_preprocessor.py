@@ -28,6 +28,7 @@ def plans_of(plan: Plan) -> PlansManager:
     """nnU-Net's plans that ask for what `plan` asks for."""
     resampling = "resample_data_or_seg_to_shape"
     options = {"force_separate_z": None, "order_z": 0}
+    of_label = plan.label_resampling
     configuration = {
         "architecture": {},
         "preprocessor_name": "DefaultPreprocessor",
@@ -38,7 +39,12 @@ def plans_of(plan: Plan) -> PlansManager:
         "resampling_fn_data": resampling,
         "resampling_fn_data_kwargs": {"is_seg": False, "order": 3, **options},
         "resampling_fn_seg": resampling,
-        "resampling_fn_seg_kwargs": {"is_seg": True, "order": 1, **options},
+        "resampling_fn_seg_kwargs": {
+            "is_seg": True,
+            "order": of_label.order,
+            "order_z": of_label.coarse_order,
+            "force_separate_z": of_label.separate,
+        },
     }
     return PlansManager(
         {

@@ -97,6 +97,7 @@ class Plan:
       transpose: which of these axes becomes the network's D, H, W (nnU-Net: transpose_forward).
       image_resampling: of the image, to the plan's spacing.
       score_resampling: of what the network predicts, back to the scan's grid.
+      label_resampling: of each value's share of a label, to the plan's spacing.
       resample_first: before the intensities are clipped, as nnU-Net v1; v2 clips them first.
       topology: the network that was planned for the cases, and its batches. In plan.json its fields
         stand among the plan's.
@@ -111,6 +112,7 @@ class Plan:
     transpose: tuple[int, int, int] = (0, 1, 2)
     image_resampling: Resampling = Resampling(order=3)
     score_resampling: Resampling = Resampling(order=1)
+    label_resampling: Resampling = Resampling(order=1)
     resample_first: bool = False
     topology: Topology | None = None
 
@@ -326,7 +328,7 @@ def _fault(plan: Plan) -> str:
             (how.lower <= how.upper, "normalization", how, "must be clipped from low to high"),
             (how.std > 0, "normalization", how, "must have a deviation above 0"),
         ]
-    for resampling in (plan.image_resampling, plan.score_resampling):
+    for resampling in (plan.image_resampling, plan.score_resampling, plan.label_resampling):
         orders = resampling.order, resampling.coarse_order
         rules += [
             ({*orders} <= set(range(6)), "resampling", resampling, "must be of orders 0 to 5"),

@@ -131,9 +131,10 @@ def nonzero_box(channels: Sequence[np.ndarray]) -> Box:
 def prepare_case(scan: Volume | Sequence[Volume], label: Volume | None, plan: Plan) -> PreparedCase:
     """Crops to non-zero, normalises, resamples to the plan's spacing.
 
-    nnU-Net v2: DefaultPreprocessor. The image is resampled as the plan says (by cubic splines), the
-    label linearly for each class; where an axis is coarse (see resample), nearest along it. Where
-    the plan has masked channels, the label is OUTSIDE where they are masked.
+    nnU-Net v2: DefaultPreprocessor. Image and label are resampled as the plan says; usually the one
+    by cubic splines, the other linearly for each class, and where an axis is coarse (see resample),
+    nearest along it. Where the plan has masked channels, the label is OUTSIDE where they are
+    masked.
 
     Args:
       scan: of one channel, or its channels, on one grid.
@@ -174,7 +175,7 @@ def prepare_case(scan: Volume | Sequence[Volume], label: Volume | None, plan: Pl
         cropped = label.voxels[box]
         if inside is not None:  # as nnU-Net, the lowest value, which decides where shares are equal
             cropped = np.where(inside, cropped, np.int16(-1))
-        resampled = resample_label(cropped, size, *spacings)
+        resampled = resample_label(cropped, size, *spacings, plan.label_resampling)
         prepared_label = np.where(resampled < 0, OUTSIDE, resampled).astype(np.uint8)
     return PreparedCase(image, prepared_label, geometry)
 

@@ -1,6 +1,7 @@
 """Volumes at another size: whole, or in slabs of planes that come and go (nnU-Net's resampling)."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 from scipy import ndimage
@@ -106,19 +107,31 @@ def resample_label(
     size: Sequence[int],
     spacing_mm: Sequence[float] | np.ndarray,
     target_mm: Sequence[float] | np.ndarray,
+    how: Resampling,
 ) -> np.ndarray:
     """A label (D, H, W) at another size: at each voxel the value with the largest share.
 
-    The share of a value is its mask, resampled linearly; of equal shares the nearest voxel's value
-    counts, or else the lowest (batchgenerators: resize_segmentation).
+    The share of a value is its mask, resampled as `how` says; of equal shares the nearest voxel's
+    value counts, or else the lowest (batchgenerators: resize_segmentation). Along a coarse axis of
+    its own order a value is where its share is above a half, and 0 where none is (nnU-Net:
+    resample_data_or_seg).
     """
     if tuple(size) == label.shape:
         return label
-    nearest = resample(label, size, spacing_mm, target_mm, Resampling(order=0))
+    coarse = _coarse_axis(spacing_mm, target_mm, how)
+    if coarse is not None and how.coarse_order and size[coarse] != label.shape[coarse]:
+        plane = [label.shape[coarse] if axis == coarse else n for axis, n in enumerate(size)]
+        slices = resample_label(label, plane, spacing_mm, target_mm, how)
+        winner = np.zeros(size, label.dtype)
+        for value in np.unique(slices):
+            mask = (slices == value).astype(float)
+            winner[_zoom(mask, size, how.coarse_order, clip=False) > 0.5] = value
+        return winner
+    nearest = resample(label, size, spacing_mm, target_mm, replace(how, order=0))
     winner, best = np.zeros(size, label.dtype), np.full(size, -1.0)
     for value in np.unique(label):
         mask = (label == value).astype(float)
-        share = resample(mask, size, spacing_mm, target_mm, Resampling(order=1))
+        share = resample(mask, size, spacing_mm, target_mm, how)
         wins = (share > best) | ((share == best) & (nearest == value))
         winner[wins], best[wins] = value, share[wins]
     return winner

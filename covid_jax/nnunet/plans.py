@@ -205,6 +205,7 @@ def read_plans(
         transpose=transpose,
         image_resampling=_resampling(settings, "data"),
         score_resampling=_resampling(settings, "probabilities"),
+        label_resampling=_resampling(settings, "seg"),
     )
     notes = [f"{trainer}, configuration {configuration}", *told(config, plan)]
     notes += [f"dataset.json: {line}" for line in unlike_nnunet(dataset)]
@@ -235,7 +236,7 @@ def write_plans(config: Config, plan: Plan) -> dict[str, Any]:
         "resampling_fn_data": resample,
         "resampling_fn_data_kwargs": _arguments(plan.image_resampling, is_seg=False),
         "resampling_fn_seg": resample,
-        "resampling_fn_seg_kwargs": _arguments(Resampling(order=1), is_seg=True),
+        "resampling_fn_seg_kwargs": _arguments(plan.label_resampling, is_seg=True),
         "resampling_fn_probabilities": resample,
         "resampling_fn_probabilities_kwargs": _arguments(plan.score_resampling, is_seg=False),
         "architecture": {
@@ -362,6 +363,7 @@ def told(config: Config, plan: Plan) -> Iterable[str]:
     for what, how, usual in (
         ("scans", plan.image_resampling, Plan.image_resampling),
         ("scores", plan.score_resampling, Plan.score_resampling),
+        ("labels", plan.label_resampling, Plan.label_resampling),
     ):
         if how != usual:
             apart = {None: "where it is coarse", True: "always", False: "never"}[how.separate]
@@ -585,10 +587,11 @@ def _old_arguments(settings: Mapping[str, Any], blocks: str) -> dict[str, Any]:
 
 
 def _resampling(settings: Mapping[str, Any], of: str) -> Resampling:
-    """How nnU-Net resamples `of` (data, probabilities), with its functions' own defaults.
+    """How nnU-Net resamples `of` (data, probabilities, seg), with its functions' own defaults.
 
     resample_torch_fornnunet is trilinear, without a clip that linear needs none of, and takes the
-    nearest slice, so it is a spline of order 1.
+    nearest slice, so it is a spline of order 1. Labels too, but where two values have the same
+    share to half precision; of its other ways with labels none is here.
     """
     function, key = read(settings, f"resampling_fn_{of}", text), f"resampling_fn_{of}_kwargs"
     whose = f"its {key}:"
@@ -599,14 +602,20 @@ def _resampling(settings: Mapping[str, Any], of: str) -> Resampling:
         coarse_order = read(arguments, "order_z", whole, 0, whose)
         separate = read(arguments, "force_separate_z", maybe(flag), False, whose)
     elif function == "resample_torch_fornnunet":
-        no_effect = {"num_threads", "device", "memefficient_seg_resampling"}
-        arguments = _known(settings, key, common | no_effect | {"mode", "aniso_axis_mode"})
+        sparing = "memefficient_seg_resampling"
+        known = common | {"num_threads", "device", sparing, "mode", "aniso_axis_mode"}
+        arguments = _known(settings, key, known)
         modes = {"nearest-exact": 0, "linear": 1}
         along = arguments.get("aniso_axis_mode", "nearest-exact")
         _require(
             arguments.get("mode", "linear") == "linear" and along in modes,
             f"its {key} has mode={arguments.get('mode', 'linear')}, aniso_axis_mode={along}",
             ["mode=linear", *(f"aniso_axis_mode={name}" for name in modes)],
+        )
+        _require(
+            of != "seg" or (along == "nearest-exact" and not arguments.get(sparing)),
+            f"its {key} has {sparing}={arguments.get(sparing)}, aniso_axis_mode={along}",
+            [f"labels by {sparing}=False, aniso_axis_mode=nearest-exact"],
         )
         order, coarse_order = 1, modes[along]
         separate = read(arguments, "force_separate_z", maybe(flag), None, whose)
@@ -616,7 +625,11 @@ def _resampling(settings: Mapping[str, Any], of: str) -> Resampling:
             "resample_torch_fornnunet"
         )
     labels = read(arguments, "is_seg", flag, False, whose)
-    _require(not labels, f"its {key} resamples as labels (is_seg)")
+    _require(
+        labels == (of == "seg"),
+        f"its {key} has is_seg={arguments.get('is_seg')}",
+        [f"is_seg={of == 'seg'}"],
+    )
     _require(
         {order, coarse_order} <= set(range(6)),
         f"its {key} has orders {order} and {coarse_order}",

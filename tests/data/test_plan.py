@@ -47,6 +47,7 @@ OTHERS = {
     "transpose": (1, 0, 2),
     "image_resampling": Resampling(order=1),
     "score_resampling": Resampling(order=1, separate=False),
+    "label_resampling": Resampling(order=0, coarse_order=1),
     "resample_first": True,
     "topology": Topology(
         patch_size=(40, 56, 40),
@@ -157,6 +158,7 @@ CHANGES = {
     "transpose": axes_of(WHOLE),
     "image_resampling": RESAMPLINGS,
     "score_resampling": RESAMPLINGS,
+    "label_resampling": RESAMPLINGS,
 }
 TOPOLOGY_CHANGES = {
     "patch_size": axes_of(WHOLE),

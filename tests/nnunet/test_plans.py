@@ -50,11 +50,6 @@ CANNOT_MATTER = {
     INTENSITIES + "min": "not in CTNormalization",
     INTENSITIES + "median": "not in CTNormalization",
     FULLRES + "data_identifier": "the name of a folder of training data",
-    FULLRES + "resampling_fn_seg": "of labels, which prediction has none of",
-    FULLRES + "resampling_fn_seg_kwargs/is_seg": "of labels",
-    FULLRES + "resampling_fn_seg_kwargs/order": "of labels",
-    FULLRES + "resampling_fn_seg_kwargs/order_z": "of labels",
-    FULLRES + "resampling_fn_seg_kwargs/force_separate_z": "of labels",
     FULLRES + "architecture/_kw_requires_import": "which arguments nnU-Net's loader looks up",
     ARGUMENTS + "dropout_op_kwargs": "there is no dropout",
     ARGUMENTS + "nonlin_kwargs/inplace": "where the result is kept",
@@ -297,6 +292,21 @@ def with_value(place, value):
             "fn_data is no_resampling_hack; supp",
         ),
         (FULLRES + "resampling_fn_data_kwargs/order", 7, "orders 7 and 0"),
+        (
+            FULLRES + "resampling_fn_data_kwargs/is_seg",
+            True,
+            "is_seg=True; supported: is_seg=False",
+        ),
+        (
+            FULLRES + "resampling_fn_seg_kwargs/is_seg",
+            False,
+            "is_seg=False; supported: is_seg=True",
+        ),
+        (
+            FULLRES + "resampling_fn_seg",
+            "nearest",
+            "fn_seg is nearest; supported: resample_data_or",
+        ),
         (FULLRES + "resampling_fn_data_kwargs/blur", 7, "resampling_fn_data_kwargs has blur"),
         (FULLRES + "use_mask_for_norm", [True], "use_mask_for_norm"),
         (FULLRES + "preprocessor_name", "Mine", "prepared by Mine; supported: DefaultPreprocessor"),
@@ -350,6 +360,18 @@ def test_arguments_that_are_left_out_are_those_of_nnunets_functions():
     assert run_of(plans)[1].image_resampling == Resampling(order=1)
 
 
+@pytest.mark.parametrize(
+    ("argument", "value"), [("memefficient_seg_resampling", True), ("aniso_axis_mode", "linear")]
+)
+def test_labels_by_torch_are_linear_and_nearest_or_refused(argument, value):
+    plans = with_value(FULLRES + "resampling_fn_seg", "resample_torch_fornnunet")
+    arguments = plans["configurations"]["3d_fullres"]["resampling_fn_seg_kwargs"] = {"is_seg": True}
+    assert run_of(plans)[1].label_resampling == Resampling(order=1)
+    arguments[argument] = value
+    with pytest.raises(UserError, match=f"resampling_fn_seg_kwargs has .*{argument}={value}"):
+        read_plans(plans, DATASET)
+
+
 @pytest.mark.parametrize("plans", [PLANS, RESIDUAL_PLANS], ids=["plain", "residual"])
 def test_what_was_read_is_written_again(plans):
     """Plans to settings to plans to settings."""
@@ -358,6 +380,7 @@ def test_what_was_read_is_written_again(plans):
     configuration = plans["configurations"]["3d_fullres"]
     configuration["resampling_fn_data_kwargs"]["order_z"] = 1
     configuration["resampling_fn_data_kwargs"]["separate_z_anisotropy_threshold"] = 2.0
+    configuration["resampling_fn_seg_kwargs"] |= {"order": 3, "force_separate_z": True}
     arguments = configuration["architecture"]["arch_kwargs"]
     arguments["nonlin_kwargs"]["negative_slope"] = 0.2
     arguments["norm_op_kwargs"]["eps"] = 1e-3
@@ -414,6 +437,7 @@ REFUSED = {
     "a normalisation of one's own": plain(FULLRES + "normalization_schemes", ["MyNormalization"]),
     "a mask for others than z-scores": plain(FULLRES + "use_mask_for_norm", [True]),
     "another resampling": plain(FULLRES + "resampling_fn_data", "no_resampling_hack"),
+    "another resampling of labels": plain(FULLRES + "resampling_fn_seg", "no_resampling_hack"),
     "a label manager of one's own": plain("label_manager", "MyLabelManager"),
     "a key of a configuration that is not known": plain(FULLRES + "flavour", 1),
     "a transformer": plain(FULLRES + "architecture/network_class_name", NETWORKS + "primus.Primus"),

@@ -13,6 +13,7 @@ from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.preprocessing.resampling.default_resampling import resample_data_or_seg_to_shape
+from nnunetv2.preprocessing.resampling.resample_torch import resample_torch_fornnunet
 
 from benchmarks.peers.torch_preprocessor import DATASET, plans_of
 from covid_jax.config import OUTSIDE
@@ -20,8 +21,9 @@ from covid_jax.data.geometry import Volume, from_spacing
 from covid_jax.data.labels import read_label
 from covid_jax.data.normalization import CT, SCHEMES, Z_SCORE, Normalization, ct
 from covid_jax.data.phantom import make_phantom
-from covid_jax.data.plan import Fingerprint, Plan, fingerprint, make_plan
+from covid_jax.data.plan import Fingerprint, Plan, Resampling, fingerprint, make_plan
 from covid_jax.data.preprocess import gathered, nonzero_box, prepare_case, read_scan, restore_planes
+from covid_jax.data.resample import resample, resample_label, resampled_size
 
 
 def lidc(files):
@@ -142,6 +144,45 @@ def test_every_normalisation_is_the_default_preprocessors_to_the_bit(spacing, ma
     expected = np.where(mask[0] < 0, OUTSIDE if masked else 0, mask[0].astype(int))
     # Without the mark what is outside counts as background, where shares are weighed too.
     assert (ours.label != expected).mean() <= (0 if masked else 2e-3)
+
+
+@pytest.mark.parametrize("separate", [None, True, False])
+@pytest.mark.parametrize(("order", "coarse_order"), [(0, 0), (1, 0), (3, 0), (1, 1), (3, 3)])
+@pytest.mark.parametrize("spacing", [(2.0, 1.0, 1.4), (5.0, 1.3, 0.8)])
+def test_labels_are_resampled_as_the_plan_says(order, coarse_order, separate, spacing):
+    """Of four values in blocks, to the voxel."""
+    rng = np.random.default_rng(0)
+    blocks = rng.integers(0, 4, (6, 7, 8)).repeat(2, 0).repeat(3, 1).repeat(3, 2)
+    scan = from_spacing(rng.uniform(1, 2, blocks.shape).astype(np.float32), (3.0, 0.9, 1.1))
+    label = dataclasses.replace(scan, voxels=blocks.astype(np.uint8))
+    plan = Plan(
+        spacing_mm=spacing,
+        normalization=(Normalization(Z_SCORE),),
+        median_shape=blocks.shape,
+        training_cases=(),
+        label_resampling=Resampling(order, coarse_order, separate),
+    )
+    _, mask, _ = theirs_of(scan, label, plan)
+    np.testing.assert_array_equal(prepare_case(scan, label, plan).label, mask[0])
+
+
+def test_labels_of_nnunets_torch_resampling_differ_where_shares_are_equal_alone():
+    """To its half precision."""
+    rng = np.random.default_rng(0)
+    blocks = rng.integers(0, 4, (6, 7, 8)).repeat(2, 0).repeat(3, 1).repeat(3, 2).astype(np.int16)
+    for target in ((2.0, 1.0, 1.4), (5.0, 1.3, 0.8)):
+        size = resampled_size(blocks.shape, (3.0, 0.9, 1.1), target)
+        theirs = resample_torch_fornnunet(blocks[None], size, (3.0, 0.9, 1.1), target, is_seg=True)
+        to_target = (size, (3.0, 0.9, 1.1), target, Resampling(order=1))
+        ours = resample_label(blocks, *to_target)
+        shares = np.stack(
+            [resample((blocks == value).astype(float), *to_target) for value in range(4)]
+        )
+        of_ours, of_theirs = (
+            np.take_along_axis(shares, label[None].astype(int), 0) for label in (ours, theirs[0])
+        )
+        np.testing.assert_allclose(of_ours, of_theirs, rtol=0, atol=1e-3)
+        assert (ours != theirs[0]).mean() < 0.02
 
 
 def test_probabilities_come_back_as_nnunets_do(case):

@@ -98,6 +98,8 @@ class Plan:
       image_resampling: of the image, to the plan's spacing.
       score_resampling: of what the network predicts, back to the scan's grid.
       label_resampling: of each value's share of a label, to the plan's spacing.
+      outside_apart: what is outside of the scan's non-zero region has a share of its own where
+        labels are resampled, as nnU-Net's -1; else it has one where channels are masked.
       resample_first: before the intensities are clipped, as nnU-Net v1; v2 clips them first.
       topology: the network that was planned for the cases, and its batches. In plan.json its fields
         stand among the plan's.
@@ -113,6 +115,7 @@ class Plan:
     image_resampling: Resampling = Resampling(order=3)
     score_resampling: Resampling = Resampling(order=1)
     label_resampling: Resampling = Resampling(order=1)
+    outside_apart: bool = False
     resample_first: bool = False
     topology: Topology | None = None
 
@@ -201,6 +204,7 @@ def make_plan(
         ),
         median_shape=(depth, height, width),
         training_cases=tuple(cases),
+        outside_apart=True,
     )
 
 

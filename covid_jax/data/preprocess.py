@@ -133,8 +133,8 @@ def prepare_case(scan: Volume | Sequence[Volume], label: Volume | None, plan: Pl
 
     nnU-Net v2: DefaultPreprocessor. Image and label are resampled as the plan says; usually the one
     by cubic splines, the other linearly for each class, and where an axis is coarse (see resample),
-    nearest along it. Where the plan has masked channels, the label is OUTSIDE where they are
-    masked.
+    nearest along it. What is outside of the non-zero region is then background, or OUTSIDE where
+    the plan has masked channels.
 
     Args:
       scan: of one channel, or its channels, on one grid.
@@ -160,7 +160,8 @@ def prepare_case(scan: Volume | Sequence[Volume], label: Volume | None, plan: Pl
     )
     size = resampled_size(volume.voxels[box].shape, volume.spacing_mm, plan.spacing_mm)
     spacings = volume.spacing_mm, plan.spacing_mm
-    inside = _inside(whole, label, box) if plan.masked_channels else None
+    apart = plan.masked_channels or (plan.outside_apart and label is not None)
+    inside = _inside(whole, label, box) if apart else None
     image = np.empty((*size, len(volumes)), np.float32)
     for channel, (voxels, how) in enumerate(zip(whole, plan.normalization, strict=True)):
         cropped = voxels[box].astype(np.float32)
@@ -176,13 +177,15 @@ def prepare_case(scan: Volume | Sequence[Volume], label: Volume | None, plan: Pl
         if inside is not None:  # as nnU-Net, the lowest value, which decides where shares are equal
             cropped = np.where(inside, cropped, np.int16(-1))
         resampled = resample_label(cropped, size, *spacings, plan.label_resampling)
-        prepared_label = np.where(resampled < 0, OUTSIDE, resampled).astype(np.uint8)
+        outside = OUTSIDE if plan.masked_channels else 0
+        prepared_label = np.where(resampled < 0, outside, resampled).astype(np.uint8)
     return PreparedCase(image, prepared_label, geometry)
 
 
 def _inside(channels: Sequence[np.ndarray], label: Volume | None, box: Box) -> np.ndarray:
     """Of the crop, what is not zero or encloses it, and what is labelled (nnU-Net: seg >= 0)."""
-    inside = ndimage.binary_fill_holes(nonzero(channels))[box]
+    some = nonzero(channels)
+    inside = (some if some[box].all() else ndimage.binary_fill_holes(some))[box]
     return inside if label is None else inside | (label.voxels[box] > 0)
 
 

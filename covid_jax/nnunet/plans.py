@@ -206,6 +206,7 @@ def read_plans(
         image_resampling=_resampling(settings, "data"),
         score_resampling=_resampling(settings, "probabilities"),
         label_resampling=_resampling(settings, "seg"),
+        outside_apart=True,
     )
     notes = [f"{trainer}, configuration {configuration}", *told(config, plan)]
     notes += [f"dataset.json: {line}" for line in unlike_nnunet(dataset)]

@@ -48,6 +48,7 @@ OTHERS = {
     "image_resampling": Resampling(order=1),
     "score_resampling": Resampling(order=1, separate=False),
     "label_resampling": Resampling(order=0, coarse_order=1),
+    "outside_apart": True,
     "resample_first": True,
     "topology": Topology(
         patch_size=(40, 56, 40),

@@ -128,6 +128,7 @@ def test_every_normalisation_is_the_default_preprocessors_to_the_bit(spacing, ma
         ),
         median_shape=(14, 22, 20),
         training_cases=(),
+        outside_apart=True,
     )
     plans = plans_of(plan)
     image, mask, _ = DefaultPreprocessor(verbose=False).run_case_npy(
@@ -142,8 +143,10 @@ def test_every_normalisation_is_the_default_preprocessors_to_the_bit(spacing, ma
     np.testing.assert_array_equal(np.moveaxis(ours.image, -1, 0), image)
     assert (mask[0] < 0).any()
     expected = np.where(mask[0] < 0, OUTSIDE if masked else 0, mask[0].astype(int))
-    # Without the mark what is outside counts as background, where shares are weighed too.
-    assert (ours.label != expected).mean() <= (0 if masked else 2e-3)
+    np.testing.assert_array_equal(ours.label, expected)
+    # In plans from before, what is outside counts as background where shares are weighed.
+    before = prepare_case(channels, label, dataclasses.replace(plan, outside_apart=False))
+    assert (before.label != expected).mean() <= (0 if masked else 2e-3)
 
 
 @pytest.mark.parametrize("separate", [None, True, False])

@@ -6,7 +6,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from covid_jax.evaluation.metrics import PAPER
+_METRICS = ("dsc", "nsd", "sensitivity", "f1", "accuracy")
 
 Pair = tuple[float, float | None]
 """Mean and standard deviation over test cases."""
@@ -39,14 +39,14 @@ def paper_table(number: int) -> tuple[PaperRow, ...]:
 def _row(entry: dict[str, Any]) -> PaperRow:
     folds = {
         name: tuple(map(tuple, entry[name]))
-        for name in PAPER
+        for name in _METRICS
         if name in entry and isinstance(entry[name][0], list)
     }
-    average = {name: tuple(entry[f"{name}_avg"]) for name in PAPER if f"{name}_avg" in entry}
+    average = {name: tuple(entry[f"{name}_avg"]) for name in _METRICS if f"{name}_avg" in entry}
     # Table II has averages alone.
     average |= {
         name: tuple(entry[name])
-        for name in PAPER
+        for name in _METRICS
         if name in entry and not isinstance(entry[name][0], list)
     }
     seconds = tuple(entry.get("epoch_seconds", ()))

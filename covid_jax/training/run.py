@@ -44,7 +44,8 @@ _MEANING = {
     "spacing_mm": "spacing in mm",
     "normalization": "intensities",
     "file_axes": "axes of the file",
-    **dict.fromkeys(("median_shape", "training_cases", "topology", "version"), ""),
+    "label_resampling": "resampling of labels",
+    **dict.fromkeys(("median_shape", "training_cases", "topology", "version", "outside_apart"), ""),
 }
 """What a plan's fields are about; nothing where a network does not depend on them."""
 

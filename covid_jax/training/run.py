@@ -13,6 +13,7 @@ from covid_jax.config import (
     OUTSIDE,
     Config,
     InferenceConfig,
+    LossConfig,
     UNetConfig,
     left_to_plan,
     planned_fields,
@@ -157,6 +158,9 @@ def planned(config: Config, plan: Plan | None) -> Config:
         return config
     here = plan.topology if plan else None
     topology = topology_of(before) if before else here
+    if topology is None and left == ("loss.batch_dice",):  # a network of the config's own
+        loss = dataclasses.replace(config.loss, batch_dice=LossConfig.batch_dice)
+        return dataclasses.replace(config, loss=loss)
     if topology is None and plan is None:
         raise UserError(
             f"config.{left[0]} is empty, and nothing says the network: give "

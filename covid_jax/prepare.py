@@ -21,6 +21,7 @@ CT is in HU. Scans that cannot be in HU are refused, but for 8-bit grey, which i
 or as_is. Other channels are normalised as their names in dataset.json say to nnU-Net.
 """
 
+import functools
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -165,6 +166,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    layouts = [fill(f"{name}: {known.layout}", 96) for name, known in DATASETS.items()]
+    fold = functools.partial(fill, width=96, subsequent_indent="    ", break_on_hyphens=False)
+    layouts = [fold(f"{name}: {known.layout}") for name, known in DATASETS.items()]
     told = indent("\n".join(layouts), "  ")
     run_command(main, f"{__doc__}\nRaw layouts (--raw_dir):\n{told}\n")

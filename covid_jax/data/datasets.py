@@ -82,6 +82,8 @@ class RawDataset:
       left_out: cases that are there and were taken out by `without`.
       licence: of its scans; empty where nothing is known of it.
       channels: what the images are, as dataset.json says.
+      planned_schemes: how they are normalised by a plan that is taken as it is, whatever they are
+        called; empty without one.
       intensities: how the values of CT are read (intensities.read_as).
     """
 
@@ -92,6 +94,7 @@ class RawDataset:
     synthetic: bool
     notes: tuple[str, ...] = ()
     channels: tuple[str, ...] = ("CT",)
+    planned_schemes: tuple[str, ...] = ()
     intensities: str = "auto"
     folder: Path = Path()
     left_out: frozenset[str] = frozenset()
@@ -105,7 +108,7 @@ class RawDataset:
     @property
     def schemes(self) -> tuple[str, ...]:
         """How each channel is normalised (normalization.SCHEMES)."""
-        return tuple(scheme_of(channel) for channel in self.channels)
+        return self.planned_schemes or tuple(map(scheme_of, self.channels))
 
     def without(self, names: Collection[str]) -> "RawDataset":
         """The dataset without some of its cases, in its folds too."""

@@ -24,6 +24,7 @@ from covid_jax.data.planner import (
     configurations,
     median_shape,
     target_spacing,
+    total_strides,
 )
 from covid_jax.errors import UserError
 from covid_jax.files import write_json
@@ -373,7 +374,7 @@ def _fault_of_network(topology: Topology) -> str:
         return f"strides are of {stages} stages, and other values of the network of another number"
     if min(*whole, *topology.n_conv_per_stage_decoder) <= 0:
         return f"{topology}: all its numbers must be above 0"
-    down = tuple(int(n) for n in np.prod(topology.strides, axis=0))
+    down = total_strides(topology.strides)
     if np.any(np.array(topology.patch_size) % down):
         return f"patch_size={topology.patch_size}: must be divisible by its strides, {down} in all"
     return ""

@@ -5,6 +5,7 @@ ExperimentPlanner and its presets for residual encoders (nnUNetPlannerResEncM, L
 3d_fullres and 3d_lowres, and find what these find.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -91,6 +92,12 @@ class Topology:
     head_bias: bool = UNetConfig.head_bias
     norm_epsilon: float = UNetConfig.norm_epsilon
     negative_slope: float = UNetConfig.negative_slope
+
+
+def total_strides(strides: Sequence[Size]) -> Size:
+    """By how much the deepest stage is smaller than the patch, along D, H, W."""
+    depth, height, width = (math.prod(along) for along in zip(*strides, strict=True))
+    return depth, height, width
 
 
 DETAILS = {
@@ -290,7 +297,7 @@ def _topology(
     patch = np.minimum(np.round(finer * (_LONG**3 / np.prod(finer)) ** (1 / 3)), shape)
     while True:
         strides, kernel_sizes = _pooling(spacing_mm, patch)
-        divisor = np.prod(strides, axis=0)
+        divisor = np.array(total_strides(strides))
         patch = np.ceil(patch / divisor) * divisor
         if patch.min() < 1:
             raise UserError("no patch fits into that memory; plan for a larger GPU")

@@ -104,12 +104,11 @@ def prepare_dataset(
     check_places(raw, out_dir)
     for note in raw.notes:
         tqdm.write(f"{name}: {note}")
-    schemes = raw.schemes
     if as_planned and plan:
         _refuse_another_number(raw, plan)
-        schemes = plan.schemes
+        raw = replace(raw, planned_schemes=plan.schemes)
     if skip_bad:
-        findings = check_dataset(raw, processes, known_plan(out_dir), schemes)
+        findings = check_dataset(raw, processes, known_plan(out_dir))
         for finding in findings:
             if finding.refused:
                 tqdm.write(f"{finding.case}: left out; {finding.refused}")
@@ -117,7 +116,7 @@ def prepare_dataset(
     if not (plan or known_plan(out_dir)):
         check_plan_fold(raw, plan_fold)
     with only_here(out_dir / name, "another preparation"):
-        return _prepare(raw, out_dir, plan_fold, processes, planning, plan, schemes)
+        return _prepare(raw, out_dir, plan_fold, processes, planning, plan)
 
 
 def check_places(raw: RawDataset, out_dir: Path) -> None:
@@ -177,13 +176,12 @@ def _prepare(
     processes: int,
     planning: Planning | None,
     given: Plan | None,
-    schemes: tuple[str, ...],
 ) -> RawDataset:
     folder = out_dir / raw.name
     sources = _sources(raw, _each_digests(raw, processes))
     known = store.facts_of(folder, processes)
     _refuse_another_dataset(folder, raw.folder, known, sources)
-    plan = _plan(raw, out_dir, plan_fold, processes, planning, given, schemes)
+    plan = _plan(raw, out_dir, plan_fold, processes, planning, given)
     if (planning or given) and plan.topology:
         tqdm.write(f"{out_dir / 'plan.json'}: {_network(plan.topology, plan.spacing_mm)}")
     changes = _changes(raw, known, sources, plan, store.folds_of(folder))
@@ -208,15 +206,14 @@ def _prepare(
     return raw
 
 
-def _refuse_other_channels(
-    raw: RawDataset, plan: Plan, path: Path, schemes: tuple[str, ...]
-) -> None:
+def _refuse_other_channels(raw: RawDataset, plan: Plan, path: Path) -> None:
     """Raises a UserError where the dataset's channels are not what a plan is of."""
-    if schemes != plan.schemes:
+    if raw.schemes != plan.schemes:
         channels = ", ".join(raw.channels)
         raise UserError(
-            f"{raw.folder}: its channels ({channels}) want {', '.join(schemes)}, and {path} is of "
-            f"{', '.join(plan.schemes)}; give another --out_dir, or by --plans the plan that it is"
+            f"{raw.folder}: its channels ({channels}) want {', '.join(raw.schemes)}, and {path} is "
+            f"of {', '.join(plan.schemes)}; give another --out_dir, or by --plans the plan that it "
+            "is"
         )
 
 
@@ -404,17 +401,9 @@ class Finding:
     digests: dict[str, str] = field(default_factory=dict)
 
 
-def check_dataset(
-    raw: RawDataset,
-    processes: int,
-    plan: Plan | None = None,
-    schemes: tuple[str, ...] | None = None,
-) -> list[Finding]:
-    """Reads every case of a raw dataset as it would be prepared by `plan`, and writes nothing.
-
-    `schemes` are of its channels, if not those of their names.
-    """
-    check = functools.partial(_check_case, raw=raw, plan=plan, schemes=schemes or raw.schemes)
+def check_dataset(raw: RawDataset, processes: int, plan: Plan | None = None) -> list[Finding]:
+    """Reads every case of a raw dataset as it would be prepared by `plan`, and writes nothing."""
+    check = functools.partial(_check_case, raw=raw, plan=plan)
     return list(each(check, raw.cases, processes, f"checking {raw.name}"))
 
 
@@ -445,13 +434,11 @@ def _network(topology: Topology, spacing_mm: Sequence[float]) -> str:
     )
 
 
-def _check_case(
-    case: Case, raw: RawDataset, plan: Plan | None, schemes: tuple[str, ...]
-) -> Finding:
+def _check_case(case: Case, raw: RawDataset, plan: Plan | None) -> Finding:
     digests: dict[str, str] = {}
     try:
         digests = _digests(case)
-        channels, label, how = _read(case, raw, schemes)
+        channels, label, how = _read(case, raw)
         if plan:
             check_extent(case.images[0], channels[0], plan)
         return Finding(case.name, _notes(channels, label), "", how, digests)
@@ -463,7 +450,7 @@ def _prepare_case(
     case: Case, raw: RawDataset, plan: Plan, folder: Path, sources: dict[str, dict[str, Any]]
 ) -> tuple[str, tuple[str, ...]]:
     """Prepares and stores a case; returns how its values were read, and what was mended."""
-    channels, label, how = _read(case, raw, plan.schemes)
+    channels, label, how = _read(case, raw)
     check_extent(case.images[0], channels[0], plan)
     notes = _notes(channels, label)
     facts = {
@@ -496,15 +483,13 @@ def prepare_phantom(out_dir: Path, num_cases: int, seed: int) -> None:
 
 def read_case(case: Case, raw: RawDataset) -> tuple[tuple[Volume, ...], Volume]:
     """Channels (CT in HU) and label of a raw case. Raises a UserError that names the file."""
-    channels, label, _ = _read(case, raw, raw.schemes)
+    channels, label, _ = _read(case, raw)
     return channels, label
 
 
-def _read(
-    case: Case, raw: RawDataset, schemes: tuple[str, ...]
-) -> tuple[tuple[Volume, ...], Volume, str]:
+def _read(case: Case, raw: RawDataset) -> tuple[tuple[Volume, ...], Volume, str]:
     _check_label(case)
-    channels, how = read_channels(case.images, schemes, raw.intensities)
+    channels, how = read_channels(case.images, raw.schemes, raw.intensities)
     space = raw.label_space
     label = read_label(case.label, channels[0], len(space.values) + 1, space.ignored)
     return channels, label, how
@@ -522,7 +507,6 @@ def _plan(
     processes: int,
     planning: Planning | None,
     given: Plan | None,
-    schemes: tuple[str, ...],
 ) -> Plan:
     """The plan in `out_dir`; made, or given another network, by one preparation alone.
 
@@ -534,10 +518,10 @@ def _plan(
         with only_here(out_dir, "a preparation that makes plan.json"):
             before = known_plan(out_dir)
             if not before:
-                save_plan(path, _first_plan(raw, fold, processes, planning, given, schemes))
+                save_plan(path, _first_plan(raw, fold, processes, planning, given))
             else:
-                _refuse_other_channels(raw, before, path, schemes)
-                if given and given.schemes != schemes:
+                _refuse_other_channels(raw, before, path)
+                if given and given.schemes != raw.schemes:
                     given = _with_intensities_of(before, given)
                 topology = _network_for(before, raw, path, fold, processes, planning, given)
                 if topology != before.topology:
@@ -545,7 +529,7 @@ def _plan(
                     which = "another network" if before.topology else "a network"
                     tqdm.write(f"{path}: {which}, on the grid that it has: its cases stay")
     plan = load_plan(path)
-    _refuse_other_channels(raw, plan, path, schemes)
+    _refuse_other_channels(raw, plan, path)
     return plan
 
 
@@ -586,9 +570,8 @@ def _first_plan(
     processes: int,
     planning: Planning | None,
     given: Plan | None,
-    schemes: tuple[str, ...],
 ) -> Plan:
-    if given and given.schemes == schemes:
+    if given and given.schemes == raw.schemes:
         return given
     own = _plan_of(raw, fold, processes, planning)
     if not given:

@@ -25,6 +25,7 @@ from covid_jax.config import (
 from covid_jax.data.datasets import READERS
 from covid_jax.data.normalization import CT, SCHEMES, Z_SCORE, Normalization, ct
 from covid_jax.data.plan import Plan, Resampling
+from covid_jax.data.planner import total_strides
 from covid_jax.errors import UserError
 from covid_jax.inference.postprocess import Postprocessing
 from covid_jax.label_space import CLASSES, LabelSpace, label_space, unlike_nnunet
@@ -294,11 +295,11 @@ def intensity_properties(plan: Plan) -> dict[str, dict[str, float]]:
 def not_in_nnunet(config: Config, plan: Plan, postprocessing: Postprocessing) -> tuple[str, ...]:
     """What of a run nnU-Net cannot do with its network, and what to do about it: a line each."""
     inference = config.inference
-    patch, factors = config.data.patch_size, np.prod(config.model.strides, axis=0)
+    patch, factors = config.data.patch_size, total_strides(config.model.strides)
     limits = [
         (
-            bool(np.any(patch % factors)),
-            f"The run's patch, {patch}, is no multiple of {tuple(factors.tolist())}: nnU-Net's "
+            bool(np.any(np.array(patch) % factors)),
+            f"The run's patch, {patch}, is no multiple of {factors}: nnU-Net's "
             "network stops with an error. Train it with one that is.",
         ),
         (

@@ -21,7 +21,7 @@ from covid_jax.config import (
 )
 from covid_jax.data.augment import input_size
 from covid_jax.data.plan import Plan, load_plan
-from covid_jax.data.planner import DETAILS, topology_of
+from covid_jax.data.planner import DETAILS, topology_of, total_strides
 from covid_jax.data.preparation import prepare_phantom
 from covid_jax.data.sampling import Batch, Sampler, Source, Stream
 from covid_jax.data.store import StoredDataset, load_case, load_dataset
@@ -186,11 +186,11 @@ def planned(config: Config, plan: Plan | None) -> Config:
     loss = dataclasses.replace(config.loss, **of_loss)
     full = dataclasses.replace(config, model=model, data=data, loss=loss)
     validate(full)
-    factors = np.prod(model.strides, axis=0).tolist()
-    if any(size % factor for size, factor in zip(data.patch_size, factors, strict=True)):
+    factors = total_strides(model.strides)
+    if np.any(np.array(data.patch_size) % factors):
         raise UserError(
-            f"config.data.patch_size={data.patch_size}: must be multiples of {tuple(factors)}, by "
-            "which the network's strides make it smaller"
+            f"config.data.patch_size={data.patch_size}: must be multiples of {factors}, by which "
+            "the network's strides make it smaller"
         )
     return full
 
@@ -216,14 +216,13 @@ def _of_channels(config: Config, channels: int) -> Config:
 
 def network_notes(config: Config) -> list[str]:
     """Lines on whose the network, patch and batch are, where `config` leaves some to a plan."""
-    given = planned_fields(config)
-    if all(given.values()):
+    left = left_to_plan(config)
+    if not left:
         return []
-    names = {own: [n for n, is_own in given.items() if is_own is own] for own in (False, True)}
-    if config.pretrained:
-        names[False].append("inference.mirror_axes")
-    lines = [f"by {config.pretrained or 'plan.json'}: {', '.join(names[False])}"]
-    return lines + ([f"by the config: {', '.join(names[True])}"] if names[True] else [])
+    own = [name for name in planned_fields(config) if name not in left]
+    taken = [*left, "inference.mirror_axes"] if config.pretrained else left
+    lines = [f"by {config.pretrained or 'plan.json'}: {', '.join(taken)}"]
+    return lines + ([f"by the config: {', '.join(own)}"] if own else [])
 
 
 def fitted(config: Config, plan: Plan, datasets: list[StoredDataset]) -> Config:

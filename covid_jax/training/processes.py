@@ -26,6 +26,7 @@ from covid_jax.errors import (
 )
 
 _HEARTBEAT_SECONDS = 30  # after which a silent process counts as dead
+_ABORTED = 128 + signal.SIGABRT  # what this process ends with where JAX would abort it later
 _GRACE_SECONDS = 10  # for others that fail as this process does
 _SUPERVISED = "COVID_JAX_SUPERVISED"
 _LOST = (
@@ -129,8 +130,9 @@ def among_others() -> Iterator[None]:
             words = ("gloo", "nccl", "connection", "peer", "coordination")
             is_theirs = isinstance(error, jax.errors.JaxRuntimeError | ValueError)
             if is_theirs and any(word in str(error).lower() for word in words):
-                print(f"stopped: {_LOST}", file=sys.stderr, flush=True)
-                os._exit(REQUEUE_STATUS)  # an orderly end would wait for the one that is gone
+                # Told by `supervise` alone, as JAX may print to the end. An orderly end would wait
+                # for the one that is gone.
+                os._exit(_ABORTED)
             # An orderly end waits for the others, which may be waiting for this process.
             status = REQUEUE_STATUS if isinstance(error, StoppedError) else 1
             end = threading.Timer(_GRACE_SECONDS, os._exit, [status])
@@ -154,6 +156,6 @@ def supervise() -> None:
     for number in STOP_SIGNALS:
         signal.signal(number, lambda number, _: child.send_signal(number))
     status = child.wait()
-    if status == -signal.SIGABRT:
+    if status in (-signal.SIGABRT, _ABORTED):
         raise StoppedError(_LOST)
     sys.exit(status if status >= 0 else 128 - status)

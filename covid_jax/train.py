@@ -256,7 +256,8 @@ def finish(run: Run, params: Any, workdir: Path) -> None:
         print(f"{what}, {len(metrics['cases'])} test cases: {means}")
     if not (workdir / "model").is_dir():
         export_model(workdir)
-    write_card_of_best(workdir)
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    write_card_of_best(workdir, run.config, run.plan, size)
     print(f"done: {workdir}")
 
 

@@ -63,14 +63,15 @@ def export_model(workdir: Path) -> Path:
     return final
 
 
-def write_card_of_best(workdir: Path) -> None:
-    """Writes RUN/best/README.md, the card of the best epoch, where the run has one."""
+def write_card_of_best(workdir: Path, config: Config, plan: Plan, size: int) -> None:
+    """Writes RUN/best/README.md, the card of the best epoch, where the run has one.
+
+    Args:
+      config, plan, size: of the run, as model_card has them.
+    """
     if best := best_of(workdir):
-        folder = workdir / "best"
-        config, plan, params = load_run(folder)
-        size = sum(leaf.size for leaf in jax.tree.leaves(params))
-        card = model_card(config, plan, size, load_provenance(folder), {}, best)
-        with whole_file(folder / "README.md") as partial:
+        card = model_card(config, plan, size, load_provenance(workdir), {}, best)
+        with whole_file(workdir / "best" / "README.md") as partial:
             partial.write_text(card, "utf-8")
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import platform
+import shlex
 import sys
 from collections.abc import Sequence
 from importlib import metadata
@@ -88,9 +89,9 @@ def describe() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             continue
     module = getattr(sys.modules["__main__"], "__spec__", None)
-    name = f"-m {module.name}" if module else Path(sys.argv[0]).name
+    name = ["-m", module.name] if module else [Path(sys.argv[0]).name]
     return {
-        "command": " ".join(["python", name, *sys.argv[1:]]),
+        "command": shlex.join(["python", *name, *sys.argv[1:]]),
         "versions": versions,
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "cores": os.cpu_count(),

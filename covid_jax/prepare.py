@@ -132,6 +132,9 @@ def main() -> None:
     splits = Path(_SPLITS.value) if _SPLITS.value else None
     announce_cpu()
     if _CHECK_ONLY.value:
+        _given_plan(Path(_RAW_DIR.value))  # which refuses what it cannot take
+        if planning:
+            print(f"--planner={planning.planner} plans from prepared cases, and so nothing here")
         check(
             _DATASET.value,
             Path(_RAW_DIR.value),

@@ -16,6 +16,7 @@ T = TypeVar("T")
 Kind = Callable[[Any], T]
 
 _NEEDED: Any = object()
+_OF_EACH = "of each in it "
 
 
 def read(
@@ -89,7 +90,8 @@ def several(kind: Kind[T], count: int | None = None) -> Kind[tuple[T, ...]]:
         try:
             return tuple(map(kind, value))
         except ValueError as wanted:
-            raise ValueError(f"of each in it {wanted}") from wanted
+            told = str(wanted).removeprefix(_OF_EACH)  # once, of lists in lists
+            raise ValueError(f"{_OF_EACH}{told}") from wanted
 
     return read_each
 

@@ -40,6 +40,7 @@ def test_numbers_of_numpy_are_numbers():
         ({}, flag, "its key is missing; add it: true or false"),
         ({"key": [1, 2]}, several(whole, 3), r"its key is \[1, 2\]; wanted: a list of 3"),
         ({"key": [1, 2.5]}, several(whole), "wanted: of each in it a whole number"),
+        ({"key": [[1], [2, "x"]]}, several(several(whole)), "wanted: of each in it a whole number"),
         ({"key": 10**400}, number, "wanted: a number"),
         ({"key": "1"}, maybe(whole), "is '1'; wanted: a whole number, or null"),
     ],

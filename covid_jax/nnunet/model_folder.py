@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from covid_jax.config import Config, UNetConfig
-from covid_jax.data.plan import Plan
+from covid_jax.data.plan import Plan, check_plan
 from covid_jax.data.planner import topology_of
 from covid_jax.errors import UserError
 from covid_jax.files import read_json, whole_file, write_json
@@ -97,7 +97,9 @@ def read_model(checkpoint: Path, plans: Path | None = None) -> Model:
     if not isinstance(content, dict) or not {"network_weights", "state_dict"} & content.keys():
         raise UserError(f"{path}: holds no weights of nnU-Net")
     read = _read_v2 if "network_weights" in content else _read_v1
-    return read(path, content, plans)
+    model = read(path, content, plans)
+    check_plan(model.plan, path)
+    return model
 
 
 def write_model(folder: Path, model: Model) -> None:

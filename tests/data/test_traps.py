@@ -140,6 +140,14 @@ def test_check_only_tells_all_of_it_and_writes_nothing(laid, command):
     assert sorted(folder.rglob("*")) == files
 
 
+def test_check_only_looks_at_a_plan_and_says_that_it_makes_none(laid, command, refuses, tmp_path):
+    folder, _, _ = laid
+    check = ("prepare", "--dataset=msd_lung", f"--raw_dir={folder}", "--check_only")
+    assert str(tmp_path / "plan.json") in refuses(*check, f"--plan_from={tmp_path}")
+    told = command(*check, "--planner=default", "--skip_bad").stdout
+    assert "--planner=default plans from prepared cases" in told
+
+
 def test_bad_cases_stop_prepare_or_are_left_out_where_asked(laid, tmp_path):
     folder, traps, _ = laid
     with pytest.raises(UserError):

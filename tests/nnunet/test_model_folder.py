@@ -137,9 +137,16 @@ def test_version_1_resamples_first_and_may_transpose_and_say_how_scores_are_resa
     assert plan.score_resampling == Resampling(3, 1, separate=False)
 
 
+ORDER_9 = {"interpolation_order": 9, "interpolation_order_z": 1, "force_separate_z": False}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (
+            lambda plans: plans.update(segmentation_export_params=ORDER_9),
+            "its plan .* 0 to 5",
+        ),
         (lambda plans: plans.update(transpose_forward=[2, 0, 0]), "transpose axes"),
         (lambda plans: plans.update(normalization_schemes={0: "nonCT"}), "only models of CT"),
         (lambda plans: plans.update(use_mask_for_norm={0: True}), "use_mask_for_norm"),

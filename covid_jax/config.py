@@ -35,6 +35,9 @@ SOURCES: dict[str, tuple[str, ...]] = {
 A source of another name is a prepared dataset of that name, or a network that was imported.
 """
 
+LARGEST = 1 << 20
+"""Of the numbers of a network and its patch: one above is a slip, and its product no number."""
+
 NAME = r"\w[\w.+-]*"
 """What a dataset, or a source, may be called: it becomes a folder."""
 
@@ -503,6 +506,10 @@ def check_network(model: UNetConfig) -> None:
     for name in ("features_per_stage", blocks, "n_conv_per_stage_decoder"):
         value = getattr(model, name)
         _require(min(value, default=1) > 0, f"model.{name}", value, "must be greater than 0")
+    axes = itertools.chain(*model.kernel_sizes, *model.kernel_sizes_decoder, *model.strides)
+    counts = (*model.features_per_stage, *getattr(model, blocks), *model.n_conv_per_stage_decoder)
+    highest = max(*counts, *axes, model.in_channels)
+    _require(highest <= LARGEST, "model", highest, f"no number of it may be above {LARGEST:,}")
 
 
 def define_config_flag() -> flags.FlagHolder[Config]:

@@ -185,7 +185,7 @@ def label_space(description: Mapping[str, Any]) -> LabelSpace:
             f"the label ignore is {ignored}, and another one {highest}; nnU-Net wants it to be the "
             "highest"
         )
-    if held != list(range(1 + highest)):
+    if not held or held != list(range(len(held))):
         raise UserError(
             f"label values {held} are not 0 (background), 1, 2, ...; nnU-Net wants them so"
         )

@@ -49,8 +49,8 @@ def plans_of(plan: Plan) -> PlansManager:
     return PlansManager(
         {
             "image_reader_writer": "SimpleITKIO",
-            "transpose_forward": [0, 1, 2],
-            "transpose_backward": [0, 1, 2],
+            "transpose_forward": list(plan.transpose),
+            "transpose_backward": [plan.transpose.index(axis) for axis in range(3)],
             "foreground_intensity_properties_per_channel": intensity_properties(plan),
             "configurations": {"3d_fullres": configuration},
             "label_manager": "LabelManager",

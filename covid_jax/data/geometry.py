@@ -98,10 +98,14 @@ def turned(volume: Volume, axes: tuple[str, str, str]) -> Volume:
 
 
 def transposed(volume: Volume, order: Sequence[int]) -> Volume:
-    """The same volume with its axes in another order: `order[0]` of them is the new D."""
+    """The same volume with its axes in another order: `order[0]` of them is the new D.
+
+    A view of its voxels: a float32 sum takes them as they lie, and so is nnU-Net's to the bit.
+    """
     if tuple(order) == (0, 1, 2):
         return volume
-    return _turned(volume, [(order.index(axis), 1) for axis in range(3)])
+    view = _turned(volume, [(order.index(axis), 1) for axis in range(3)])
+    return replace(view, voxels=volume.voxels.transpose(order))
 
 
 def turned_like(volume: Volume, other: Volume) -> Volume:

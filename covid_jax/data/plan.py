@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from covid_jax.config import ANISOTROPY, OUTSIDE, check_types
+from covid_jax.config import ANISOTROPY, LARGEST, OUTSIDE, check_types
 from covid_jax.data.geometry import AXES, Volume
 from covid_jax.data.normalization import CT, SCHEMES, Z_SCORE, Normalization, ct
 from covid_jax.data.planner import (
@@ -372,8 +372,9 @@ def _fault_of_network(topology: Topology) -> str:
         and len(topology.n_conv_per_stage_decoder) == stages - 1
     ):
         return f"strides are of {stages} stages, and other values of the network of another number"
-    if min(*whole, *topology.n_conv_per_stage_decoder) <= 0:
-        return f"{topology}: all its numbers must be above 0"
+    whole += topology.n_conv_per_stage_decoder
+    if min(whole) <= 0 or max(whole) > LARGEST:
+        return f"{topology}: all its numbers must be above 0, and at most {LARGEST:,}"
     down = total_strides(topology.strides)
     if np.any(np.array(topology.patch_size) % down):
         return f"patch_size={topology.patch_size}: must be divisible by its strides, {down} in all"

@@ -164,7 +164,7 @@ def prepare_case(scan: Volume | Sequence[Volume], label: Volume | None, plan: Pl
     inside = _inside(whole, label, box) if apart else None
     image = np.empty((*size, len(volumes)), np.float32)
     for channel, (voxels, how) in enumerate(zip(whole, plan.normalization, strict=True)):
-        cropped = voxels[box].astype(np.float32)
+        cropped = voxels.astype(np.float32, copy=False)[box]  # a view, see `transposed`
         if plan.resample_first:
             resampled = resample(cropped, size, *spacings, plan.image_resampling)
             image[..., channel] = normalized(resampled, how, inside)

@@ -61,8 +61,8 @@ def resample_planes(
 ) -> Iterator[np.ndarray]:
     """`resample` of each channel of an array (K, *shape) that comes and goes in slabs along D.
 
-    So the memory that it takes does not grow with D, where each plane depends on its neighbours
-    alone; splines of a higher order see all of them, and take the whole.
+    So the memory that it takes does not grow with D, where planes are interpolated between their
+    neighbours; splines of a higher order see all of them, and take the whole, as nearest voxels do.
 
     Args:
       slabs: (K, d, H, W) each, in order.
@@ -77,7 +77,7 @@ def resample_planes(
             step = _most_planes(slab, size)
             yield from (slab[:, begin : begin + step] for begin in range(0, slab.shape[1], step))
         return
-    if how.order > 1 or (coarse is not None and how.coarse_order):
+    if how.order != 1 or (coarse is not None and how.coarse_order):
         whole = np.concatenate(list(slabs), axis=1)
         yield np.stack([resample(c, size, spacing_mm, target_mm, how) for c in whole])
         return
@@ -95,7 +95,7 @@ def resample_planes(
             end = min(begin + step, ready)
             block = held[:, low[begin] - first : high[end - 1] + 1 - first]
             places = (nearest if coarse == 0 else position)[begin:end] - low[begin]
-            yield np.stack([_planes(c, places, shape, size, how.order, coarse) for c in block])
+            yield np.stack([_planes(c, places, shape, size, coarse) for c in block])
         done = max(done, ready)
         if done < size[0]:
             keep = min(int(low[done]), stop)
@@ -146,20 +146,19 @@ def _planes(
     places: np.ndarray,
     shape: Sequence[int],
     size: Sequence[int],
-    order: int,
     coarse: int | None,
 ) -> np.ndarray:
-    """The planes at `places` along the D of `block`, itself a part of an array of `shape`."""
+    """The planes at `places` along D, by linear interpolation, of a part of an array of `shape`."""
     if coarse == 0:
         needed, which = np.unique(places, return_inverse=True)
-        return np.stack([_zoom(block[place], size[1:], order) for place in needed])[which]
+        return np.stack([_zoom(block[place], size[1:], 1) for place in needed])[which]
     scale = np.array(shape) / np.array(size)
     offset = np.array([places[0], *(scale[1:] / 2 - 0.5)])
 
     def zoomed(part: np.ndarray, axes: Sequence[int]) -> np.ndarray:
         target = [len(places), *(size[axis] for axis in axes[1:])]
         return ndimage.affine_transform(
-            part, scale[axes], offset[axes], target, order=order, mode="nearest"
+            part, scale[axes], offset[axes], target, order=1, mode="nearest"
         )
 
     if coarse is None:
@@ -169,8 +168,11 @@ def _planes(
 
 
 def _positions(before: int, after: int) -> np.ndarray:
-    """Where the `after` voxels of an axis lie among the `before` that it had."""
-    return (np.arange(after) + 0.5) * before / after - 0.5
+    """Where the `after` voxels of an axis lie among the `before` that it had.
+
+    In nnU-Net's order of operations, whose rounding decides between two neighbours.
+    """
+    return before / after * (np.arange(after) + 0.5) - 0.5
 
 
 def _nearest(before: int, after: int) -> np.ndarray:

@@ -202,6 +202,10 @@ def test_a_plan_that_could_not_be_read_is_never_written(tmp_path_factory, data):
         ({"spacing_mm": (float("nan"), 1.0, 1.0)}, "spacing_mm=.*must be above 0"),
         ({"normalization": (ct(5, 1, 0, 1),)}, "clipped to 5 to 1 HU.*from low to high"),
         ({"normalization": (ct(0, 1, float("nan"), 1),)}, "mean nan.*must be finite"),
+        (
+            {"topology": dataclasses.replace(OTHERS["topology"], batch_size=10**300)},
+            "all its numbers must be above 0, and at most 1,048,576",
+        ),
         ({"score_resampling": Resampling(1, 0, 1)}, "score_resampling.separate=1"),
         (
             {"topology": dataclasses.replace(OTHERS["topology"], patch_size=(40, 55, 40))},

@@ -1,6 +1,7 @@
 """Preparation beside nnU-Net v2's, on real CT and on phantoms: plan, crop, voxels, and back."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -101,9 +102,10 @@ def test_image_label_and_crop_are_those_of_the_default_preprocessor(case):
     assert ((ours.label > 0) != foreground).sum() <= 0.001 * foreground.sum()
 
 
+@pytest.mark.parametrize("transpose", [*itertools.permutations(range(3))])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("spacing", [(2.0, 1.0, 1.0), (1.7, 1.3, 0.8), (6.0, 1.0, 1.2)])
-def test_every_normalisation_is_the_default_preprocessors_to_the_bit(spacing, masked):
+def test_every_normalisation_is_the_default_preprocessors_to_the_bit(spacing, masked, transpose):
     """Of five channels at once, around which everything is zero, with a hole within.
 
     And a corner that is cut off, where the label is nnU-Net's -1.
@@ -129,6 +131,7 @@ def test_every_normalisation_is_the_default_preprocessors_to_the_bit(spacing, ma
         median_shape=(14, 22, 20),
         training_cases=(),
         outside_apart=True,
+        transpose=transpose,
     )
     plans = plans_of(plan)
     image, mask, _ = DefaultPreprocessor(verbose=False).run_case_npy(
@@ -147,6 +150,34 @@ def test_every_normalisation_is_the_default_preprocessors_to_the_bit(spacing, ma
     # In plans from before, what is outside counts as background where shares are weighed.
     before = prepare_case(channels, label, dataclasses.replace(plan, outside_apart=False))
     assert (before.label != expected).mean() <= (0 if masked else 2e-3)
+
+
+@pytest.mark.parametrize(
+    ("slices", "mm", "target_mm"),
+    [
+        (60, 5.5, 6.0),
+        (36, 5.5, 3.0),
+        (120, 5.5, 3.0),
+        (12, 3.5, 0.9),
+        (30, 6.0, 3.3),
+        (7, 5.0, 2.5),
+    ],
+)
+def test_slices_halfway_between_two_become_what_nnunets_do(slices, mm, target_mm):
+    """Where rounding decides which of two neighbours a slice of a coarse axis is taken from."""
+    rng = np.random.default_rng(0)
+    scan = from_spacing(rng.normal(size=(slices, 6, 5)).astype(np.float32), (mm, 0.5, 0.5))
+    label = dataclasses.replace(scan, voxels=(scan.voxels > 0).astype(np.uint8))
+    plan = Plan(
+        spacing_mm=(target_mm, 0.5, 0.5),
+        normalization=(Normalization(Z_SCORE),),
+        median_shape=scan.voxels.shape,
+        training_cases=(),
+    )
+    image, mask, _ = theirs_of(scan, label, plan)
+    ours = prepare_case(scan, label, plan)
+    np.testing.assert_array_equal(ours.image[..., 0], image[0])
+    np.testing.assert_array_equal(ours.label, mask[0])
 
 
 @pytest.mark.parametrize("separate", [None, True, False])

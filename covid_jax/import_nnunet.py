@@ -36,8 +36,7 @@ _README = """A model of nnU-Net v2, written by covid_jax's import_nnunet --expor
 
     nnUNetv2_predict_from_modelfolder -i SCANS -o MASKS -m THIS_FOLDER -f 0
 
-SCANS holds each scan as CASE_0000.nii.gz. What it does not do as the run it comes from:
-
+SCANS holds each scan as {files}; nnU-Net passes over files of other names. {limits}
 """
 
 _EXPORT = flags.DEFINE_bool("export", False, "Write nnU-Net v2's model folder from a run.")
@@ -95,11 +94,20 @@ def export(workdir: Path, out_dir: Path) -> None:
     if not (model.config.label_space.names or (workdir / "dataset.json").is_file()):
         names = ", ".join(name for name in model.dataset["labels"] if name != "background")
         limits.append(f"The run does not know the names of its classes: here they are {names}.")
-    lines = "\n".join(f"- {limit}" for limit in limits)
+    lines = "".join(f"\n- {limit}" for limit in limits)
+    told = f"What it does not do as the run it comes from:\n{lines}" if limits else ""
+    channels = model.dataset["channel_names"]
+    files = " and ".join(
+        f"CASE_{int(number):04}{model.dataset['file_ending']} ({name})"
+        for number, name in channels.items()
+    )
     with whole_folder(out_dir) as partial:
         write_model(partial, model)
-        (partial / "README.md").write_text(f"{_README}{lines}\n", "utf-8")
-    print(f"nnU-Net v2's model is in {out_dir}; what it cannot do as this run does:\n{lines}")
+        readme = _README.format(files=files, limits=told)
+        (partial / "README.md").write_text(readme, "utf-8")
+    print(f"nnU-Net v2's model is in {out_dir}, for scans as {files}")
+    if limits:
+        print(f"what it cannot do as this run does:{lines}")
 
 
 if __name__ == "__main__":

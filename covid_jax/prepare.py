@@ -29,6 +29,7 @@ from textwrap import fill, indent
 
 from absl import flags
 
+from covid_jax.config import InferenceConfig
 from covid_jax.data.check import check
 from covid_jax.data.datasets import DATASETS
 from covid_jax.data.intensities import INTENSITIES
@@ -112,8 +113,16 @@ def _given_plan(raw_dir: Path) -> Plan | None:
     """The plan, with its network, that --plan_from or --plans names."""
     if _PLAN_FROM.value:
         run = Path(_PLAN_FROM.value)
-        plan = replace(load_plan(run / "plan.json"), topology=topology_of(load_config(run)))
+        config = load_config(run)
+        plan = replace(load_plan(run / "plan.json"), topology=topology_of(config))
         check_plan(plan, run)
+        if (axes := config.inference.mirror_axes) != InferenceConfig.mirror_axes:
+            told = ",".join(map(str, axes))
+            print(
+                f"note: {run} was trained mirrored along {told or 'no axis'}, as is what starts "
+                f"from it; a run from scratch is by --config.inference.mirror_axes={told or '()'!r}"
+                f" --config.inference.mirror={bool(axes)}"
+            )
         return plan
     if _PLANS.value:
         path, configuration = Path(_PLANS.value), _CONFIGURATION.value or Planning.configuration

@@ -61,7 +61,7 @@ from covid_jax.training.processes import (
 )
 from covid_jax.training.program import make_program
 from covid_jax.training.progress import EpochLog, Progress, dice_by_name, moving_average, with_bar
-from covid_jax.training.provenance import note_device
+from covid_jax.training.provenance import note_device, start_notes
 from covid_jax.training.replay import replay
 from covid_jax.training.run import (
     Run,
@@ -71,7 +71,6 @@ from covid_jax.training.run import (
     open_data,
     planned,
     samplers,
-    start_notes,
     title,
     unfreezing,
 )
@@ -257,7 +256,9 @@ def finish(run: Run, params: Any, workdir: Path) -> None:
     if not (workdir / "model").is_dir():
         export_model(workdir)
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
-    write_card_of_best(workdir, run.config, run.plan, size)
+    own = run.datasets[0].split(run.config.fold).validation
+    chosen_by = "its validation cases" if own else "its test cases, whose scores are then no test"
+    write_card_of_best(workdir, run.config, run.plan, size, chosen_by)
     print(f"done: {workdir}")
 
 

@@ -61,6 +61,11 @@ def test_predict_averages_several_runs(tiny_run, thorax, tmp_path, command, refu
         assert finished.returncode == 0, finished.stderr
         masks[name] = nib.load(tmp_path / name / thorax.name).get_fdata()
     np.testing.assert_array_equal(masks["one"], masks["two"])  # of equals the mean is the same
+    config = json.loads((other / "config.json").read_text())
+    config["label_space"]["names"] = ["kidney"]
+    (other / "config.json").write_text(json.dumps(config))
+    line = refuses("predict", *arguments, f"--output_dir={tmp_path / 'refused'}")
+    assert f"{other}: segments kidney, and {tiny_run} infection; only runs of the same" in line
     plan = json.loads((other / "plan.json").read_text())
     plan["normalization"][0]["mean"] += 1
     (other / "plan.json").write_text(json.dumps(plan))

@@ -41,6 +41,8 @@ def check(
     label = "SYNTHETIC " if raw.synthetic else ""
     kind = raw.label_space.kind
     print(f"{len(raw.cases)} {label}cases of {name}, {kind}: {', '.join(raw.labels)}")
+    channels = zip(raw.channels, raw.schemes, strict=True)
+    print(f"channels: {', '.join(f'{channel} ({scheme})' for channel, scheme in channels)}")
     for note in raw.notes:
         print(note)
     for finding in findings:

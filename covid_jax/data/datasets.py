@@ -81,6 +81,7 @@ class RawDataset:
       folder: of the raw data.
       left_out: cases that are there and were taken out by `without`.
       licence: of its scans; empty where nothing is known of it.
+      file_ending: of its scans, as dataset.json says.
       channels: what the images are, as dataset.json says.
       planned_schemes: how they are normalised by a plan that is taken as it is, whatever they are
         called; empty without one.
@@ -99,6 +100,7 @@ class RawDataset:
     folder: Path = Path()
     left_out: frozenset[str] = frozenset()
     licence: str = ""
+    file_ending: str = ENDINGS[0]
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -231,6 +233,8 @@ def nnunet(raw_dir: Path) -> RawDataset:
         )
     notes += of_files
     notes += _other_endings(description, content.get("file_ending"), cases)
+    if (raw_dir / "imagesTs").is_dir():
+        notes.append(f"{raw_dir / 'imagesTs'}: not prepared; predict reads it as it is")
     if expected not in (None, len(cases)):
         notes.append(f"{description} says numTraining {expected}, and there are {len(cases)} cases")
     ordered = _checked("nnunet", raw_dir, cases, notes)
@@ -243,6 +247,7 @@ def nnunet(raw_dir: Path) -> RawDataset:
         tuple(notes),
         channels,
         licence=str(content.get("licence") or content.get("license") or ""),
+        file_ending=file_ending,
     )
     splits = raw_dir / "splits_final.json"
     return with_splits(raw, splits) if splits.is_file() else raw

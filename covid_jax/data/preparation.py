@@ -576,9 +576,11 @@ def _first_plan(
     own = _plan_of(raw, fold, processes, planning)
     if not given:
         return own
+    count, theirs = len(given.schemes), f"of {', '.join(given.schemes)}"
     tqdm.write(
         f"{raw.name}: its channels ({', '.join(raw.channels)}) are normalised by its own "
-        f"intensities, as the plan that is given is of {', '.join(given.schemes)}"
+        "intensities, as the plan that is given is "
+        + (theirs if count == len(raw.channels) else f"of {count} channel{'s' * (count > 1)}")
     )
     return _with_intensities_of(own, given)
 

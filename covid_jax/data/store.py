@@ -73,6 +73,7 @@ class StoredDataset:
     synthetic: bool
     licence: str = ""
     channels: tuple[str, ...] = ()  # as dataset.json calls them; of before it was kept: none
+    file_ending: str = ".nii.gz"  # of the raw scans; likewise
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -286,6 +287,7 @@ def save_dataset(folder: Path, raw: RawDataset, plan_hash: str) -> None:
         "synthetic": raw.synthetic,
         "licence": raw.licence,
         "channels": raw.channels,
+        "file_ending": raw.file_ending,
         "plan": plan_hash,
     }
     write_json(folder / "dataset.json", description)
@@ -311,7 +313,8 @@ def load_dataset(prepared_dir: str | Path, name: str, plan_hash: str) -> StoredD
     if other:
         raise UserError(f"{folder}: prepared by another plan than plan.json; prepare it again")
     channels = tuple(map(str, description.get("channels", ())))
-    return StoredDataset(name, folder, space, splits, synthetic, licence, channels)
+    ending = str(description.get("file_ending", StoredDataset.file_ending))
+    return StoredDataset(name, folder, space, splits, synthetic, licence, channels, ending)
 
 
 def _more_of(space: LabelSpace) -> dict[str, Any]:

@@ -63,6 +63,12 @@ def open_ensemble(
                 f"{workdir}: another plan, number of classes or regions than {workdirs[0]}; "
                 "only runs on the same prepared data can be averaged"
             )
+        named, names = (one.label_space.names for one in (config, first))
+        if named and names and named != names:
+            raise UserError(
+                f"{workdir}: segments {', '.join(named)}, and {workdirs[0]} {', '.join(names)}; "
+                "only runs of the same labels can be averaged"
+            )
     chosen: dict[Postprocessing, Path] = {}
     digests, notes = [], []
     for workdir, (config, _, params) in zip(workdirs, runs, strict=True):

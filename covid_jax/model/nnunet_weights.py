@@ -52,6 +52,11 @@ def to_params(state_dict: Mapping[str, Any], config: UNetConfig) -> Tree:
             raise UserError(f"{first} and its other names in the file have different values")
         leaf = _from_torch(path, given[first])
         if leaf.shape != shape:
+            if path.startswith("heads/"):
+                raise UserError(
+                    f"these weights are of {leaf.shape[-1]} classes (background included) or "
+                    f"regions, and the labels of {shape[-1]} ({first})"
+                )
             raise UserError(f"{path} ({first}) is {shape} in the config and {leaf.shape} there")
         params[path] = leaf
     return unflatten_dict(params, sep="/")

@@ -596,6 +596,7 @@ def _resampling(settings: Mapping[str, Any], of: str) -> Resampling:
     share to half precision; of its other ways with labels none is here.
     """
     function, key = read(settings, f"resampling_fn_{of}", text), f"resampling_fn_{of}_kwargs"
+    read(settings, key, mapping)  # nnU-Net has no defaults for all of them
     whose = f"its {key}:"
     common = {"is_seg", "force_separate_z", "separate_z_anisotropy_threshold"}
     if function == "resample_data_or_seg_to_shape":

@@ -15,8 +15,8 @@ from covid_jax.data.plan import Plan
 from covid_jax.errors import writing
 from covid_jax.evaluation.folders import load_metrics
 from covid_jax.evaluation.metrics import NOT_OVER_LABELS, never_predicted
-from covid_jax.files import whole_file, write_json
-from covid_jax.training.checkpoint import Best, best_of, copy_newest, load_run
+from covid_jax.files import read_json, whole_file, write_json
+from covid_jax.training.checkpoint import best_of, copy_newest, load_run
 from covid_jax.training.provenance import load_provenance
 from covid_jax.training.state import epochs_of
 from covid_jax.transfer.strategies import STRATEGIES
@@ -49,7 +49,7 @@ def export_model(workdir: Path) -> Path:
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     origin, tested = load_provenance(workdir), workdir / "metrics.json"
     metrics = load_metrics(tested) if tested.is_file() else {}
-    card = model_card(config, plan, size, origin, metrics)
+    card = model_card(config, plan, size, origin, metrics, _channels(workdir))
     with writing(final):
         shutil.rmtree(partial, ignore_errors=True)
         copy_newest(workdir, partial)
@@ -63,14 +63,22 @@ def export_model(workdir: Path) -> Path:
     return final
 
 
-def write_card_of_best(workdir: Path, config: Config, plan: Plan, size: int) -> None:
+def write_card_of_best(
+    workdir: Path, config: Config, plan: Plan, size: int, chosen_by: str
+) -> None:
     """Writes RUN/best/README.md, the card of the best epoch, where the run has one.
 
     Args:
       config, plan, size: of the run, as model_card has them.
+      chosen_by: whose Dice the epoch has the best average of, in words.
     """
     if best := best_of(workdir):
-        card = model_card(config, plan, size, load_provenance(workdir), {}, best)
+        origin, channels = load_provenance(workdir), _channels(workdir)
+        chosen = (
+            f"{best.step // config.steps_per_epoch} of {epochs_of(config)}, the best by the "
+            f"moving average of the Dice of {chosen_by}, {best.average:.3f}"
+        )
+        card = model_card(config, plan, size, origin, {}, channels, chosen)
         with whole_file(workdir / "best" / "README.md") as partial:
             partial.write_text(card, "utf-8")
 
@@ -81,7 +89,8 @@ def model_card(
     size: int,
     provenance: dict[str, Any],
     metrics: dict[str, Any],
-    best: Best | None = None,
+    channels: Sequence[str] = (),
+    epoch: str = "",
 ) -> str:
     """The card, in Markdown: what was trained on what, how good it is, and under which terms.
 
@@ -89,7 +98,8 @@ def model_card(
       config, plan: of the run.
       size: number of parameters.
       provenance, metrics: what its provenance.json and metrics.json say; empty where there is none.
-      best: where the parameters are not those after the last step.
+      channels: what they are called, in the order of a scan's files; empty where nobody knows.
+      epoch: which one the parameters are of, in words, if not the last.
     """
     model, chain = config.model, [provenance]
     while before := chain[-1].get("pretrained"):
@@ -113,20 +123,25 @@ def model_card(
     imported = [one["imported"] for one in chain[1:] if "imported" in one]
     origins = [f"a network trained on {named(earlier)}"] if earlier else []
     origins += [f"a network imported from nnU-Net ({name})" for name in imported]
-    channels = " and ".join(
-        "CT in HU" if how.is_ct else f"a channel by {how.scheme}" for how in plan.normalization
+    several = len(plan.normalization) > 1
+    known = len(channels) == len(plan.normalization)
+    names = channels if known else [f"channel {k}" for k in range(len(plan.normalization))]
+    seen = " and ".join(
+        f"_{number:04} {name} " * several + ("CT in HU" if how.is_ct else f"by {how.scheme}")
+        for number, (name, how) in enumerate(zip(names, plan.normalization, strict=True))
     )
     facts = {
         "Trained": f"{trained}, {steps} steps of {config.data.batch_size} patches",
         "Schedule": ", then ".join([*lengths, f"of {epochs} epochs"]) if lengths else "",
-        "Epoch": _epoch(config, best) if best else "",
+        "Epoch": epoch,
         "Started from": ", ".join(origins) if strategy.needs_pretraining else "",
+        "Unlike what that was trained on": "; ".join(provenance.get("unlike_before", ())),
         "First convolution, of other channels there": config.first_conv,
         "Trained on before, of its test cases": ", ".join(provenance.get("seen_before", ())),
         "Frozen": ", ".join(frozen),
         "Network": f"nnU-Net's 3D U-Net, {size:,} parameters, features {model.features_per_stage}, "
         f"patch {config.data.patch_size}, {config.label_space.told(model.num_classes)}",
-        "Input": f"{channels}, resampled to {plan.spacing_mm} mm (plan {plan.hash})",
+        "Input": f"{seen}, resampled to {plan.spacing_mm} mm (plan {plan.hash})",
         "Made by": f"covid_jax {__version__}",
     }
     return "\n".join(
@@ -140,9 +155,10 @@ def model_card(
             *_scores(metrics),
             "",
             "## How to use it",
-            "    python -m covid_jax.predict --checkpoint=FOLDER --input=SCAN --output_dir=MASKS",
+            "    python -m covid_jax.predict --checkpoint=FOLDER --input=SCANS --output_dir=MASKS",
             "    python -m covid_jax.train ... --config.pretrained=FOLDER",
             "",
+            *(["SCANS is a folder with NAME_0000, NAME_0001, ... of each scan.", ""] * several),
             "For research; it is no medical device.",
             "",
             "## Terms",
@@ -158,13 +174,10 @@ def model_card(
     )
 
 
-def _epoch(config: Config, best: Best) -> str:
-    """Which epoch the parameters are of, and how it was chosen."""
-    return (
-        f"{best.step // config.steps_per_epoch} of {epochs_of(config)}, the best by the moving "
-        f"average of the validation Dice, {best.average:.3f}; where the data has no validation "
-        "cases, that is of the fold's test cases, whose scores are then no test"
-    )
+def _channels(workdir: Path) -> tuple[str, ...]:
+    """What a run's channels are called, where its dataset.json says so."""
+    names = read_json(workdir / "dataset.json").get("channel_names", {})
+    return tuple(map(str, names.values())) if isinstance(names, dict) else ()
 
 
 def _scores(metrics: dict[str, Any]) -> Sequence[str]:

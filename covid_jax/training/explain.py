@@ -46,6 +46,7 @@ def explain(config: Config, of_network: Sequence[str] = (), of_start: Sequence[s
         f"{'' if config.data.prepared_dir else ' (prepared data may have others)'}",
         f"patch {' x '.join(map(str, config.data.patch_size))}, batch {config.data.batch_size}, "
         f"{config.dtype}; {_size(jax.tree.leaves(params))}",
+        f"mirrored along {_mirrored(config)}",
         *of_network,
     ]
     sections = {
@@ -135,6 +136,11 @@ def _listed(numbers: Sequence[int]) -> str:
 
 def _since(config: Config, epoch: int) -> str:
     return f"from epoch {epoch}: " if config.frozen_schedule else ""
+
+
+def _mirrored(config: Config) -> str:
+    """The axes of a patch that augmentation turns round, and mirrored views of a scan."""
+    return " and ".join("DHW"[axis] for axis in config.inference.mirror_axes) or "no axis"
 
 
 def _size(leaves: Sequence[Any]) -> str:

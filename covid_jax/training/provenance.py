@@ -1,6 +1,6 @@
 """What a run was made of, as its provenance.json keeps it, and what of that changed since."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ import jax
 
 from covid_jax import __version__
 from covid_jax.config import Config, differences
+from covid_jax.data.plan import Plan, load_plan
 from covid_jax.data.store import StoredDataset, digests
 from covid_jax.device import cores, nvidia_driver
 from covid_jax.errors import UserError, listed
@@ -17,13 +18,24 @@ _COMPARED_APART = (
     "data",
     "references",
     "pretrained",
-    "trained_on",  # follows from the data and the config, as the next does
+    "trained_on",  # follows from the data and the config, as the next two do
     "seen_before",
+    "unlike_before",
     "devices",
     "imported",
     "licences",
 )
 """Of a run's provenance, what is not compared as it stands."""
+
+
+_MEANING = {
+    "spacing_mm": "spacing in mm",
+    "normalization": "intensities",
+    "file_axes": "axes of the file",
+    "label_resampling": "resampling of labels",
+    **dict.fromkeys(("median_shape", "training_cases", "topology", "version", "outside_apart"), ""),
+}
+"""What a plan's fields are about; nothing where a network does not depend on them."""
 
 
 def provenance(config: Config, datasets: Sequence[StoredDataset]) -> dict[str, Any]:
@@ -50,7 +62,7 @@ def provenance(config: Config, datasets: Sequence[StoredDataset]) -> dict[str, A
         origin["trained_on"][data.name] = {
             case: known[case].scan for case in trained_on if known[case].scan
         }
-    if seen := seen_before(config, datasets):
+    if seen := sorted({*seen_before(config, datasets), *trained_and_tested(config, datasets)}):
         origin["seen_before"] = seen
     if config.pretrained and (before := load_provenance(Path(config.pretrained))):
         origin["pretrained"] = before
@@ -65,15 +77,101 @@ def seen_before(config: Config, datasets: Sequence[StoredDataset]) -> list[str]:
 
     None are known of what was trained before provenance.json told its scans.
     """
-    if not (config.pretrained and datasets):
-        return []
     scans: set[str] = set()
-    before = load_provenance(Path(config.pretrained))
+    before = load_provenance(Path(config.pretrained)) if config.pretrained else {}
     while before:
         scans |= {scan for of in before.get("trained_on", {}).values() for scan in of.values()}
         before = before.get("pretrained", {})
+    return _tested(config, datasets, scans) if scans else []
+
+
+def trained_and_tested(config: Config, datasets: Sequence[StoredDataset]) -> list[str]:
+    """The test cases of a run whose scans it trains on, under other names or in other datasets."""
+    scans: set[str] = set()
+    for data in datasets:
+        known = digests(data)
+        scans |= {known[case].scan for case in data.split(config.fold).train} - {""}
+    return _tested(config, datasets, scans)
+
+
+def _tested(config: Config, datasets: Sequence[StoredDataset], scans: Collection[str]) -> list[str]:
+    """The test cases of a run that are among these scans."""
+    if not datasets:
+        return []
     tested, known = datasets[0].split(config.fold).test, digests(datasets[0])
     return [case for case in tested if known[case].scan in scans]
+
+
+def start_notes(config: Config, plan: Plan, datasets: Sequence[StoredDataset]) -> list[str]:
+    """Lines on where a run starts from, and on what in its data makes it doubtful.
+
+    What other_plan and other_channels say; which test cases are seen_before, or trained_and_tested.
+    """
+    notes = other_plan(config, plan) + other_channels(config, datasets)
+    if cases := seen_before(config, datasets):
+        notes.append(
+            f"warning: {config.pretrained} was trained on {len(cases)} of the test cases of fold "
+            f"{config.fold} ({listed(cases)}); scores of them are no test"
+        )
+    if cases := trained_and_tested(config, datasets):
+        notes.append(
+            f"warning: {len(cases)} of the test cases of fold {config.fold} ({listed(cases)}) are "
+            "trained on, under another name or in another dataset; scores of them are no test"
+        )
+    return notes
+
+
+def other_channels(config: Config, datasets: Sequence[StoredDataset]) -> list[str]:
+    """Lines on datasets, and a pre-training, whose channels are called otherwise than the first's.
+
+    By their names alone: a network takes one channel for another, and nothing fails.
+    """
+    known = {data.name: data.channels for data in datasets}
+    if config.pretrained:
+        names = read_json(Path(config.pretrained) / "dataset.json").get("channel_names")
+        if isinstance(names, dict):
+            known[config.pretrained] = tuple(map(str, names.values()))
+    (first, ours), *others = known.items() if known else [("", ())]
+    return [
+        f"warning: the channels of {name} are {', '.join(theirs)}, and those of {first} "
+        f"{', '.join(ours)}; the network takes the one for the other, in this order"
+        for name, theirs in others
+        if ours and len(theirs) == len(ours)
+        if [channel.casefold() for channel in theirs] != [channel.casefold() for channel in ours]
+    ]
+
+
+def other_plan(config: Config, plan: Plan) -> list[str]:
+    """A line that says in what the data differs from what the pre-trained network was trained on.
+
+    A network that goes on with other spacings or intensities than it knows starts from less.
+    """
+    differ = "; ".join(unlike_before(config, plan))
+    line = f"note: {config.pretrained} was trained on data of another plan than this one's: "
+    return [f"{line}{differ}"] if differ else []
+
+
+def unlike_before(config: Config, plan: Plan) -> list[str]:
+    """In what a plan differs from that of the run's pre-training, as far as it matters."""
+    if not config.pretrained:
+        return []
+    before, here = vars(load_plan(Path(config.pretrained) / "plan.json")), vars(plan)
+    differ = {_MEANING.get(name, name) for name in here if here[name] != before[name]} - {""}
+    told = []
+    for what in sorted(differ):
+        (name,) = (name for name in here if _MEANING.get(name, name) == what)
+        theirs, ours = (_told(values[name]) for values in (before, here))
+        told.append(f"{what} ({theirs} there, {ours} here)")
+    return told
+
+
+def _told(value: Any) -> str:
+    """A value of a plan, in words."""
+    if not isinstance(value, tuple):
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return (" x " if all(isinstance(v, int | float) for v in value) else " and ").join(
+        map(_told, value)
+    )
 
 
 def _imported(path: Path) -> str:
@@ -110,7 +208,7 @@ def _is_provenance(origin: Any) -> bool:
     return (
         all(isinstance(of_case, dict) for of_case in of_cases)
         and all(isinstance(c, dict) for of_case in of_cases for c in of_case.values())
-        and isinstance(origin.get("seen_before", []), list)
+        and all(isinstance(origin.get(name, []), list) for name in ("seen_before", "unlike_before"))
         and isinstance(origin.get("licences", {}), dict)
         and isinstance(synthetic, list)
         and all(isinstance(name, str) for name in synthetic)

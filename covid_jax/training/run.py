@@ -1,7 +1,6 @@
 """What a run stands on: its prepared data, its network, the devices that it trains on."""
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +24,14 @@ from covid_jax.data.planner import DETAILS, topology_of, total_strides
 from covid_jax.data.preparation import prepare_phantom
 from covid_jax.data.sampling import Batch, Sampler, Source, Stream
 from covid_jax.data.store import StoredDataset, load_case, load_dataset
-from covid_jax.errors import UserError, listed
+from covid_jax.errors import UserError
 from covid_jax.label_space import together
 from covid_jax.model.conv import form_in
 from covid_jax.training.checkpoint import Saved, load_config
 from covid_jax.training.parallel import local_samples, put_batch, replicate
 from covid_jax.training.platform import Platform
 from covid_jax.training.program import Program
-from covid_jax.training.provenance import seen_before
+from covid_jax.training.provenance import start_notes
 from covid_jax.training.state import TrainState, initial_state, refreeze, schedule
 from covid_jax.transfer.freezing import split
 from covid_jax.transfer.strategies import new_and_frozen
@@ -40,15 +39,6 @@ from covid_jax.transfer.strategies import new_and_frozen
 Tree = Any
 
 _PHANTOM_CASES = 6
-
-_MEANING = {
-    "spacing_mm": "spacing in mm",
-    "normalization": "intensities",
-    "file_axes": "axes of the file",
-    "label_resampling": "resampling of labels",
-    **dict.fromkeys(("median_shape", "training_cases", "topology", "version", "outside_apart"), ""),
-}
-"""What a plan's fields are about; nothing where a network does not depend on them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -274,48 +264,6 @@ def unfreezing(run: Run, epoch: int) -> str:
     return (
         f"from epoch {epoch}: {patterns}; {run.frozen_parameters(epoch):,} parameters are frozen, "
         f"{run.frozen_parameters(epoch - 1):,} before"
-    )
-
-
-def start_notes(config: Config, plan: Plan, datasets: Sequence[StoredDataset]) -> list[str]:
-    """Lines on where a run starts from: what other_plan says, and who is seen_before."""
-    notes = other_plan(config, plan)
-    if cases := seen_before(config, datasets):
-        notes.append(
-            f"warning: {config.pretrained} was trained on {len(cases)} of the test cases of fold "
-            f"{config.fold} ({listed(cases)}); scores of them are no test"
-        )
-    return notes
-
-
-def other_plan(config: Config, plan: Plan) -> list[str]:
-    """A line that says in what the data differs from what the pre-trained network was trained on.
-
-    A network that goes on with other spacings or intensities than it knows starts from less.
-    """
-    if not config.pretrained:
-        return []
-    before, here = vars(load_plan(Path(config.pretrained) / "plan.json")), vars(plan)
-    differ = {_MEANING.get(name, name) for name in here if here[name] != before[name]} - {""}
-    if not differ:
-        return []
-    told = []
-    for what in sorted(differ):
-        (name,) = (name for name in here if _MEANING.get(name, name) == what)
-        theirs, ours = (_told(values[name]) for values in (before, here))
-        told.append(f"{what} ({theirs} there, {ours} here)")
-    return [
-        f"note: {config.pretrained} was trained on data of another plan than this one's: "
-        f"{'; '.join(told)}"
-    ]
-
-
-def _told(value: Any) -> str:
-    """A value of a plan, in words."""
-    if not isinstance(value, tuple):
-        return f"{value:.4g}" if isinstance(value, float) else str(value)
-    return (" x " if all(isinstance(v, int | float) for v in value) else " and ").join(
-        map(_told, value)
     )
 
 

@@ -13,8 +13,14 @@ from covid_jax.data.store import StoredDataset
 from covid_jax.errors import UserError
 from covid_jax.files import read_json, refuse_inside, write_json
 from covid_jax.label_space import labels_json
-from covid_jax.training.checkpoint import load_config, newest_step
-from covid_jax.training.provenance import changes, device_here, load_provenance, provenance
+from covid_jax.training.checkpoint import best_of, load_config, newest_step
+from covid_jax.training.provenance import (
+    changes,
+    device_here,
+    load_provenance,
+    provenance,
+    unlike_before,
+)
 from covid_jax.training.state import epochs_of, learning_rate, schedule
 
 _MADE = (
@@ -68,12 +74,14 @@ def claim_workdir(
     check_settings(workdir, config, plan)
     is_new = not (workdir / "config.json").is_file()
     origin, path = provenance(config, datasets), workdir / "provenance.json"
+    if unlike := unlike_before(config, plan):
+        origin["unlike_before"] = unlike
     known = load_provenance(workdir)
     devices = known.get("devices", [])
     before = config if is_new else load_config(workdir)
-    kept = _earlier_lengths(workdir, config, before, known)
-    origin |= kept
-    changed = changes(origin, known | kept) if known else []
+    origin |= (kept := _earlier_lengths(workdir, config, before, known))
+    compared = {name: of for name, of in known.items() if name != "earlier_lengths"} | kept
+    changed = changes(origin, compared) if known else []
     if changed and accept_changes:
         for name in ("metrics.json", "postprocessing.json"):
             (workdir / name).unlink(missing_ok=True)
@@ -95,10 +103,13 @@ def claim_workdir(
     if is_new:
         save_plan(workdir / "plan.json", plan)
     classes = workdir / "dataset.json"
-    if datasets and (told := described(config, plan, datasets[0].channels)) != read_json(classes):
+    if datasets and (told := described(config, plan, datasets[0])) != read_json(classes):
         write_json(classes, told)
     if epochs_of(before) != epochs_of(config):
         print(_going_on(workdir, config, before))
+        best = best_of(workdir)
+        if best and best.step > newest_step(workdir):  # of the schedule before, and lost with it
+            shutil.rmtree(workdir / "best")
     if is_new or before != config:
         write_json(workdir / "config.json", to_dict(config))
 
@@ -111,9 +122,11 @@ def _earlier_lengths(
     `before` is its config, and `known` its provenance, up to now.
     """
     lengths, step = list(known.get("earlier_lengths", ())), newest_step(workdir)
-    earlier = {"epochs": epochs_of(before), "until_step": step}
-    if step and epochs_of(before) != epochs_of(config) and lengths[-1:] != [earlier]:
-        lengths.append(earlier)
+    told = lengths[-1]["until_step"] if lengths else 0
+    if epochs_of(before) != epochs_of(config) and step > told:  # a length without a step is none
+        lengths.append({"epochs": epochs_of(before), "until_step": step})
+    elif lengths and lengths[-1] == {"epochs": epochs_of(config), "until_step": step}:
+        lengths.pop()
     return {"earlier_lengths": lengths} if lengths else {}
 
 
@@ -128,17 +141,18 @@ def _going_on(workdir: Path, config: Config, before: Config) -> str:
     return f"{told}: its schedule is over {total} now, learning rate {rate:.4g} in epoch {epoch}"
 
 
-def described(config: Config, plan: Plan, channels: Sequence[str] = ()) -> dict[str, Any]:
+def described(config: Config, plan: Plan, data: StoredDataset | None = None) -> dict[str, Any]:
     """The dataset.json, as nnU-Net has it, of what a run predicts.
 
     Channels are called as the data's are, or by their normalisation; classes get names where the
     config, which is of before it knew them, has none.
     """
-    names = channels or [channel_of(how.scheme) for how in plan.normalization]
+    named = data.channels if data else ()
+    names = named or [channel_of(how.scheme) for how in plan.normalization]
     return {
         "channel_names": {str(k): name for k, name in enumerate(names)},
         **labels_json(config.label_space, config.model.num_classes),
-        "file_ending": ".nii.gz",
+        "file_ending": data.file_ending if data else StoredDataset.file_ending,
     }
 
 

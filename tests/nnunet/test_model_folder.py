@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from covid_jax.data.phantom import write_raw_dataset
 from covid_jax.data.plan import Resampling
 from covid_jax.errors import UserError
 from covid_jax.model.unet import UNet
@@ -113,6 +114,24 @@ def test_every_fold_of_a_model_becomes_a_run_and_predict_averages_them(
         "predict", f"--checkpoint={runs}", f"--input={thorax}", f"--output_dir={tmp_path}/masks"
     )
     assert finished.returncode == 0, finished.stderr
+
+
+def test_a_plan_is_of_one_fold_and_how_its_network_was_mirrored_is_told(
+    folder, tmp_path, command, refuses
+):
+    write_raw_dataset("phantom", tmp_path / "raw", 2, seed=0)
+    shutil.copytree(folder / "fold_0", folder / "fold_1")
+    assert command("import_nnunet", f"--checkpoint={folder}", f"--out_dir={tmp_path}/runs").stdout
+    check = ("prepare", "--dataset=nnunet", f"--raw_dir={tmp_path}/raw", "--check_only")
+    line = refuses(*check, f"--plan_from={tmp_path}/runs")
+    assert f"holds runs; give one of {tmp_path}/runs/fold_0, {tmp_path}/runs/fold_1" in line
+    config = json.loads((tmp_path / "runs" / "fold_0" / "config.json").read_text())
+    config["inference"] |= {"mirror": False, "mirror_axes": []}
+    (tmp_path / "runs" / "fold_0" / "config.json").write_text(json.dumps(config))
+    told = command(*check, f"--plan_from={tmp_path}/runs/fold_0").stdout
+    assert "was trained mirrored along no axis" in told
+    assert "by --config.inference.mirror_axes='()' --config.inference.mirror=False" in told
+    assert "channels: CT (CTNormalization)" in told
 
 
 def test_the_trainer_of_version_1_tells_whether_it_mirrored(folder):

@@ -464,6 +464,11 @@ REFUSED = {
     "a value twice in a region": of_dataset(labels={"background": 0, "a": [1, 1]}),
     "a value of another kind": plain(FULLRES + "batch_dice", "false"),
     "a value of another kind in a list": plain(FULLRES + "patch_size", [16.9, 16, 16]),
+    "a resampling without its arguments": (
+        without(PLANS, FULLRES + "resampling_fn_probabilities_kwargs"),
+        DATASET,
+        {},
+    ),
     "a key that is missing": (without(PLANS, FULLRES + "batch_dice"), DATASET, {}),
 }
 """What docs/nnunet.md says is refused: plans, dataset and what the checkpoint says."""

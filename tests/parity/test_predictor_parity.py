@@ -165,6 +165,7 @@ def test_what_was_exported_comes_back_bit_for_bit(tmp_path, exported, tiny_run):
 
 def test_an_export_keeps_beside_the_weights_what_nnunet_cannot_do(exported):
     text = (exported[0] / "README.md").read_text()
+    assert "SCANS holds each scan as CASE_0000.nii.gz (CT); nnU-Net passes over" in text
     assert "LPS" in text
     assert "logits" in text
 

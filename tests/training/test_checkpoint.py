@@ -2,12 +2,15 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
 from covid_jax.config import to_dict
+from covid_jax.data.normalization import ct
+from covid_jax.data.plan import Plan
 from covid_jax.errors import UserError
 from covid_jax.training.checkpoint import (
     Best,
@@ -20,6 +23,7 @@ from covid_jax.training.checkpoint import (
 )
 from covid_jax.training.state import initial_state, optimizer
 from covid_jax.training.step import TrainState
+from covid_jax.training.workdir import claim_workdir
 from covid_jax.transfer.freezing import join, mask, split
 from tests.conftest import tiny
 
@@ -101,6 +105,18 @@ def test_the_best_epoch_is_the_best_of_what_came_before_a_restart_too(tmp_path):
     assert best_of(tmp_path) == Best(2, 0.4)
     considered(tmp_path, 0.5)  # of an earlier one
     assert best_of(tmp_path) == Best(1, 0.5)
+
+
+def test_a_best_epoch_that_no_checkpoint_has_come_to_goes_with_the_schedule_it_is_of(tmp_path):
+    """As a kill between both leaves it."""
+    plan = Plan((1.0, 1.0, 1.0), (ct(-900, 300, -400, 350),), (8, 8, 8), ())
+    claim_workdir(tmp_path, tiny(epochs=3, steps_per_epoch=1), plan)
+    considered(tmp_path, 0.1, 0.2, 0.3)
+    shutil.rmtree(tmp_path / "checkpoints" / "3")
+    claim_workdir(tmp_path, tiny(epochs=3, steps_per_epoch=1), plan)
+    assert best_of(tmp_path) == Best(3, 0.3)  # it is trained again
+    claim_workdir(tmp_path, tiny(epochs=2, steps_per_epoch=1), plan)
+    assert best_of(tmp_path) is None
 
 
 def test_a_run_without_validation_has_no_best_epoch(tmp_path):

@@ -16,8 +16,15 @@ from covid_jax.errors import UserError
 from covid_jax.label_space import LabelSpace
 from covid_jax.reporting.card import model_card
 from covid_jax.training.checkpoint import load_config, load_pretrained, load_run, save_params
-from covid_jax.training.provenance import device_here, note_device, provenance
-from covid_jax.training.run import fitted, network_notes, other_plan, planned, start_notes
+from covid_jax.training.provenance import (
+    device_here,
+    note_device,
+    other_channels,
+    other_plan,
+    provenance,
+    start_notes,
+)
+from covid_jax.training.run import fitted, network_notes, planned
 from covid_jax.training.state import new_params
 from covid_jax.training.workdir import as_begun, check_place, claim_workdir, described
 from covid_jax.transfer.strategies import network_of
@@ -172,7 +179,9 @@ def test_a_run_keeps_the_names_of_its_classes_and_is_not_taken_for_an_imported_o
         "lesion (two)": 3,
     }
     for channels, told in (((), "CT"), (("FLAIR",), "FLAIR")):
-        assert described(tiny(), PLAN, channels)["channel_names"] == {"0": told}
+        assert described(tiny(), PLAN, dataclasses.replace(data[0], channels=channels))[
+            "channel_names"
+        ] == {"0": told}
     before = tmp_path / "before"
     claim_workdir(before, tiny(), PLAN)
     (before / "dataset.json").write_text(
@@ -220,6 +229,30 @@ def test_axes_of_mirroring_are_those_that_the_run_is_trained_with(tmp_path):
         claim_workdir(tmp_path, tiny(inference=InferenceConfig(mirror_axes=(1,))), PLAN)
 
 
+def test_scans_that_are_trained_on_and_tested_under_two_names_are_told(tmp_path):
+    """As those of organs and of lesions in two datasets, or one scan twice in one."""
+    first = prepared(tmp_path / "first", ("a",), ("b", "c", "d"), {"d": "a"}, name="first")
+    second = prepared(tmp_path / "second", ("x", "y"), ("z",), {"y": "c"}, name="second")
+    assert start_notes(tiny(), PLAN, second) == []
+    (line,) = start_notes(tiny(), PLAN, first + second)
+    assert line == (
+        "warning: 2 of the test cases of fold 0 (c, d) are trained on, under another name or in "
+        "another dataset; scores of them are no test"
+    )
+    claim_workdir(tmp_path / "run", tiny(), PLAN, first + second)
+    assert provenance(tiny(), first + second)["seen_before"] == ["c", "d"]
+
+
+def test_channels_that_are_called_otherwise_are_told(tmp_path):
+    (data,) = prepared(tmp_path / "data", ("a",), ("b",))
+    claim_workdir(tmp_path / "run", tiny(), PLAN, [dataclasses.replace(data, channels=("T1",))])
+    config = tiny("body-msd", pretrained=str(tmp_path / "run"))
+    named = [dataclasses.replace(data, channels=names) for names in (("FLAIR",), ("t1",), ())]
+    assert [other_channels(config, [one]) == [] for one in named] == [False, True, True]
+    (line,) = other_channels(tiny(), [named[0], dataclasses.replace(named[1], name="other")])
+    assert line.startswith("warning: the channels of other are t1, and those of nnunet FLAIR; ")
+
+
 def trained(workdir, config, steps):
     """The run's folder as if it had been trained for as many steps."""
     claim_workdir(workdir, config, PLAN)
@@ -237,6 +270,16 @@ def test_a_run_goes_on_to_more_epochs_and_says_what_it_had_before(tmp_path, caps
     assert origin["earlier_lengths"] == [{"epochs": 2, "until_step": 20}]
     card = model_card(tiny(epochs=4), PLAN, 10, origin, {})
     assert "- Schedule: of 2 epochs until step 20, then of 4 epochs\n" in card
+
+
+def test_lengths_without_a_step_leave_no_trace(tmp_path):
+    trained(tmp_path, tiny(epochs=2), 20)
+    for epochs in (9, 7, 3):
+        claim_workdir(tmp_path, tiny(epochs=epochs), PLAN)
+    told = json.loads((tmp_path / "provenance.json").read_text())
+    assert told["earlier_lengths"] == [{"epochs": 2, "until_step": 20}]
+    claim_workdir(tmp_path, tiny(epochs=2), PLAN)
+    assert "earlier_lengths" not in json.loads((tmp_path / "provenance.json").read_text())
 
 
 def test_a_run_never_has_fewer_epochs_than_are_trained(tmp_path):
@@ -319,6 +362,11 @@ def test_what_of_the_plan_differs_from_the_pretrainings_is_told(tmp_path):
     assert "spacing in mm (2 x 1 x 1 there, 5 x 1 x 1 here)" in line
     assert "intensities (CT clipped to -900 to 300 HU, mean -400, deviation 350 there, " in line
     assert "axes of the file (False there, True here)" in line
+    claim_workdir(tmp_path / "after", config, other)
+    origin = json.loads((tmp_path / "after" / "provenance.json").read_text())
+    card = model_card(config, other, 10, origin, {})
+    assert "- Unlike what that was trained on: axes of the file (False there, True here)" in card
+    assert str(tmp_path) not in card
 
 
 def test_other_classes_and_channels_than_the_datas_are_refused(tmp_path):

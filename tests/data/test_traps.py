@@ -143,7 +143,7 @@ def test_check_only_tells_all_of_it_and_writes_nothing(laid, command):
 def test_check_only_looks_at_a_plan_and_says_that_it_makes_none(laid, command, refuses, tmp_path):
     folder, _, _ = laid
     check = ("prepare", "--dataset=msd_lung", f"--raw_dir={folder}", "--check_only")
-    assert str(tmp_path / "plan.json") in refuses(*check, f"--plan_from={tmp_path}")
+    assert f"{tmp_path}: not the work dir" in refuses(*check, f"--plan_from={tmp_path}")
     told = command(*check, "--planner=default", "--skip_bad").stdout
     assert "--planner=default plans from prepared cases" in told
 

@@ -49,8 +49,16 @@ def test_every_missing_and_every_unknown_name_is_listed():
 
 
 def test_a_shape_that_differs_names_the_path_and_both_shapes():
+    wider = dataclasses.replace(UNEVEN, features_per_stage=(5, *UNEVEN.features_per_stage[1:]))
+    with pytest.raises(
+        UserError, match=r"stage_0/block_0/.* is \(5,\) in the config and \(6,\) there"
+    ):
+        to_params(stored_weights("uneven"), wider)
+
+
+def test_weights_of_other_labels_say_so():
     config = dataclasses.replace(UNEVEN, num_classes=3)
-    with pytest.raises(UserError, match=r"heads/stage_0/bias .* is \(3,\) .* and \(4,\)"):
+    with pytest.raises(UserError, match=r"weights are of 4 classes .* and the labels of 3"):
         to_params(stored_weights("uneven"), config)
 
 

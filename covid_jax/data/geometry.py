@@ -104,8 +104,13 @@ def transposed(volume: Volume, order: Sequence[int]) -> Volume:
     """
     if tuple(order) == (0, 1, 2):
         return volume
-    view = _turned(volume, [(order.index(axis), 1) for axis in range(3)])
-    return replace(view, voxels=volume.voxels.transpose(order))
+    affine = volume.affine[:, [*order, 3]]
+    return replace(
+        volume,
+        voxels=volume.voxels.transpose(order),
+        spacing_mm=np.linalg.norm(affine[:3, :3], axis=0),
+        affine=affine,
+    )
 
 
 def turned_like(volume: Volume, other: Volume) -> Volume:

@@ -11,13 +11,14 @@ import jax
 
 from covid_jax import __version__
 from covid_jax.config import Config, RawDirs, to_dict
+from covid_jax.data.normalization import channel_of
 from covid_jax.data.plan import Plan
 from covid_jax.errors import writing
 from covid_jax.evaluation.folders import load_metrics
 from covid_jax.evaluation.metrics import NOT_OVER_LABELS, never_predicted
-from covid_jax.files import read_json, whole_file, write_json
+from covid_jax.files import whole_file, write_json
 from covid_jax.training.checkpoint import best_of, copy_newest, load_run
-from covid_jax.training.provenance import load_provenance
+from covid_jax.training.provenance import channel_names, load_provenance
 from covid_jax.training.state import epochs_of
 from covid_jax.transfer.strategies import STRATEGIES
 
@@ -49,7 +50,7 @@ def export_model(workdir: Path) -> Path:
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     origin, tested = load_provenance(workdir), workdir / "metrics.json"
     metrics = load_metrics(tested) if tested.is_file() else {}
-    card = model_card(config, plan, size, origin, metrics, _channels(workdir))
+    card = model_card(config, plan, size, origin, metrics, channel_names(workdir))
     with writing(final):
         shutil.rmtree(partial, ignore_errors=True)
         copy_newest(workdir, partial)
@@ -73,7 +74,7 @@ def write_card_of_best(
       chosen_by: whose Dice the epoch has the best average of, in words.
     """
     if best := best_of(workdir):
-        origin, channels = load_provenance(workdir), _channels(workdir)
+        origin, channels = load_provenance(workdir), channel_names(workdir)
         chosen = (
             f"{best.step // config.steps_per_epoch} of {epochs_of(config)}, the best by the "
             f"moving average of the Dice of {chosen_by}, {best.average:.3f}"
@@ -125,9 +126,9 @@ def model_card(
     origins += [f"a network imported from nnU-Net ({name})" for name in imported]
     several = len(plan.normalization) > 1
     known = len(channels) == len(plan.normalization)
-    names = channels if known else [f"channel {k}" for k in range(len(plan.normalization))]
+    names = channels if known else [channel_of(how.scheme) for how in plan.normalization]
     seen = " and ".join(
-        f"_{number:04} {name} " * several + ("CT in HU" if how.is_ct else f"by {how.scheme}")
+        f"_{number:04} " * several + f"{name} " + ("in HU" if how.is_ct else f"by {how.scheme}")
         for number, (name, how) in enumerate(zip(names, plan.normalization, strict=True))
     )
     facts = {
@@ -172,12 +173,6 @@ def model_card(
             "",
         ]
     )
-
-
-def _channels(workdir: Path) -> tuple[str, ...]:
-    """What a run's channels are called, where its dataset.json says so."""
-    names = read_json(workdir / "dataset.json").get("channel_names", {})
-    return tuple(map(str, names.values())) if isinstance(names, dict) else ()
 
 
 def _scores(metrics: dict[str, Any]) -> Sequence[str]:

@@ -128,9 +128,7 @@ def other_channels(config: Config, datasets: Sequence[StoredDataset]) -> list[st
     """
     known = {data.name: data.channels for data in datasets}
     if config.pretrained:
-        names = read_json(Path(config.pretrained) / "dataset.json").get("channel_names")
-        if isinstance(names, dict):
-            known[config.pretrained] = tuple(map(str, names.values()))
+        known[config.pretrained] = channel_names(Path(config.pretrained))
     (first, ours), *others = known.items() if known else [("", ())]
     return [
         f"warning: the channels of {name} are {', '.join(theirs)}, and those of {first} "
@@ -139,6 +137,12 @@ def other_channels(config: Config, datasets: Sequence[StoredDataset]) -> list[st
         if ours and len(theirs) == len(ours)
         if [channel.casefold() for channel in theirs] != [channel.casefold() for channel in ours]
     ]
+
+
+def channel_names(workdir: Path) -> tuple[str, ...]:
+    """What the channels of a run are called, in its dataset.json; empty where that does not say."""
+    names = read_json(workdir / "dataset.json").get("channel_names")
+    return tuple(map(str, names.values())) if isinstance(names, dict) else ()
 
 
 def other_plan(config: Config, plan: Plan) -> list[str]:

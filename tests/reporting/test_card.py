@@ -1,12 +1,13 @@
 """The folder to share: it predicts as its run does, and says what it is."""
 
+import dataclasses
 import json
 
 import jax
 import numpy as np
 
 from covid_jax.config import Config
-from covid_jax.data.normalization import ct
+from covid_jax.data.normalization import Z_SCORE, Normalization, ct
 from covid_jax.data.plan import Plan
 from covid_jax.evaluation.metrics import EXTRAS, PAPER, mean_over_labels, summarise
 from covid_jax.reporting.card import model_card
@@ -30,6 +31,16 @@ def test_a_run_leaves_a_model_that_is_the_run_without_its_folders(tiny_run):
     assert card.startswith("# Strategy scratch on SYNTHETIC phantom, fold 0\n")
     mean = json.loads((tiny_run / "metrics.json").read_text())["mean"]
     assert f"| dsc | {mean['dsc']:.3f} |" in card
+
+
+def test_the_card_says_which_file_is_which_channel():
+    two = dataclasses.replace(PLAN, normalization=(*PLAN.normalization, Normalization(Z_SCORE)))
+    card = model_card(tiny(), two, 10, {}, {}, ("CT", "PET"))
+    assert "- Input: _0000 CT in HU and _0001 PET by ZScoreNormalization, resampled to" in card
+    assert "a folder with NAME_0000, NAME_0001, ... of each scan" in card
+    one = model_card(tiny(), PLAN, 10, {}, {})
+    assert "- Input: CT in HU, resampled to" in one
+    assert "NAME_0000" not in one
 
 
 def test_a_model_is_a_place_to_start_from(tiny_run, command, tmp_path):

@@ -106,6 +106,26 @@ def test_a_datasets_licence_goes_with_its_prepared_data(raw, tmp_path):
     assert (stored.licence, stored.channels) == ("CC BY 4.0", ("CT",))
 
 
+def test_the_ending_of_a_datasets_files_goes_with_its_prepared_data(raw, tmp_path):
+    """By which nnU-Net finds scans for a network that is exported."""
+    for ending in (".nii.gz", ".mha"):
+        description = {"labels": {"background": 0, "lesion": 1}, "file_ending": ending}
+        (raw / "dataset.json").write_text(json.dumps(description))
+        save_dataset(tmp_path / "mine", read_dataset("nnunet", raw), "hash")
+        assert load_dataset(tmp_path, "mine", "hash").file_ending == ending
+    written = json.loads((tmp_path / "mine" / "dataset.json").read_text())
+    del written["file_ending"]  # as of before it was kept
+    (tmp_path / "mine" / "dataset.json").write_text(json.dumps(written))
+    assert load_dataset(tmp_path, "mine", "hash").file_ending == ".nii.gz"
+
+
+def test_scans_that_are_not_prepared_are_told(raw):
+    (raw / "imagesTs").mkdir()
+    assert f"{raw / 'imagesTs'}: not prepared; predict reads it as it is" in (
+        read_dataset("nnunet", raw).notes
+    )
+
+
 def test_the_licence_of_a_public_dataset_is_known_and_synthetic_cases_have_none(covid19_raw, raw):
     assert read_dataset("covid19", covid19_raw).licence.startswith("CC BY-NC-SA 4.0")
     assert read_dataset("phantom", raw).licence == ""

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from covid_jax.config import Config
+from covid_jax.config import Config, InferenceConfig
 from covid_jax.errors import UserError
 from covid_jax.training.cost import lowered_step, step_flops
 from covid_jax.training.explain import explain
@@ -50,6 +50,12 @@ def test_all_sections_are_there_for_every_strategy():
         text = explain(tiny(name))
         for section in ("network", "initial values", "frozen", "schedule", "training step"):
             assert f"\n  {section}" in text
+
+
+@pytest.mark.parametrize(("axes", "told"), [((0, 2), "D and W"), ((), "no axis")])
+def test_it_says_along_what_patches_are_mirrored(axes, told):
+    inference = InferenceConfig(mirror=False, mirror_axes=axes)
+    assert f"mirrored along {told}\n" in explain(tiny(inference=inference))
 
 
 def test_it_says_what_becomes_of_a_first_convolution_of_other_channels():

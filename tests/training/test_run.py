@@ -179,9 +179,9 @@ def test_a_run_keeps_the_names_of_its_classes_and_is_not_taken_for_an_imported_o
         "lesion (two)": 3,
     }
     for channels, told in (((), "CT"), (("FLAIR",), "FLAIR")):
-        assert described(tiny(), PLAN, dataclasses.replace(data[0], channels=channels))[
-            "channel_names"
-        ] == {"0": told}
+        named = dataclasses.replace(data[0], channels=channels, file_ending=".nrrd")
+        assert described(tiny(), PLAN, named)["channel_names"] == {"0": told}
+        assert described(tiny(), PLAN, named)["file_ending"] == ".nrrd"
     before = tmp_path / "before"
     claim_workdir(before, tiny(), PLAN)
     (before / "dataset.json").write_text(

@@ -11,6 +11,7 @@ beside the steps: digests, compression, writing. The share is of the steps betwe
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -20,6 +21,7 @@ from benchmarks import environment
 from benchmarks.steps import ours
 from benchmarks.tables import Line, checkpoints_table
 from benchmarks.timing import in_turns
+from covid_jax.command import as_process, run_command
 from covid_jax.config import (
     Config,
     check_config_arguments,
@@ -27,16 +29,16 @@ from covid_jax.config import (
     define_config_flag,
 )
 from covid_jax.device import announce_device
-from covid_jax.errors import UserError, run_command
+from covid_jax.errors import UserError
 from covid_jax.training.checkpoint import Checkpoints
 from covid_jax.training.state import initial_state, new_params, optimizer
 from covid_jax.transfer.strategies import network_of
 
-_CONFIG = define_config_flag()
-flags.declare_key_flag("config")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder of checkpoints.json.")
-_STEPS = flags.DEFINE_integer("steps", 6, "Steps of a turn.")
-_ROUNDS = flags.DEFINE_integer("rounds", 6, "Turns that each has.")
+_FLAGS = flags.FlagValues()
+_CONFIG = define_config_flag(_FLAGS)
+_OUTPUT = flags.DEFINE_string("output", None, "Folder of checkpoints.json.", _FLAGS)
+_STEPS = flags.DEFINE_integer("steps", 6, "Steps of a turn.", flag_values=_FLAGS)
+_ROUNDS = flags.DEFINE_integer("rounds", 6, "Turns that each has.", flag_values=_FLAGS)
 
 
 def measure(config: Config, steps: int, rounds: int) -> list[Line]:
@@ -84,7 +86,7 @@ def measure(config: Config, steps: int, rounds: int) -> list[Line]:
     ]
 
 
-def main() -> None:
+def work() -> None:
     """Measures what the flags say."""
     if not _OUTPUT.value:
         raise UserError("--output is missing (see --help)")
@@ -96,5 +98,10 @@ def main() -> None:
     print(path)
 
 
+def main(arguments: Sequence[str]) -> int:
+    """This command; returns its exit status."""
+    return run_command(work, _FLAGS, __doc__, arguments, check_config_arguments)
+
+
 if __name__ == "__main__":
-    run_command(main, __doc__, check_config_arguments)
+    as_process(main)

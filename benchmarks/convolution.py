@@ -14,7 +14,7 @@ to a kernel is one matrix product) come from.
 import dataclasses
 import functools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from benchmarks import environment
 from benchmarks.arithmetic import Convolution, convolutions
 from benchmarks.tables import Line, convolution_table
 from benchmarks.timing import in_turns
+from covid_jax.command import as_process, run_command
 from covid_jax.config import (
     Config,
     check_config_arguments,
@@ -34,18 +35,20 @@ from covid_jax.config import (
     define_config_flag,
 )
 from covid_jax.device import announce_device
-from covid_jax.errors import UserError, run_command
+from covid_jax.errors import UserError
 from covid_jax.model import onednn
 from covid_jax.model.conv import Form, convolution
 from covid_jax.model.layers import Input
 from covid_jax.training.platform import Platform
 
-_CONFIG = define_config_flag()
-flags.declare_key_flag("config")
-_PEER = flags.DEFINE_enum("peer", None, ["torch"], "What to time beside ours.")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder of convolution.json.")
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns that each has.")
-_SECONDS = flags.DEFINE_float("seconds", 0.1, "Length of a turn, of one call at least.")
+_FLAGS = flags.FlagValues()
+_CONFIG = define_config_flag(_FLAGS)
+_PEER = flags.DEFINE_enum("peer", None, ["torch"], "What to time beside ours.", _FLAGS)
+_OUTPUT = flags.DEFINE_string("output", None, "Folder of convolution.json.", _FLAGS)
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns that each has.", flag_values=_FLAGS)
+_SECONDS = flags.DEFINE_float(
+    "seconds", 0.1, "Length of a turn, of one call at least.", flag_values=_FLAGS
+)
 
 FORMS: dict[str, tuple[Form, ...]] = {
     "cpu": ("lax", "slices", "onednn"),
@@ -157,7 +160,7 @@ def measure(
     return lines
 
 
-def main() -> None:
+def work() -> None:
     """Measures what the flags say."""
     if not _OUTPUT.value:
         raise UserError("--output is missing (see --help)")
@@ -172,5 +175,10 @@ def main() -> None:
     print(f"{path}")
 
 
+def main(arguments: Sequence[str]) -> int:
+    """This command; returns its exit status."""
+    return run_command(work, _FLAGS, __doc__, arguments, check_config_arguments)
+
+
 if __name__ == "__main__":
-    run_command(main, __doc__, check_config_arguments)
+    as_process(main)

@@ -12,7 +12,7 @@ dice_parity.png: the Dice of every test case.
 import dataclasses
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -25,11 +25,12 @@ from tqdm import tqdm
 from benchmarks import environment
 from benchmarks.peers import torch_nnunet as peer
 from benchmarks.seeds import agreement, agreement_table
-from covid_jax.config import Config, check_config_arguments, config_from_flag
+from covid_jax.command import as_process, run_command
+from covid_jax.config import Config, check_config_arguments, config_from_flag, define_config_flag
 from covid_jax.data.augment import augment
 from covid_jax.data.sampling import Batch, Sampler
 from covid_jax.device import announce_device
-from covid_jax.errors import UserError, run_command
+from covid_jax.errors import UserError
 from covid_jax.evaluation.scoring import score_run
 from covid_jax.model.nnunet_weights import to_params
 from covid_jax.train import train
@@ -38,9 +39,11 @@ from covid_jax.training.run import fitted, open_data, samplers, title
 
 matplotlib.use("agg")
 
-_CONFIG, _WORKDIR = flags.FLAGS["config"], flags.FLAGS["workdir"]  # as covid_jax.train has them
-_OUTPUT = flags.DEFINE_string("output", None, "Folder of the results.")
-_SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each.")
+_FLAGS = flags.FlagValues()
+_CONFIG = define_config_flag(_FLAGS)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs.", _FLAGS)
+_OUTPUT = flags.DEFINE_string("output", None, "Folder of the results.", _FLAGS)
+_SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each.", flag_values=_FLAGS)
 
 Scores = dict[str, float]
 """The Dice of every test case."""
@@ -105,7 +108,7 @@ def draw(scores: dict[str, list[Scores]], what: str, path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def main() -> None:
+def work() -> None:
     """Trains, compares and writes what the flags say."""
     if not _OUTPUT.value or not _WORKDIR.value:
         raise UserError("--output or --workdir is missing (see --help)")
@@ -137,5 +140,10 @@ def main() -> None:
     print(agreement_table(means))
 
 
+def main(arguments: Sequence[str]) -> int:
+    """This command; returns its exit status."""
+    return run_command(work, _FLAGS, __doc__, arguments, check_config_arguments)
+
+
 if __name__ == "__main__":
-    run_command(main, __doc__, check_config_arguments)
+    as_process(main)

@@ -17,6 +17,7 @@ run or an imported network. It is the same in all benchmarks that have --config.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
@@ -24,6 +25,7 @@ from absl import flags
 from benchmarks import environment
 from benchmarks.measure import candidates_of, epoch_times, paper_seconds, whole_epoch
 from benchmarks.tables import Line, epoch_time_table
+from covid_jax.command import as_process, run_command
 from covid_jax.config import (
     STRATEGY_NAMES,
     check_config_arguments,
@@ -31,21 +33,25 @@ from covid_jax.config import (
     define_config_flag,
 )
 from covid_jax.device import announce_device
-from covid_jax.errors import UserError, run_command
+from covid_jax.errors import UserError
 
-_CONFIG = define_config_flag()
-flags.declare_key_flag("config")
-_STRATEGIES = flags.DEFINE_string("strategies", "all", "all, or some by commas.")
-_PEER = flags.DEFINE_enum("peer", None, ["torch"], "What to time beside ours.")
-_COMPILE = flags.DEFINE_bool("compile", False, "Time the peer through torch.compile as well.")
-_REAL = flags.DEFINE_bool("real", False, "Time ours with its own input pipeline as well.")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder of epoch_time.json.")
-_ROUNDS = flags.DEFINE_integer("rounds", 6, "Turns that each has.")
-_SECONDS = flags.DEFINE_float("seconds", 2.0, "Length of a turn, of one step at least.")
-_FULL = flags.DEFINE_bool("full", False, "Measure a whole epoch of each as well.")
+_FLAGS = flags.FlagValues()
+_CONFIG = define_config_flag(_FLAGS)
+_STRATEGIES = flags.DEFINE_string("strategies", "all", "all, or some by commas.", _FLAGS)
+_PEER = flags.DEFINE_enum("peer", None, ["torch"], "What to time beside ours.", _FLAGS)
+_COMPILE = flags.DEFINE_bool(
+    "compile", False, "Time the peer through torch.compile as well.", _FLAGS
+)
+_REAL = flags.DEFINE_bool("real", False, "Time ours with its own input pipeline as well.", _FLAGS)
+_OUTPUT = flags.DEFINE_string("output", None, "Folder of epoch_time.json.", _FLAGS)
+_ROUNDS = flags.DEFINE_integer("rounds", 6, "Turns that each has.", flag_values=_FLAGS)
+_SECONDS = flags.DEFINE_float(
+    "seconds", 2.0, "Length of a turn, of one step at least.", flag_values=_FLAGS
+)
+_FULL = flags.DEFINE_bool("full", False, "Measure a whole epoch of each as well.", _FLAGS)
 
 
-def main() -> None:
+def work() -> None:
     """Measures what the flags say."""
     if not _OUTPUT.value:
         raise UserError("--output is missing (see --help)")
@@ -80,5 +86,10 @@ def main() -> None:
     print(f"{path}")
 
 
+def main(arguments: Sequence[str]) -> int:
+    """This command; returns its exit status."""
+    return run_command(work, _FLAGS, __doc__, arguments, check_config_arguments)
+
+
 if __name__ == "__main__":
-    run_command(main, __doc__, check_config_arguments)
+    as_process(main)

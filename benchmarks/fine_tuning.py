@@ -11,6 +11,7 @@ Writes fine_tuning.json: the DSC of every test case.
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,10 @@ from absl import flags
 
 from benchmarks import environment
 from benchmarks.tables import fine_tuning_table
-from covid_jax.config import check_config_arguments, config_from_flag, named_run
+from covid_jax.command import as_process, run_command
+from covid_jax.config import check_config_arguments, config_from_flag, define_config_flag, named_run
 from covid_jax.device import announce_device
-from covid_jax.errors import UserError, run_command
+from covid_jax.errors import UserError
 from covid_jax.files import read_json
 from covid_jax.train import train
 from covid_jax.training.checkpoint import load_config
@@ -29,8 +31,10 @@ from covid_jax.training.provenance import seen_before
 from covid_jax.training.run import open_data
 from covid_jax.transfer.strategies import STRATEGIES
 
-_CONFIG, _WORKDIR = flags.FLAGS["config"], flags.FLAGS["workdir"]  # as covid_jax.train has them
-_OUTPUT = flags.DEFINE_string("output", None, "Folder of the results.")
+_FLAGS = flags.FlagValues()
+_CONFIG = define_config_flag(_FLAGS)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs.", _FLAGS)
+_OUTPUT = flags.DEFINE_string("output", None, "Folder of the results.", _FLAGS)
 
 
 def scores(workdir: Path) -> dict[str, float]:
@@ -39,7 +43,7 @@ def scores(workdir: Path) -> dict[str, float]:
     return {name: case["dsc"] for name, case in cases.items()}
 
 
-def main() -> None:
+def work() -> None:
     """Trains, and writes what the flags say."""
     config, output, workdir = config_from_flag(_CONFIG), _OUTPUT.value, _WORKDIR.value
     if not (output and workdir and config.pretrained):
@@ -71,5 +75,10 @@ def main() -> None:
     print(fine_tuning_table(lines))
 
 
+def main(arguments: Sequence[str]) -> int:
+    """This command; returns its exit status."""
+    return run_command(work, _FLAGS, __doc__, arguments, check_config_arguments)
+
+
 if __name__ == "__main__":
-    run_command(main, __doc__, check_config_arguments)
+    as_process(main)

@@ -10,6 +10,7 @@ requires_grad=False: seconds, operations by XLA's count, peak bytes. Writes free
 every part, and prints the table.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
@@ -17,19 +18,22 @@ from absl import flags
 from benchmarks import environment
 from benchmarks.measure import freezing
 from benchmarks.tables import Line, freezing_table
+from covid_jax.command import as_process, run_command
 from covid_jax.config import check_config_arguments, config_from_flag, define_config_flag
 from covid_jax.device import announce_device
-from covid_jax.errors import UserError, run_command
+from covid_jax.errors import UserError
 
-_CONFIG = define_config_flag()
-flags.declare_key_flag("config")
-_PEER = flags.DEFINE_enum("peer", None, ["torch"], "What to time beside ours.")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder of freezing.json.")
-_ROUNDS = flags.DEFINE_integer("rounds", 4, "Turns that each has.")
-_SECONDS = flags.DEFINE_float("seconds", 2.0, "Length of a turn, of one step at least.")
+_FLAGS = flags.FlagValues()
+_CONFIG = define_config_flag(_FLAGS)
+_PEER = flags.DEFINE_enum("peer", None, ["torch"], "What to time beside ours.", _FLAGS)
+_OUTPUT = flags.DEFINE_string("output", None, "Folder of freezing.json.", _FLAGS)
+_ROUNDS = flags.DEFINE_integer("rounds", 4, "Turns that each has.", flag_values=_FLAGS)
+_SECONDS = flags.DEFINE_float(
+    "seconds", 2.0, "Length of a turn, of one step at least.", flag_values=_FLAGS
+)
 
 
-def main() -> None:
+def work() -> None:
     """Measures what the flags say."""
     if not _OUTPUT.value:
         raise UserError("--output is missing (see --help)")
@@ -47,5 +51,10 @@ def main() -> None:
     print(f"{path}")
 
 
+def main(arguments: Sequence[str]) -> int:
+    """This command; returns its exit status."""
+    return run_command(work, _FLAGS, __doc__, arguments, check_config_arguments)
+
+
 if __name__ == "__main__":
-    run_command(main, __doc__, check_config_arguments)
+    as_process(main)

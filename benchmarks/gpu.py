@@ -32,23 +32,27 @@ from absl import flags
 from benchmarks.environment import of_plan
 from benchmarks.gpu_parts import PARTS, Part, Sheet
 from benchmarks.peers.stand_ins import missing, stand_in_for_missing
+from covid_jax.command import as_process, run_command
 from covid_jax.config import check_config_arguments, config_from_flag, define_config_flag
 from covid_jax.device import announce_device, announce_device_of_children
-from covid_jax.errors import (
-    STOP_SIGNALS,
-    StoppedError,
-    UserError,
-    run_command,
-    stop_signals_go_to,
-)
+from covid_jax.errors import STOP_SIGNALS, StoppedError, UserError, stop_signals_go_to
 
-_CONFIG = None if missing("ml_collections", "grain") else define_config_flag()
-_OUTPUT = flags.DEFINE_string("output", None, "Folder of the result files.")
-_BUDGET = flags.DEFINE_float("budget", 840.0, "Seconds for all of it, start and compiling included")
-_ONLY = flags.DEFINE_string("only", "", "Regular expression of the parts to do, by their names.")
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Small patches and a thin network.")
-_PART = flags.DEFINE_string("part", None, "The one part to do in this process, without a limit.")
-_BEGUN = flags.DEFINE_float("begun", None, "When the budget began, in seconds since 1970.")
+_FLAGS = flags.FlagValues()
+_CONFIG = None if missing("ml_collections", "grain") else define_config_flag(_FLAGS)
+_OUTPUT = flags.DEFINE_string("output", None, "Folder of the result files.", _FLAGS)
+_BUDGET = flags.DEFINE_float(
+    "budget", 840.0, "Seconds for all of it, start and compiling included", flag_values=_FLAGS
+)
+_ONLY = flags.DEFINE_string(
+    "only", "", "Regular expression of the parts to do, by their names.", _FLAGS
+)
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Small patches and a thin network.", _FLAGS)
+_PART = flags.DEFINE_string(
+    "part", None, "The one part to do in this process, without a limit.", _FLAGS
+)
+_BEGUN = flags.DEFINE_float(
+    "begun", None, "When the budget began, in seconds since 1970.", flag_values=_FLAGS
+)
 
 RESERVE = 2.0
 """Seconds of the budget in which nothing is measured: for the end of a process that is killed."""
@@ -152,7 +156,7 @@ def _stop(number: int, _: object) -> None:
     raise StoppedError(f"{signal.Signals(number).name}; the same command goes on")
 
 
-def main() -> None:
+def work() -> None:
     """Measures what the budget allows."""
     if not _OUTPUT.value:
         raise UserError("--output is missing (see --help)")
@@ -193,5 +197,10 @@ def main() -> None:
         raise UserError(f"not measured: {told}; the same command goes on with them")
 
 
+def main(arguments: Sequence[str]) -> int:
+    """This command; returns its exit status."""
+    return run_command(work, _FLAGS, __doc__, arguments, check_config_arguments)
+
+
 if __name__ == "__main__":
-    run_command(main, __doc__, check_config_arguments)
+    as_process(main)

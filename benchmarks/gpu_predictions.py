@@ -8,6 +8,7 @@ what XLA's program moves outside of convolutions, the difference in bytes over t
 Writes gpu_predictions.json.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
@@ -15,12 +16,14 @@ from absl import flags
 from benchmarks import environment
 from benchmarks.gpu_times import COPY_RATE, STRATEGIES, predict
 from benchmarks.tables import gpu_predictions_table
-from covid_jax.errors import UserError, run_command
+from covid_jax.command import as_process, run_command
+from covid_jax.errors import UserError
 
-_OUTPUT = flags.DEFINE_string("output", None, "Folder of gpu_predictions.json.")
+_FLAGS = flags.FlagValues()
+_OUTPUT = flags.DEFINE_string("output", None, "Folder of gpu_predictions.json.", _FLAGS)
 
 
-def main() -> None:
+def work() -> None:
     """Predicts, writes and prints."""
     if not _OUTPUT.value:
         raise UserError("--output is missing (see --help)")
@@ -31,5 +34,10 @@ def main() -> None:
     print(path)
 
 
+def main(arguments: Sequence[str]) -> int:
+    """This command; returns its exit status."""
+    return run_command(work, _FLAGS, __doc__, arguments)
+
+
 if __name__ == "__main__":
-    run_command(main, __doc__)
+    as_process(main)

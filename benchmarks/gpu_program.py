@@ -12,6 +12,7 @@ Writes gpu_program.json.
 import dataclasses
 import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -24,14 +25,16 @@ from benchmarks import environment
 from benchmarks.arithmetic import counted_flops
 from benchmarks.tables import Line, gpu_program_table
 from benchmarks.trace import instructions, kind_of
+from covid_jax.command import as_process, run_command
 from covid_jax.config import STRATEGY_NAMES, Config, DataConfig
-from covid_jax.errors import UserError, run_command
+from covid_jax.errors import UserError
 from covid_jax.training.cost import abstract_arguments
 from covid_jax.training.platform import Platform, platform_of
 from covid_jax.training.program import make_program
 from covid_jax.transfer.strategies import frozen_patterns
 
-_OUTPUT = flags.DEFINE_string("output", None, "Folder of gpu_program.json.")
+_FLAGS = flags.FlagValues()
+_OUTPUT = flags.DEFINE_string("output", None, "Folder of gpu_program.json.", _FLAGS)
 
 BANDWIDTH = 3_352_320_000_000  # bytes a second
 H100 = f"""
@@ -122,7 +125,7 @@ def line(config: Config, platform: Platform, variant: str) -> Line:
     }
 
 
-def main() -> None:
+def work() -> None:
     """Compiles the step of several strategies, in both precisions and layouts."""
     if not _OUTPUT.value:
         raise UserError("--output is missing (see --help)")
@@ -152,5 +155,10 @@ def main() -> None:
     print(f"{path}")
 
 
+def main(arguments: Sequence[str]) -> int:
+    """This command; returns its exit status."""
+    return run_command(work, _FLAGS, __doc__, arguments)
+
+
 if __name__ == "__main__":
-    run_command(main, __doc__)
+    as_process(main)

@@ -6,6 +6,7 @@ Nothing is timed here: benchmarks/cluster.py says what was measured and what is 
 grid_hours.json.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
@@ -13,12 +14,14 @@ from absl import flags
 from benchmarks import environment
 from benchmarks.cluster import LATENCY, LINK, simulate
 from benchmarks.tables import grid_hours_table
-from covid_jax.errors import UserError, run_command
+from covid_jax.command import as_process, run_command
+from covid_jax.errors import UserError
 
-_OUTPUT = flags.DEFINE_string("output", None, "Folder of grid_hours.json.")
+_FLAGS = flags.FlagValues()
+_OUTPUT = flags.DEFINE_string("output", None, "Folder of grid_hours.json.", _FLAGS)
 
 
-def main() -> None:
+def work() -> None:
     """Simulates, writes and prints."""
     if not _OUTPUT.value:
         raise UserError("--output is missing (see --help)")
@@ -31,5 +34,10 @@ def main() -> None:
     print(path)
 
 
+def main(arguments: Sequence[str]) -> int:
+    """This command; returns its exit status."""
+    return run_command(work, _FLAGS, __doc__, arguments)
+
+
 if __name__ == "__main__":
-    run_command(main, __doc__)
+    as_process(main)

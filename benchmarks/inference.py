@@ -11,6 +11,7 @@ few, since nnU-Net adds up in half precision. A network of several channels sees
 Writes inference.json and prints the table.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,23 +20,24 @@ from absl import flags
 from benchmarks import environment
 from benchmarks.measure import predictions
 from benchmarks.tables import Line, inference_table
+from covid_jax.command import as_process, run_command
 from covid_jax.config import check_config_arguments, config_from_flag, define_config_flag
 from covid_jax.data.preprocess import read_scan
 from covid_jax.device import announce_device
-from covid_jax.errors import UserError, run_command
+from covid_jax.errors import UserError
 from covid_jax.training.state import new_params
 from covid_jax.transfer.strategies import network_of
 
-_CONFIG = define_config_flag()
-flags.declare_key_flag("config")
-_INPUT = flags.DEFINE_list("input", None, "Scans, by commas.")
-_PEER = flags.DEFINE_enum("peer", None, ["torch"], "What to time beside ours.")
-_MIRROR = flags.DEFINE_bool("mirror", True, "Time with the 8 mirrored views as well.")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder of inference.json.")
-_ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns that each has.")
+_FLAGS = flags.FlagValues()
+_CONFIG = define_config_flag(_FLAGS)
+_INPUT = flags.DEFINE_list("input", None, "Scans, by commas.", _FLAGS)
+_PEER = flags.DEFINE_enum("peer", None, ["torch"], "What to time beside ours.", _FLAGS)
+_MIRROR = flags.DEFINE_bool("mirror", True, "Time with the 8 mirrored views as well.", _FLAGS)
+_OUTPUT = flags.DEFINE_string("output", None, "Folder of inference.json.", _FLAGS)
+_ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns that each has.", flag_values=_FLAGS)
 
 
-def main() -> None:
+def work() -> None:
     """Measures what the flags say."""
     if not _OUTPUT.value or not _INPUT.value:
         raise UserError("--output or --input is missing (see --help)")
@@ -59,5 +61,10 @@ def main() -> None:
     print(f"{path}")
 
 
+def main(arguments: Sequence[str]) -> int:
+    """This command; returns its exit status."""
+    return run_command(work, _FLAGS, __doc__, arguments, check_config_arguments)
+
+
 if __name__ == "__main__":
-    run_command(main, __doc__, check_config_arguments)
+    as_process(main)

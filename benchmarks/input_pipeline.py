@@ -12,7 +12,7 @@ process grows while so many are cut. Writes input_pipeline.json.
 import functools
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from benchmarks import environment
 from benchmarks.steps import sampler_of
 from benchmarks.tables import Line, input_pipeline_table
 from benchmarks.timing import in_turns
+from covid_jax.command import as_process, run_command
 from covid_jax.config import Config, check_config_arguments, config_from_flag, define_config_flag
 from covid_jax.data.augment import augment
 from covid_jax.data.labels import read_label
@@ -34,16 +35,22 @@ from covid_jax.data.preprocess import prepare_case, read_scan
 from covid_jax.data.sampling import Sampler
 from covid_jax.data.store import StoredCase, StoredDataset, load_case, save_case
 from covid_jax.device import announce_device
-from covid_jax.errors import UserError, run_command
+from covid_jax.errors import UserError
 from covid_jax.label_space import LabelSpace
 
-_CONFIG = define_config_flag()
-flags.declare_key_flag("config")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder of input_pipeline.json.")
-_PEER = flags.DEFINE_enum("peer", None, ["torch"], "What to time beside it: nnU-Net's loader.")
-_ROUNDS = flags.DEFINE_integer("rounds", 6, "Turns that each candidate has.")
-_SECONDS = flags.DEFINE_float("seconds", 4.0, "Length of a turn, of one batch at least.")
-_BATCHES = flags.DEFINE_integer("batches", 0, "Batches to cut while memory is watched.")
+_FLAGS = flags.FlagValues()
+_CONFIG = define_config_flag(_FLAGS)
+_OUTPUT = flags.DEFINE_string("output", None, "Folder of input_pipeline.json.", _FLAGS)
+_PEER = flags.DEFINE_enum(
+    "peer", None, ["torch"], "What to time beside it: nnU-Net's loader.", _FLAGS
+)
+_ROUNDS = flags.DEFINE_integer("rounds", 6, "Turns that each candidate has.", flag_values=_FLAGS)
+_SECONDS = flags.DEFINE_float(
+    "seconds", 4.0, "Length of a turn, of one batch at least.", flag_values=_FLAGS
+)
+_BATCHES = flags.DEFINE_integer(
+    "batches", 0, "Batches to cut while memory is watched.", flag_values=_FLAGS
+)
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples" / "covid19"
 SCAN_SIZE = (120, 360, 360)
@@ -129,7 +136,7 @@ def _anonymous_bytes() -> int:
     raise UserError("/proc/self/status does not tell the memory of a process; this needs Linux")
 
 
-def main() -> None:
+def work() -> None:
     """Measures what the flags say."""
     if not _OUTPUT.value:
         raise UserError("--output is missing (see --help)")
@@ -158,5 +165,10 @@ def main() -> None:
     print(f"{path}")
 
 
+def main(arguments: Sequence[str]) -> int:
+    """This command; returns its exit status."""
+    return run_command(work, _FLAGS, __doc__, arguments, check_config_arguments)
+
+
 if __name__ == "__main__":
-    run_command(main, __doc__, check_config_arguments)
+    as_process(main)

@@ -8,6 +8,7 @@ and the JAX operation each comes from. Operations that run at the same time add 
 step takes. Writes kernels.json with all of them and prints the first.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
@@ -16,16 +17,17 @@ from benchmarks import environment
 from benchmarks.steps import ours
 from benchmarks.tables import kernels_table
 from benchmarks.trace import operations
+from covid_jax.command import as_process, run_command
 from covid_jax.config import check_config_arguments, config_from_flag, define_config_flag
 from covid_jax.device import announce_device
-from covid_jax.errors import UserError, run_command
+from covid_jax.errors import UserError
 
-_CONFIG = define_config_flag()
-flags.declare_key_flag("config")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder of kernels.json.")
+_FLAGS = flags.FlagValues()
+_CONFIG = define_config_flag(_FLAGS)
+_OUTPUT = flags.DEFINE_string("output", None, "Folder of kernels.json.", _FLAGS)
 
 
-def main() -> None:
+def work() -> None:
     """Measures what the flags say."""
     if not _OUTPUT.value:
         raise UserError("--output is missing (see --help)")
@@ -39,5 +41,10 @@ def main() -> None:
     print(f"{path}")
 
 
+def main(arguments: Sequence[str]) -> int:
+    """This command; returns its exit status."""
+    return run_command(work, _FLAGS, __doc__, arguments, check_config_arguments)
+
+
 if __name__ == "__main__":
-    run_command(main, __doc__, check_config_arguments)
+    as_process(main)

@@ -9,7 +9,7 @@ the same validation patches after every epoch.
 
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -24,10 +24,11 @@ from tqdm import tqdm
 from benchmarks import environment
 from benchmarks.peers import torch_nnunet as peer
 from benchmarks.seeds import Curve, agreement, agreement_table, draw_curves
+from covid_jax.command import as_process, run_command
 from covid_jax.config import Config, DataConfig, OptimizerConfig, UNetConfig
 from covid_jax.data.sampling import Batch, Sampler
 from covid_jax.device import announce_device
-from covid_jax.errors import UserError, run_command
+from covid_jax.errors import UserError
 from covid_jax.training.parallel import make_mesh
 from covid_jax.training.program import make_program
 from covid_jax.training.run import open_data, samplers
@@ -36,10 +37,13 @@ from covid_jax.training.step import mean_dice, pseudo_dice
 
 matplotlib.use("agg")
 
-_OUTPUT = flags.DEFINE_string("output", None, "Folder of the results.")
-_DATA = flags.DEFINE_string("data", "runs/learning_parity", "Folder for the synthetic cases.")
-_EPOCHS = flags.DEFINE_integer("epochs", 15, "Epochs of each run.")
-_SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each.")
+_FLAGS = flags.FlagValues()
+_OUTPUT = flags.DEFINE_string("output", None, "Folder of the results.", _FLAGS)
+_DATA = flags.DEFINE_string(
+    "data", "runs/learning_parity", "Folder for the synthetic cases.", _FLAGS
+)
+_EPOCHS = flags.DEFINE_integer("epochs", 15, "Epochs of each run.", flag_values=_FLAGS)
+_SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each.", flag_values=_FLAGS)
 
 CONFIG = Config(
     steps_per_epoch=40,
@@ -113,7 +117,7 @@ def draw(curves: dict[str, list[Curve]], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def main() -> None:
+def work() -> None:
     """Trains, compares and writes what the flags say."""
     if not _OUTPUT.value:
         raise UserError("--output is missing (see --help)")
@@ -143,5 +147,10 @@ def main() -> None:
     print(agreement_table(final))
 
 
+def main(arguments: Sequence[str]) -> int:
+    """This command; returns its exit status."""
+    return run_command(work, _FLAGS, __doc__, arguments)
+
+
 if __name__ == "__main__":
-    run_command(main, __doc__)
+    as_process(main)

@@ -15,6 +15,7 @@ float64 from parameters that were changed in float32's last bit.
 import dataclasses
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from absl import flags
 from benchmarks import environment
 from benchmarks.steps import dummy_batch
 from benchmarks.tables import Line, meshes_table
+from covid_jax.command import as_process, run_command
 from covid_jax.config import (
     Config,
     MeshConfig,
@@ -36,7 +38,7 @@ from covid_jax.config import (
 )
 from covid_jax.data.augment import input_size
 from covid_jax.device import announce_device
-from covid_jax.errors import UserError, run_command
+from covid_jax.errors import UserError
 from covid_jax.training.cost import planned_bytes
 from covid_jax.training.parallel import make_mesh, put_batch, replicate
 from covid_jax.training.platform import platform_of
@@ -50,13 +52,15 @@ from covid_jax.transfer.strategies import (
     network_of,
 )
 
-_CONFIG = define_config_flag()
-flags.declare_key_flag("config")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder of meshes.json.")
-_STEPS = flags.DEFINE_integer("steps", 10, "Training steps on each mesh.")
-_MESHES = flags.DEFINE_list("meshes", ["2x1", "1x2", "2x2", "2x4"], "Meshes, data x space.")
-_DTYPES = flags.DEFINE_list("dtypes", ["float64", "float32"], "Of parameters and activations.")
-_STRATEGIES = flags.DEFINE_list("strategies", list(STRATEGIES), "Strategies.")
+_FLAGS = flags.FlagValues()
+_CONFIG = define_config_flag(_FLAGS)
+_OUTPUT = flags.DEFINE_string("output", None, "Folder of meshes.json.", _FLAGS)
+_STEPS = flags.DEFINE_integer("steps", 10, "Training steps on each mesh.", flag_values=_FLAGS)
+_MESHES = flags.DEFINE_list("meshes", ["2x1", "1x2", "2x2", "2x4"], "Meshes, data x space.", _FLAGS)
+_DTYPES = flags.DEFINE_list(
+    "dtypes", ["float64", "float32"], "Of parameters and activations.", _FLAGS
+)
+_STRATEGIES = flags.DEFINE_list("strategies", list(STRATEGIES), "Strategies.", _FLAGS)
 
 _COLLECTIVES = re.compile(
     r" (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
@@ -150,7 +154,7 @@ def compare(config: Config, meshes: list[MeshConfig], dtypes: list[str], steps: 
     return lines
 
 
-def main() -> None:
+def work() -> None:
     """Compares what the flags say."""
     if not _OUTPUT.value:
         raise UserError("--output is missing (see --help)")
@@ -168,5 +172,10 @@ def main() -> None:
     print(path)
 
 
+def main(arguments: Sequence[str]) -> int:
+    """This command; returns its exit status."""
+    return run_command(work, _FLAGS, __doc__, arguments, check_config_arguments)
+
+
 if __name__ == "__main__":
-    run_command(main, __doc__, check_config_arguments)
+    as_process(main)

@@ -13,6 +13,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -22,21 +23,25 @@ from absl import flags
 
 from benchmarks import environment
 from benchmarks.tables import Line, prediction_memory_table
+from covid_jax.command import as_process, run_command
 from covid_jax.config import Config, DataConfig, InferenceConfig, UNetConfig
 from covid_jax.data.geometry import from_spacing
 from covid_jax.data.normalization import ct
 from covid_jax.data.plan import Plan
 from covid_jax.data.preprocess import prepare_case
-from covid_jax.errors import UserError, run_command
+from covid_jax.errors import UserError
 from covid_jax.inference.postprocess import Postprocessing, mask_of
 from covid_jax.inference.scan import make_ensemble
 from covid_jax.model.unet import UNet
 from covid_jax.training.platform import platform_of
 
-_OUTPUT = flags.DEFINE_string("output", None, "Folder of prediction_memory.json.")
-_CLASSES = flags.DEFINE_integer("classes", 26, "Of the network, background included.")
-_SLICES = flags.DEFINE_list("slices", ["75", "150", "300", "600"], "Of the scans.")
-_ONE = flags.DEFINE_string("one", None, "SLICES,COARSER: measure this in this process.")
+_FLAGS = flags.FlagValues()
+_OUTPUT = flags.DEFINE_string("output", None, "Folder of prediction_memory.json.", _FLAGS)
+_CLASSES = flags.DEFINE_integer(
+    "classes", 26, "Of the network, background included.", flag_values=_FLAGS
+)
+_SLICES = flags.DEFINE_list("slices", ["75", "150", "300", "600"], "Of the scans.", _FLAGS)
+_ONE = flags.DEFINE_string("one", None, "SLICES,COARSER: measure this in this process.", _FLAGS)
 
 _PLANE = 512
 _COARSER = (1.0, 1.5)
@@ -76,7 +81,7 @@ def measured(slices: int, coarser: float, classes: int) -> Line:
     }
 
 
-def main() -> None:
+def work() -> None:
     """Measures what the flags say."""
     if _ONE.value:
         slices, coarser = _ONE.value.split(",")
@@ -96,5 +101,10 @@ def main() -> None:
     print(prediction_memory_table(lines))
 
 
+def main(arguments: Sequence[str]) -> int:
+    """This command; returns its exit status."""
+    return run_command(work, _FLAGS, __doc__, arguments)
+
+
 if __name__ == "__main__":
-    run_command(main, __doc__)
+    as_process(main)

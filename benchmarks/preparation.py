@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +20,22 @@ from absl import flags
 from benchmarks import environment
 from benchmarks.tables import Line, preparation_table
 from benchmarks.timing import in_turns
+from covid_jax.command import as_process, run_command
 from covid_jax.data.labels import read_label
 from covid_jax.data.normalization import CT
 from covid_jax.data.plan import Plan, fingerprint, make_plan
 from covid_jax.data.preprocess import prepare_case, read_scan
 from covid_jax.data.store import save_case
 from covid_jax.data.volume import write_volume
-from covid_jax.errors import UserError, run_command
+from covid_jax.errors import UserError
 
-_OUTPUT = flags.DEFINE_string("output", None, "Folder of preparation.json.")
-_PEER = flags.DEFINE_enum("peer", None, ["torch"], "What to time beside it: nnU-Net's.")
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns that each candidate has.")
-_SECONDS = flags.DEFINE_float("seconds", 2.0, "Length of a turn, of one case at least.")
+_FLAGS = flags.FlagValues()
+_OUTPUT = flags.DEFINE_string("output", None, "Folder of preparation.json.", _FLAGS)
+_PEER = flags.DEFINE_enum("peer", None, ["torch"], "What to time beside it: nnU-Net's.", _FLAGS)
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns that each candidate has.", flag_values=_FLAGS)
+_SECONDS = flags.DEFINE_float(
+    "seconds", 2.0, "Length of a turn, of one case at least.", flag_values=_FLAGS
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 SPACINGS = {
@@ -69,7 +73,7 @@ def candidates(folder: Path) -> dict[tuple[str, str], Callable[[], Any]]:
     return found
 
 
-def main() -> None:
+def work() -> None:
     """Measures what the flags say."""
     if not _OUTPUT.value:
         raise UserError("--output is missing (see --help)")
@@ -87,5 +91,10 @@ def main() -> None:
     print(f"{path}")
 
 
+def main(arguments: Sequence[str]) -> int:
+    """This command; returns its exit status."""
+    return run_command(work, _FLAGS, __doc__, arguments)
+
+
 if __name__ == "__main__":
-    run_command(main, __doc__)
+    as_process(main)

@@ -15,12 +15,13 @@ from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
+from absl import flags
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from benchmarks import gpu_times, tables
 from benchmarks.tables import Line
-from covid_jax.errors import run_command
+from covid_jax.command import as_process, run_command
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -204,7 +205,7 @@ FIGURES: dict[str, Callable[[Sequence[Line]], Figure]] = {
 }
 
 
-def main() -> None:
+def work() -> None:
     """Renders every page and figure."""
     matplotlib.use("agg")
     matplotlib.rcParams["svg.hashsalt"] = "covid_jax"  # the same file each time
@@ -218,5 +219,10 @@ def main() -> None:
         print(page.relative_to(ROOT))
 
 
+def main(arguments: Sequence[str]) -> int:
+    """This command; returns its exit status."""
+    return run_command(work, flags.FlagValues(), __doc__, arguments)
+
+
 if __name__ == "__main__":
-    run_command(main, __doc__)
+    as_process(main)

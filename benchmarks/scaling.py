@@ -13,7 +13,7 @@ prepared cases (synthetic ones). Fits the exponent p of seconds ~ value^p. Write
 import dataclasses
 import functools
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from benchmarks import environment
 from benchmarks.steps import ours, real_batches
 from benchmarks.tables import MESH, Line, scaling_table
 from benchmarks.timing import in_turns
+from covid_jax.command import as_process, run_command
 from covid_jax.config import (
     Config,
     check_config_arguments,
@@ -32,14 +33,16 @@ from covid_jax.config import (
 )
 from covid_jax.data.preparation import prepare_phantom
 from covid_jax.device import announce_device
-from covid_jax.errors import UserError, run_command
+from covid_jax.errors import UserError
 from covid_jax.training.parallel import fitting_meshes
 
-_CONFIG = define_config_flag()
-flags.declare_key_flag("config")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder of scaling.json.")
-_ROUNDS = flags.DEFINE_integer("rounds", 4, "Turns that each has.")
-_SECONDS = flags.DEFINE_float("seconds", 1.0, "Length of a turn, of one step at least.")
+_FLAGS = flags.FlagValues()
+_CONFIG = define_config_flag(_FLAGS)
+_OUTPUT = flags.DEFINE_string("output", None, "Folder of scaling.json.", _FLAGS)
+_ROUNDS = flags.DEFINE_integer("rounds", 4, "Turns that each has.", flag_values=_FLAGS)
+_SECONDS = flags.DEFINE_float(
+    "seconds", 1.0, "Length of a turn, of one step at least.", flag_values=_FLAGS
+)
 
 CASES = (2, 4, 8, 16)
 
@@ -137,7 +140,7 @@ def _with_data(config: Config, **changes: Any) -> Config:
     return dataclasses.replace(config, data=dataclasses.replace(config.data, **changes))
 
 
-def main() -> None:
+def work() -> None:
     """Measures what the flags say."""
     if not _OUTPUT.value:
         raise UserError("--output is missing (see --help)")
@@ -156,5 +159,10 @@ def main() -> None:
     print(f"{path}")
 
 
+def main(arguments: Sequence[str]) -> int:
+    """This command; returns its exit status."""
+    return run_command(work, _FLAGS, __doc__, arguments, check_config_arguments)
+
+
 if __name__ == "__main__":
-    run_command(main, __doc__, check_config_arguments)
+    as_process(main)

@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,18 +26,22 @@ from absl import flags
 from benchmarks import environment
 from benchmarks.phantoms import PHANTOMS, write_phantoms
 from benchmarks.seeds import Curve, agreement, agreement_table, draw_curves
+from covid_jax.command import as_process, run_command
 from covid_jax.device import announce_cpu
-from covid_jax.errors import UserError, run_command
+from covid_jax.errors import UserError
 from covid_jax.evaluation.folders import described, evaluate_folders
 
 matplotlib.use("agg")
 
-_OUTPUT = flags.DEFINE_string("output", None, "Folder of the results.")
-_DATASET = flags.DEFINE_enum("dataset", None, list(PHANTOMS), "What both train on.")
-_EPOCHS = flags.DEFINE_integer("epochs", 12, "Epochs of each run.")
-_STEPS = flags.DEFINE_integer("steps", 25, "Steps of an epoch.")
-_VALIDATION_STEPS = flags.DEFINE_integer("validation_steps", 8, "Validation steps of an epoch.")
-_SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each.")
+_FLAGS = flags.FlagValues()
+_OUTPUT = flags.DEFINE_string("output", None, "Folder of the results.", _FLAGS)
+_DATASET = flags.DEFINE_enum("dataset", None, list(PHANTOMS), "What both train on.", _FLAGS)
+_EPOCHS = flags.DEFINE_integer("epochs", 12, "Epochs of each run.", flag_values=_FLAGS)
+_STEPS = flags.DEFINE_integer("steps", 25, "Steps of an epoch.", flag_values=_FLAGS)
+_VALIDATION_STEPS = flags.DEFINE_integer(
+    "validation_steps", 8, "Validation steps of an epoch.", flag_values=_FLAGS
+)
+_SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each.", flag_values=_FLAGS)
 
 _CONFIG = Path(__file__).resolve().parent.parent / "configs" / "nnunet.py"
 
@@ -159,7 +164,7 @@ def draw(what: str, curves: dict[str, list[Curve]], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def main() -> None:
+def work() -> None:
     """Trains, compares and writes what the flags say."""
     if not _OUTPUT.value or not _DATASET.value:
         raise UserError("--output or --dataset is missing (see --help)")
@@ -177,5 +182,10 @@ def main() -> None:
         print(f"{what}, DSC of {label} in the validation cases\n{agreement_table(one['dsc'])}\n")
 
 
+def main(arguments: Sequence[str]) -> int:
+    """This command; returns its exit status."""
+    return run_command(work, _FLAGS, __doc__, arguments)
+
+
 if __name__ == "__main__":
-    run_command(main, __doc__)
+    as_process(main)

@@ -1,8 +1,8 @@
 """Every setting of a run, as typed dataclasses; their validation; reading and writing them.
 
 A config file (see configs/) has `get_config(arg)` that returns a `Config`. Any field can be
-overridden from the command line: `--config.optimizer.learning_rate=0.02`. The classes are not
-frozen only because ml_collections' config_flags sets the overridden fields in place.
+overridden from the command line: `--config.optimizer.learning_rate=0.02`. The classes are hashable
+and not frozen: ml_collections' config_flags sets the overridden fields in place, and nobody else.
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ import itertools
 import json
 import re
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ PAPER_RUNS = (
 """The rows of the paper's Table I."""
 
 
-@dataclass
+@dataclass(unsafe_hash=True)
 class UNetConfig:
     """Topology of the network, under nnU-Net's names. The default is the benchmark's network.
 
@@ -104,7 +105,7 @@ class UNetConfig:
         return kernels[-1 - stage] if kernels else self.kernel_sizes[stage]
 
 
-@dataclass
+@dataclass(unsafe_hash=True)
 class OptimizerConfig:
     """nnU-Net's SGD: Nesterov momentum, L2 weight decay, clipped gradients, poly schedule."""
 
@@ -115,7 +116,7 @@ class OptimizerConfig:
     poly_power: float = 0.9
 
 
-@dataclass
+@dataclass(unsafe_hash=True)
 class DataConfig:
     """Prepared data, and what a batch is cut from it."""
 
@@ -128,7 +129,7 @@ class DataConfig:
     workers: int = 0  # processes that cut batches; 0: threads of this one
 
 
-@dataclass
+@dataclass(unsafe_hash=True)
 class LossConfig:
     """Dice + cross-entropy with deep supervision, as nnU-Net."""
 
@@ -140,7 +141,7 @@ class LossConfig:
     marginal: bool = True
 
 
-@dataclass
+@dataclass(unsafe_hash=True)
 class MeshConfig:
     """Devices along the batch (`data`) and along the depth of the patch (`space`)."""
 
@@ -148,7 +149,7 @@ class MeshConfig:
     space: int = 1
 
 
-@dataclass
+@dataclass(unsafe_hash=True)
 class InferenceConfig:
     """Sliding windows over whole scans."""
 
@@ -165,7 +166,7 @@ class InferenceConfig:
     choose: bool = False  # after training, choose both by the DSC of the training cases
 
 
-@dataclass
+@dataclass(unsafe_hash=True)
 class RawDirs:
     """Raw data of a study; an empty folder name stands for synthetic phantoms in that layout."""
 
@@ -181,7 +182,7 @@ class RawDirs:
     phantom_lesions: tuple[tuple[str, str], ...] = ()
 
 
-@dataclass
+@dataclass(unsafe_hash=True)
 class StudyConfig:
     """The grid of runs of study.py, and how its report is titled."""
 
@@ -193,7 +194,7 @@ class StudyConfig:
     scans: tuple[str, ...] = ()  # scans without a reference that the report shows as well
 
 
-@dataclass
+@dataclass(unsafe_hash=True)
 class Config:
     """One run of one strategy: what `python -m covid_jax.train --config=...` trains."""
 
@@ -512,8 +513,8 @@ def check_network(model: UNetConfig) -> None:
     _require(highest <= LARGEST, "model", highest, f"no number of it may be above {LARGEST:,}")
 
 
-def define_config_flag() -> flags.FlagHolder[Config]:
-    """Defines --config=FILE.py[:ARGUMENT] and --config.FIELD=VALUE for every field of Config."""
+def define_config_flag(own: flags.FlagValues) -> flags.FlagHolder[Config]:
+    """Among a command's `own`, --config=FILE.py[:ARGUMENT] and --config.FIELD=VALUE of Config."""
     # Here, not above: what needs no flags runs without it, such as the benchmark on a bare machine.
     from ml_collections import config_flags
 
@@ -523,8 +524,9 @@ def define_config_flag() -> flags.FlagHolder[Config]:
         "Config file, and after a colon the run: configs/paper.py:body-msd; or a run's "
         "config.json. Every field of Config (covid_jax/config.py) is a flag: "
         "--config.optimizer.learning_rate=0.02.",
+        flag_values=own,
     )
-    flags.FLAGS["config"].parser = _ConfigParser()
+    own["config"].parser = _ConfigParser()
     return holder
 
 
@@ -553,7 +555,7 @@ def _each_name(names: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(itertools.chain.from_iterable(split))
 
 
-def check_config_arguments(arguments: list[str]) -> None:
+def check_config_arguments(arguments: Sequence[str]) -> None:
     """Raises a UserError for a --config that cannot be loaded or an override of no field.
 
     absl would end both in a traceback, so this looks at `arguments` (sys.argv) before it does.

@@ -12,14 +12,16 @@ dataset.json says to ignore, are left out.
 import itertools
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
+from covid_jax.command import as_process, run_command
 from covid_jax.data.scans import files_in, masks_in
 from covid_jax.device import announce_cpu
-from covid_jax.errors import UserError, listed, run_command
+from covid_jax.errors import UserError, listed
 from covid_jax.evaluation.folders import (
     check_output,
     described,
@@ -29,26 +31,31 @@ from covid_jax.evaluation.folders import (
 from covid_jax.evaluation.metrics import NOT_OVER_LABELS, never_predicted, unscored
 from covid_jax.label_space import values_of
 
-_PREDICTIONS = flags.DEFINE_string("predictions", None, "Folder of predicted masks.")
-_REFERENCES = flags.DEFINE_string("references", None, "Folder of reference masks.")
-_OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
-_LABEL = flags.DEFINE_integer("label", None, "Label value that is scored; all, if it is left out.")
-_IGNORE_LABEL = flags.DEFINE_integer(
-    "ignore_label", None, "Value of the references' voxels that are left out."
+_FLAGS = flags.FlagValues()
+_PREDICTIONS = flags.DEFINE_string("predictions", None, "Folder of predicted masks.", _FLAGS)
+_REFERENCES = flags.DEFINE_string("references", None, "Folder of reference masks.", _FLAGS)
+_OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.", _FLAGS)
+_LABEL = flags.DEFINE_integer(
+    "label", None, "Label value that is scored; all, if it is left out.", flag_values=_FLAGS
 )
-_TOLERANCE_MM = flags.DEFINE_float("tolerance_mm", 3.0, "Tolerance of NSD in mm.", lower_bound=0)
+_IGNORE_LABEL = flags.DEFINE_integer(
+    "ignore_label", None, "Value of the references' voxels that are left out.", flag_values=_FLAGS
+)
+_TOLERANCE_MM = flags.DEFINE_float(
+    "tolerance_mm", 3.0, "Tolerance of NSD in mm.", lower_bound=0, flag_values=_FLAGS
+)
 _NUM_PROCESSES = flags.DEFINE_integer(
-    "num_processes", os.cpu_count(), "Cases to work on at once.", lower_bound=1
+    "num_processes", os.cpu_count(), "Cases to work on at once.", lower_bound=1, flag_values=_FLAGS
 )
 _SKIP_BAD = flags.DEFINE_bool(
-    "skip_bad", False, "Go on past masks that cannot be scored; they are listed at the end."
+    "skip_bad", False, "Go on past masks that cannot be scored; they are listed at the end.", _FLAGS
 )
 
 
 _BY_CONVENTION = "1 where both masks are empty, and 0 where one is"
 
 
-def main() -> None:
+def work() -> None:
     """Evaluates what the flags say."""
     for flag in (_PREDICTIONS, _REFERENCES, _OUTPUT):
         if not flag.value:
@@ -114,5 +121,10 @@ def summary_line(metrics: dict[str, Any]) -> str:
     )
 
 
+def main(arguments: Sequence[str]) -> int:
+    """This command; returns its exit status."""
+    return run_command(work, _FLAGS, __doc__, arguments)
+
+
 if __name__ == "__main__":
-    run_command(main, __doc__)
+    as_process(main)

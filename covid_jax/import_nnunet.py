@@ -13,25 +13,29 @@ serves `predict --checkpoint` and `--config.pretrained`. With --export, nnU-Net 
 loads the folder; what of the run it cannot do is told, and kept in its README.md.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
 
+from covid_jax.command import as_process, run_command
 from covid_jax.device import announce_cpu
-from covid_jax.errors import UserError, run_command
+from covid_jax.errors import UserError
 from covid_jax.files import refuse_inside, whole_folder
 from covid_jax.inference.postprocess import load_postprocessing
 from covid_jax.nnunet.model_folder import checkpoints_in, read_model, write_model
 from covid_jax.nnunet.plans import not_in_nnunet
 from covid_jax.nnunet.run_folder import read_run, write_run
 
+_FLAGS = flags.FlagValues()
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
     None,
     "nnU-Net's checkpoint, or a fold's or a model's folder; with --export, a run.",
+    _FLAGS,
 )
-_PLANS = flags.DEFINE_string("plans", None, "nnU-Net's plans.json (v2) or plans.pkl (v1).")
-_OUT_DIR = flags.DEFINE_string("out_dir", None, "Folder to write; must be new or empty.")
+_PLANS = flags.DEFINE_string("plans", None, "nnU-Net's plans.json (v2) or plans.pkl (v1).", _FLAGS)
+_OUT_DIR = flags.DEFINE_string("out_dir", None, "Folder to write; must be new or empty.", _FLAGS)
 _README = """A model of nnU-Net v2, written by covid_jax's import_nnunet --export:
 
     nnUNetv2_predict_from_modelfolder -i SCANS -o MASKS -m THIS_FOLDER -f 0
@@ -39,10 +43,10 @@ _README = """A model of nnU-Net v2, written by covid_jax's import_nnunet --expor
 SCANS holds each scan as {files}; nnU-Net passes over files of other names. {limits}
 """
 
-_EXPORT = flags.DEFINE_bool("export", False, "Write nnU-Net v2's model folder from a run.")
+_EXPORT = flags.DEFINE_bool("export", False, "Write nnU-Net v2's model folder from a run.", _FLAGS)
 
 
-def main() -> None:
+def work() -> None:
     """Imports or exports what the flags say."""
     for flag in (_CHECKPOINT, _OUT_DIR):
         if not flag.value:
@@ -110,5 +114,10 @@ def export(workdir: Path, out_dir: Path) -> None:
         print(f"what it cannot do as this run does:{lines}")
 
 
+def main(arguments: Sequence[str]) -> int:
+    """This command; returns its exit status."""
+    return run_command(work, _FLAGS, __doc__, arguments)
+
+
 if __name__ == "__main__":
-    run_command(main, __doc__)
+    as_process(main)

@@ -28,6 +28,7 @@ import jax
 from absl import flags
 from tqdm import tqdm
 
+from covid_jax.command import as_process, run_command
 from covid_jax.data.intensities import INTENSITIES
 from covid_jax.data.plan import Plan
 from covid_jax.data.preprocess import (
@@ -41,7 +42,7 @@ from covid_jax.data.processes import each
 from covid_jax.data.scans import cases_in, refuse_among
 from covid_jax.data.volume import files_of
 from covid_jax.device import announce_device
-from covid_jax.errors import StoppedError, UserError, listed, run_command, writing
+from covid_jax.errors import StoppedError, UserError, listed, writing
 from covid_jax.files import digest, refuse_inside
 from covid_jax.inference.ensemble import open_ensemble
 from covid_jax.inference.masks import Origin, origin_of, write_mask
@@ -49,31 +50,41 @@ from covid_jax.inference.postprocess import mask_of
 from covid_jax.training.parallel import keep_compiled_programs
 from covid_jax.training.platform import platform_of
 
-_CHECKPOINT = flags.DEFINE_list("checkpoint", [], "Work directory of a run, or of several.")
-_INPUT = flags.DEFINE_string("input", None, "A scan or a folder of scans.")
-_OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Folder for the masks.")
+_FLAGS = flags.FlagValues()
+_CHECKPOINT = flags.DEFINE_list("checkpoint", [], "Work directory of a run, or of several.", _FLAGS)
+_INPUT = flags.DEFINE_string("input", None, "A scan or a folder of scans.", _FLAGS)
+_OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Folder for the masks.", _FLAGS)
 _MIRROR = flags.DEFINE_bool(
-    "mirror", None, "Average over mirrored views, 8 times the time; what the run says if left out."
+    "mirror",
+    None,
+    "Average over mirrored views, 8 times the time; what the run says if left out.",
+    _FLAGS,
 )
-_SAVE_PROBABILITIES = flags.DEFINE_bool("save_probabilities", False, "Save probabilities too.")
+_SAVE_PROBABILITIES = flags.DEFINE_bool(
+    "save_probabilities", False, "Save probabilities too.", _FLAGS
+)
 _OVERWRITE = flags.DEFINE_bool(
-    "overwrite", False, "Overwrite files that this command did not write."
+    "overwrite", False, "Overwrite files that this command did not write.", _FLAGS
 )
 _CONTINUE = flags.DEFINE_bool(
-    "continue", False, "Keep masks that the same run made of the same scans before."
+    "continue", False, "Keep masks that the same run made of the same scans before.", _FLAGS
 )
 _SKIP_BAD = flags.DEFINE_bool(
-    "skip_bad", False, "Go on past scans that cannot be read; they are listed at the end."
+    "skip_bad", False, "Go on past scans that cannot be read; they are listed at the end.", _FLAGS
 )
 _INTENSITIES = flags.DEFINE_enum(
-    "intensities", "auto", INTENSITIES, "How the scans' values are read; auto looks at them."
+    "intensities",
+    "auto",
+    INTENSITIES,
+    "How the scans' values are read; auto looks at them.",
+    _FLAGS,
 )
 _NUM_PROCESSES = flags.DEFINE_integer(
-    "num_processes", os.cpu_count(), "Scans to check at once.", lower_bound=1
+    "num_processes", os.cpu_count(), "Scans to check at once.", lower_bound=1, flag_values=_FLAGS
 )
 
 
-def main() -> None:
+def work() -> None:
     """Predicts what the flags say."""
     try:
         predict()
@@ -236,5 +247,10 @@ def _unreadable(paths: Sequence[Path], told: str, plan: Plan) -> str:
     return ""
 
 
+def main(arguments: Sequence[str]) -> int:
+    """This command; returns its exit status."""
+    return run_command(work, _FLAGS, __doc__, arguments)
+
+
 if __name__ == "__main__":
-    run_command(main, __doc__)
+    as_process(main)

@@ -23,12 +23,14 @@ or as_is. Other channels are normalised as their names in dataset.json say to nn
 
 import functools
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from textwrap import fill, indent
 
 from absl import flags
 
+from covid_jax.command import as_process, run_command
 from covid_jax.config import InferenceConfig
 from covid_jax.data.check import check
 from covid_jax.data.datasets import DATASETS
@@ -38,22 +40,28 @@ from covid_jax.data.plan import Plan, check_plan, load_plan
 from covid_jax.data.planner import CONFIGURATIONS, PLANNERS, Planning, topology_of
 from covid_jax.data.preparation import prepare_dataset
 from covid_jax.device import announce_cpu
-from covid_jax.errors import UserError, run_command
+from covid_jax.errors import UserError
 from covid_jax.nnunet.model_folder import nnunet_plan
 from covid_jax.training.checkpoint import load_config
 
-_DATASET = flags.DEFINE_enum("dataset", None, list(DATASETS), "Layout of the raw data.")
-_RAW_DIR = flags.DEFINE_string("raw_dir", None, "Folder of the raw data.")
+_FLAGS = flags.FlagValues()
+_DATASET = flags.DEFINE_enum("dataset", None, list(DATASETS), "Layout of the raw data.", _FLAGS)
+_RAW_DIR = flags.DEFINE_string("raw_dir", None, "Folder of the raw data.", _FLAGS)
 _NAME = flags.DEFINE_string(
-    "name", "", "What the prepared dataset is called, if not as its layout: config.data.datasets."
+    "name",
+    "",
+    "What the prepared dataset is called, if not as its layout: config.data.datasets.",
+    _FLAGS,
 )
-_SPLITS = flags.DEFINE_string("splits", None, "Folds, as nnU-Net's splits_final.json.")
-_OUT_DIR = flags.DEFINE_string("out_dir", None, "Folder for prepared data and its plan.json.")
+_SPLITS = flags.DEFINE_string("splits", None, "Folds, as nnU-Net's splits_final.json.", _FLAGS)
+_OUT_DIR = flags.DEFINE_string(
+    "out_dir", None, "Folder for prepared data and its plan.json.", _FLAGS
+)
 _PLAN_FOLD = flags.DEFINE_integer(
-    "plan_fold", 0, "Fold whose training cases make plan.json.", lower_bound=0
+    "plan_fold", 0, "Fold whose training cases make plan.json.", lower_bound=0, flag_values=_FLAGS
 )
 _PLANNER = flags.DEFINE_enum(
-    "planner", None, list(PLANNERS), "Whose rules plan a network; none is planned without."
+    "planner", None, list(PLANNERS), "Whose rules plan a network; none is planned without.", _FLAGS
 )
 _GPU_MEMORY = flags.DEFINE_float(
     "gpu_memory_gb",
@@ -61,33 +69,49 @@ _GPU_MEMORY = flags.DEFINE_float(
     "Memory of the GPU that --planner plans for; its own is 8, of resenc_l 24, of resenc_xl 40.",
     lower_bound=1,
     upper_bound=1024,
+    flag_values=_FLAGS,
 )
 _CONFIGURATION = flags.DEFINE_string(
     "configuration",
     None,
     f"What --planner plans ({' or '.join(CONFIGURATIONS)}), or which of --plans is taken; "
     "3d_fullres unless told.",
+    _FLAGS,
 )
-_PLAN_FROM = flags.DEFINE_string("plan_from", None, "A run whose plan and network are taken.")
-_PLANS = flags.DEFINE_string("plans", None, "nnU-Net's plans.json, whose plan is taken.")
+_PLAN_FROM = flags.DEFINE_string(
+    "plan_from", None, "A run whose plan and network are taken.", _FLAGS
+)
+_PLANS = flags.DEFINE_string("plans", None, "nnU-Net's plans.json, whose plan is taken.", _FLAGS)
 _SYNTHETIC = flags.DEFINE_bool(
-    "synthetic", False, "Write synthetic cases in the dataset's layout to --raw_dir first."
+    "synthetic", False, "Write synthetic cases in the dataset's layout to --raw_dir first.", _FLAGS
 )
-_NUM_CASES = flags.DEFINE_integer("num_cases", 10, "Number of synthetic cases.")
+_NUM_CASES = flags.DEFINE_integer("num_cases", 10, "Number of synthetic cases.", flag_values=_FLAGS)
 _NUM_PROCESSES = flags.DEFINE_integer(
-    "num_processes", os.cpu_count(), "Cases to work on at once.", lower_bound=1
+    "num_processes", os.cpu_count(), "Cases to work on at once.", lower_bound=1, flag_values=_FLAGS
 )
-_CHECK_ONLY = flags.DEFINE_bool("check_only", False, "Tell what would be done, and do nothing.")
+_CHECK_ONLY = flags.DEFINE_bool(
+    "check_only", False, "Tell what would be done, and do nothing.", _FLAGS
+)
 _SKIP_BAD = flags.DEFINE_bool(
-    "skip_bad", False, "Leave out cases that cannot be read safely, instead of stopping."
+    "skip_bad", False, "Leave out cases that cannot be read safely, instead of stopping.", _FLAGS
 )
 _INTENSITIES = flags.DEFINE_enum(
-    "intensities", "auto", INTENSITIES, "How the scans' values are read; auto looks at them."
+    "intensities",
+    "auto",
+    INTENSITIES,
+    "How the scans' values are read; auto looks at them.",
+    _FLAGS,
 )
 _LESION = flags.DEFINE_enum(
-    "lesion", "", ["", *LESIONS], "Lesions of the synthetic cases, if not the dataset's own."
+    "lesion",
+    "",
+    ["", *LESIONS],
+    "Lesions of the synthetic cases, if not the dataset's own.",
+    _FLAGS,
 )
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of the synthetic cases.", lower_bound=0)
+_SEED = flags.DEFINE_integer(
+    "seed", 0, "Seed of the synthetic cases.", lower_bound=0, flag_values=_FLAGS
+)
 
 
 def _planning() -> Planning | None:
@@ -132,7 +156,7 @@ def _given_plan(raw_dir: Path) -> Plan | None:
     return None
 
 
-def main() -> None:
+def work() -> None:
     """Prepares what the flags say."""
     for flag in (_DATASET, _RAW_DIR) if _CHECK_ONLY.value else (_DATASET, _RAW_DIR, _OUT_DIR):
         if not flag.value:
@@ -177,8 +201,13 @@ def main() -> None:
     print(f"{len(raw.cases)} {label}cases of {raw.name} are prepared in {out_dir / raw.name}")
 
 
-if __name__ == "__main__":
+def main(arguments: Sequence[str]) -> int:
+    """This command; returns its exit status."""
     fold = functools.partial(fill, width=96, subsequent_indent="    ", break_on_hyphens=False)
     layouts = [fold(f"{name}: {known.layout}") for name, known in DATASETS.items()]
     told = indent("\n".join(layouts), "  ")
-    run_command(main, f"{__doc__}\nRaw layouts (--raw_dir):\n{told}\n")
+    return run_command(work, _FLAGS, f"{__doc__}\nRaw layouts (--raw_dir):\n{told}\n", arguments)
+
+
+if __name__ == "__main__":
+    as_process(main)

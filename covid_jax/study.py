@@ -22,27 +22,36 @@ from types import FrameType
 
 from absl import flags
 
+from covid_jax.command import as_process, run_command
 from covid_jax.config import check_config_arguments, config_from_flag, define_config_flag
 from covid_jax.device import announce_device_of_children
-from covid_jax.errors import StoppedError, UserError, run_command, stop_signals_go_to
+from covid_jax.errors import StoppedError, UserError, stop_signals_go_to
 from covid_jax.lock import only_here
 from covid_jax.reporting.page import terminal_summary, write_report
 from covid_jax.studies import executors
 from covid_jax.studies.grid import check_folds, check_places, claim_study, only, plan_steps
 from covid_jax.studies.schedule import STUDY_STOPS, listed, run_steps
 
-_CONFIG = define_config_flag()
-flags.declare_key_flag("config")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the study.")
-_REPORT_ONLY = flags.DEFINE_bool("report_only", False, "Draw the report of what is there.")
-_LIST = flags.DEFINE_bool("list", False, "Show the steps and where each stands; do nothing.")
-_ONLY = flags.DEFINE_string("only", "", "Do only the steps whose name this expression finds.")
-_EXECUTOR = flags.DEFINE_enum("executor", "local", ["local", "slurm"], "Where the steps run.")
-_JOBS = flags.DEFINE_integer("jobs", 1, "Steps at once.", lower_bound=1)
-_SLURM = flags.DEFINE_list("slurm", [], "sbatch's options, such as partition=gpu,gpus_per_node=1.")
+_FLAGS = flags.FlagValues()
+_CONFIG = define_config_flag(_FLAGS)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the study.", _FLAGS)
+_REPORT_ONLY = flags.DEFINE_bool("report_only", False, "Draw the report of what is there.", _FLAGS)
+_LIST = flags.DEFINE_bool(
+    "list", False, "Show the steps and where each stands; do nothing.", _FLAGS
+)
+_ONLY = flags.DEFINE_string(
+    "only", "", "Do only the steps whose name this expression finds.", _FLAGS
+)
+_EXECUTOR = flags.DEFINE_enum(
+    "executor", "local", ["local", "slurm"], "Where the steps run.", _FLAGS
+)
+_JOBS = flags.DEFINE_integer("jobs", 1, "Steps at once.", lower_bound=1, flag_values=_FLAGS)
+_SLURM = flags.DEFINE_list(
+    "slurm", [], "sbatch's options, such as partition=gpu,gpus_per_node=1.", _FLAGS
+)
 
 
-def main() -> None:
+def work() -> None:
     """Runs the study that the flags say."""
     if not _WORKDIR.value:
         raise UserError("--workdir is missing (see --help)")
@@ -100,5 +109,10 @@ def _slurm_parameters(options: Sequence[str]) -> dict[str, str | int]:
     return parameters
 
 
+def main(arguments: Sequence[str]) -> int:
+    """This command; returns its exit status."""
+    return run_command(work, _FLAGS, __doc__, arguments, check_config_arguments)
+
+
 if __name__ == "__main__":
-    run_command(main, __doc__, check_config_arguments)
+    as_process(main)

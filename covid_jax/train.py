@@ -22,6 +22,7 @@ nsclc and multi_lesion, or any name: of a prepared dataset, or of what --config.
 import contextlib
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
+from covid_jax.command import as_process, run_command
 from covid_jax.config import (
     Config,
     check_config_arguments,
@@ -37,7 +39,7 @@ from covid_jax.config import (
     define_config_flag,
 )
 from covid_jax.device import announce_device
-from covid_jax.errors import StoppedError, UserError, run_command
+from covid_jax.errors import StoppedError, UserError
 from covid_jax.evaluation.scoring import score_run
 from covid_jax.lock import only_here
 from covid_jax.reporting.card import export_model, write_card_of_best
@@ -45,7 +47,7 @@ from covid_jax.training.checkpoint import Checkpoints, load_pretrained
 from covid_jax.training.dry_run import dry_run
 from covid_jax.training.explain import explain
 from covid_jax.training.parallel import (
-    forget_compiled_programs,
+    compiling_anew,
     keep_compiled_programs,
     make_mesh,
 )
@@ -85,30 +87,40 @@ from covid_jax.transfer.strategies import (
     initial_params,
 )
 
-_CONFIG = define_config_flag()
-flags.declare_key_flag("config")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
-_EXPLAIN = flags.DEFINE_bool("explain", False, "Print what the run would do, and train nothing.")
+_FLAGS = flags.FlagValues()
+_CONFIG = define_config_flag(_FLAGS)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", _FLAGS)
+_EXPLAIN = flags.DEFINE_bool(
+    "explain", False, "Print what the run would do, and train nothing.", _FLAGS
+)
 _DRY_RUN = flags.DEFINE_bool(
-    "dry_run", False, "Check config, data, mesh, memory and disk, and train nothing."
+    "dry_run", False, "Check config, data, mesh, memory and disk, and train nothing.", _FLAGS
 )
 _REPLAY = flags.DEFINE_integer(
-    "replay", None, "Go to this step from the checkpoint before it, look into it, and save nothing."
+    "replay",
+    None,
+    "Go to this step from the checkpoint before it, look into it, and save nothing.",
+    flag_values=_FLAGS,
 )
 _ACCEPT_CHANGES = flags.DEFINE_bool(
     "accept_changes",
     False,
     "Go on with a run whose prepared data (its own or its pre-training's) or program version have "
     "changed, or, where it is deterministic, the device.",
+    _FLAGS,
 )
 _DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "This is one of several processes, in a cluster that JAX knows."
+    "distributed", False, "This is one of several processes, in a cluster that JAX knows.", _FLAGS
 )
 _COORDINATOR = flags.DEFINE_string(
-    "coordinator", "", "This is one of several processes; HOST:PORT of the first one."
+    "coordinator", "", "This is one of several processes; HOST:PORT of the first one.", _FLAGS
 )
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", 1, "With --coordinator: how many.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", 0, "With --coordinator: which of them, from 0.")
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", 1, "With --coordinator: how many.", flag_values=_FLAGS
+)
+_PROCESS_ID = flags.DEFINE_integer(
+    "process_id", 0, "With --coordinator: which of them, from 0.", flag_values=_FLAGS
+)
 
 
 def set_up(config: Config, workdir: Path) -> Run:
@@ -123,9 +135,8 @@ def set_up(config: Config, workdir: Path) -> Run:
     # The devices, what is fast on them, and the step: one function for all strategies and devices.
     mesh = make_mesh(config.mesh, config.data.batch_size, config.data.patch_size[0])
     platform = platform_of(mesh.devices.flat[0].platform, **vars(config.mesh))
-    if config.deterministic and (pinned := deterministic(platform, workdir)) != platform:
-        platform = pinned
-        forget_compiled_programs()
+    if config.deterministic:
+        platform = deterministic(platform, workdir)
     config = with_dtype(config, platform)
     marginal = config.loss.marginal and len(datasets) > 1
     program = make_program(config, mesh, platform, marginal, masked)
@@ -161,6 +172,8 @@ def fit(run: Run, workdir: Path) -> Any:
     first, epochs, _ = schedule(config)
     with contextlib.ExitStack() as opened:
         asked = opened.enter_context(stop_signals())
+        if run.platform.compiles_anew:
+            opened.enter_context(compiling_anew())
         checkpoints = opened.enter_context(Checkpoints(workdir))
         saved = checkpoints.newest()
         start, so_far = (saved.step, saved.epoch) if saved else (0, {})
@@ -172,7 +185,7 @@ def fit(run: Run, workdir: Path) -> Any:
         heading = title(config, run.datasets)
         progress = opened.enter_context(Progress(workdir, start, heading, writes=is_first()))
         watchdog = opened.enter_context(Watchdog())
-        batches = run.training.batches(start, epochs * length, run.samples, config.data.workers)
+        batches = opened.enter_context(contextlib.closing(run.batches(start, epochs * length)))
         key = jax.random.key(config.seed)
         for epoch in range(start // length, epochs):
             state, frozen = run.enter(epoch, state, frozen)
@@ -279,7 +292,7 @@ def train(config: Config, workdir: Path, accept_changes: bool = False) -> None:
         finish(run, params, workdir)
 
 
-def main() -> None:
+def work() -> None:
     """Trains what the flags say, or tells about it."""
     _check_flags()
     config = as_begun(config_from_flag(_CONFIG), Path(_WORKDIR.value or "."))
@@ -332,5 +345,10 @@ def _check_flags() -> None:
         raise UserError("--distributed finds the coordinator itself: leave out one of both")
 
 
+def main(arguments: Sequence[str]) -> int:
+    """This command; returns its exit status."""
+    return run_command(work, _FLAGS, __doc__, arguments, check_config_arguments)
+
+
 if __name__ == "__main__":
-    run_command(main, __doc__, check_config_arguments)
+    as_process(main)

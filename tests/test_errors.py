@@ -11,12 +11,17 @@ import pytest
 from covid_jax.errors import REQUEUE_STATUS, STOP_SIGNALS, writing
 from tests.conftest import ROOT
 
+COMMAND = """
+from absl import flags
+from covid_jax.command import as_process, run_command
+OWN = flags.FlagValues()
+"""
 WRITES = "open('/dev/full', 'w').write('x' * 100_000)"
 
 
 def ended(fault):
     """What a command in which this happens says last, and its exit status."""
-    program = f"from covid_jax.errors import run_command; run_command(lambda: {fault}, None)"
+    program = f"{COMMAND}as_process(lambda given: run_command(lambda: {fault}, OWN, None, given))"
     finished = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False
     )
@@ -44,15 +49,15 @@ def test_an_error_without_a_number_is_no_full_disk_where_there_is_room(tmp_path)
         scan.read()
 
 
-SLEEPS = """
+SLEEPS = f"""{COMMAND}
 import signal, sys, time, weakref
-from covid_jax.errors import StoppedError, run_command
-def main():
+from covid_jax.errors import StoppedError
+def work():
     try:
         BODY
     finally:
         print("in order")
-run_command(main, None)
+as_process(lambda given: run_command(work, OWN, None, given))
 """
 
 

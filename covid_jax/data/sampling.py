@@ -4,7 +4,8 @@ No generator carries state, so a run that is resumed at a step reads on exactly 
 and it does not matter how many threads prepare the batches ahead.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -121,28 +122,23 @@ class Sampler:
 
     def batches(
         self, start: int, stop: int, samples: range | None = None, workers: int = 0
-    ) -> Iterator[Batch]:
+    ) -> Generator[Batch]:
         """The batches of steps start .. stop - 1 (or these samples of each), prepared ahead.
 
         By threads, which are enough where batches are only cut out of memory-mapped arrays, or by
-        as many worker processes. The batches are the same.
+        as many worker processes. The batches are the same. To be closed by whoever leaves some.
         """
         ahead = grain.ReadOptions(num_threads=_AHEAD, prefetch_buffer_size=_AHEAD)
         steps = grain.MapDataset.range(start, stop)
-        batches = steps.map(partial(self.batch, samples=samples)).to_iter_dataset(ahead)
+        dataset = steps.map(partial(self.batch, samples=samples)).to_iter_dataset(ahead)
         if workers:
-            batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
-            return _without_signals(batches)
-        return iter(batches)
-
-
-def _without_signals(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The same, by workers (which start with the first one) that no signal to stop can end."""
-    with without_signals(STOP_SIGNALS):
-        others = iter(batches)
-        first = list(islice(others, 1))
-    yield from first
-    yield from others
+            dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+        with closing(iter(dataset)) as batches:
+            # Workers start with the first batch, and no signal to stop can end them.
+            with without_signals(STOP_SIGNALS) if workers else nullcontext():
+                first = list(islice(batches, 1))
+            yield from first
+            yield from batches
 
 
 def cut_corner(

@@ -20,6 +20,7 @@ from covid_jax.data.preprocess import (
 )
 from covid_jax.errors import UserError
 from covid_jax.inference.sliding_window import predict_slabs
+from covid_jax.model.unet import UNet
 from covid_jax.training.platform import Platform, with_dtype
 from covid_jax.transfer.strategies import network_of
 
@@ -28,6 +29,7 @@ Scorer = Callable[[np.ndarray], Iterator[np.ndarray]]
 Predictor = Callable[[PreparedCase], Iterator[Piece]]
 """case -> probabilities on the scan's own grid, in pieces along D (restore_planes)"""
 
+_NETWORKS = 16  # that a process keeps compiled
 _SLAB = 8  # planes of several runs that are averaged at once
 
 
@@ -116,8 +118,11 @@ def make_network(config: Config, platform: Platform) -> Callable[[Tree, Array], 
     """
     lacks = config.dtype == "bfloat16" and platform.dtype == "float32"
     config = dataclasses.replace(config, dtype="auto") if lacks else config
-    network = network_of(with_dtype(config, platform), platform.form)
+    return _full_resolution(network_of(with_dtype(config, platform), platform.form), platform)
 
+
+@functools.lru_cache(maxsize=_NETWORKS)
+def _full_resolution(network: UNet, platform: Platform) -> Callable[[Tree, Array], Array]:
     @functools.partial(jax.jit, compiler_options=platform.compiler_options)
     def full_resolution(params: Tree, image: Array) -> Array:
         return network.apply({"params": params}, image)[0]

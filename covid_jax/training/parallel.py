@@ -5,8 +5,9 @@ its slab of the depth. From there XLA cuts the network along: it exchanges the s
 border (halos) for convolutions, and sums for norms, loss and gradients.
 """
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -127,10 +128,16 @@ def keep_compiled_programs() -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder("xla")))
 
 
-def forget_compiled_programs() -> None:
-    """Compiles anew in this process whatever is kept on disk: a kept program tunes nothing.
+@contextlib.contextmanager
+def compiling_anew() -> Iterator[None]:
+    """Within, programs are compiled whatever is kept on disk: a kept program tunes nothing.
 
     Also, the options of a deterministic run name its folder and process, by which JAX would look
     for kept programs; of several processes some would find one, and others wait for them to tune.
     """
+    before = jax.config.read("jax_enable_compilation_cache")
     jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)

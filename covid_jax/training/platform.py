@@ -38,13 +38,15 @@ class Platform:
       dtype: of the activations, where the config says "auto". nnU-Net trains in half precision
         wherever the hardware has it, and so in float32 on a CPU.
       compiler_options: for jax.jit of whatever convolves.
+      compiles_anew: whether programs that are kept on disk are passed over.
     """
 
     name: str
     form: Form
     at_once: bool
     dtype: str
-    compiler_options: dict[str, Any]
+    compiler_options: dict[str, Any] = dataclasses.field(hash=False)
+    compiles_anew: bool = False
 
 
 def platform_of(name: str, data: int = 1, space: int = 1) -> Platform:
@@ -81,7 +83,8 @@ def deterministic(platform: Platform, workdir: Path) -> Platform:
     }
     if kept.is_file():
         options["xla_gpu_load_autotune_results_from"] = str(kept)
-    return dataclasses.replace(platform, compiler_options={**platform.compiler_options, **options})
+    options = {**platform.compiler_options, **options}
+    return dataclasses.replace(platform, compiler_options=options, compiles_anew=True)
 
 
 def keep_choices(workdir: Path) -> None:

@@ -70,7 +70,7 @@ class EpochLog:
         }
 
     def line(self, batch_size: int) -> dict[str, Any]:
-        """Means over the steps, seconds, throughput and memory. Raises as `add`."""
+        """Means over the steps, seconds and throughput. Raises as `add`."""
         self._read()
         seconds = time.perf_counter() - self._began
         return {
@@ -80,7 +80,6 @@ class EpochLog:
             "seconds": seconds,
             "waiting_seconds": self._waited,  # for data; of them the device may have worked
             "samples_per_second": batch_size * len(self._losses) / seconds,
-            "peak_bytes": _peak_bytes(),
         }
 
     def _read(self) -> None:
@@ -126,7 +125,7 @@ def moving_average(epochs: Sequence[dict[str, Any]], dice: float) -> float:
 
 
 def _peak_bytes() -> int:
-    """Of the device's memory so far; of this process where the device has no memory of its own."""
+    """Of the device's memory, or where it has none of its own this process's, since it started."""
     statistics = jax.local_devices()[0].memory_stats()
     if statistics:
         return statistics["peak_bytes_in_use"]
@@ -148,6 +147,7 @@ class Progress:
         self._picture = workdir / "progress.png"
         self._drawn = time.monotonic()
         self._events: RecordWriter | None = None
+        self._peak_before = _peak_bytes()
         self.epochs = [line for line in read_log(workdir) if line["step"] <= step]
         if writes:
             with whole_file(self._log) as partial:
@@ -171,7 +171,12 @@ class Progress:
                 draw_progress(self.epochs, self._title, self._picture)
 
     def epoch(self, line: dict[str, Any]) -> None:
-        """Logs an epoch: {"step", "epoch", "loss", "learning_rate", "seconds", ...}."""
+        """Logs an epoch: {"step", "epoch", "loss", "learning_rate", "seconds", ...}.
+
+        And the most memory that was taken, unless an earlier run of this process took more.
+        """
+        if (peak := _peak_bytes()) > self._peak_before:
+            line = {**line, "peak_bytes": peak}
         self.epochs.append(line)
         if self._events is None:
             return

@@ -1,6 +1,7 @@
 """What a run stands on: its prepared data, its network, the devices that it trains on."""
 
 import dataclasses
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,10 @@ class Run:
     def put(self, batch: Batch) -> dict[str, jax.Array]:
         """A batch of the host on the devices."""
         return put_batch(vars(batch), self.mesh, self.config.data.batch_size)
+
+    def batches(self, start: int, stop: int) -> Generator[Batch]:
+        """Of training steps start .. stop - 1, this process's samples."""
+        return self.training.batches(start, stop, self.samples, self.config.data.workers)
 
     def batch_names(self, step: int) -> str:
         """The cases of the batch of a training step, and where they are cut."""

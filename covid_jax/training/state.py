@@ -1,5 +1,7 @@
 """The training state, nnU-Net's optimiser, and the learning rate of an epoch."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -15,6 +17,8 @@ from covid_jax.transfer.freezing import join, split
 from covid_jax.transfer.strategies import STRATEGIES
 
 Tree = Any
+
+_NETWORKS = 16  # whose new parameters a process draws without compiling again
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -47,22 +51,22 @@ def _clip(gradient: Tree, norm: float) -> Tree:
 
 def new_params(network: nn.Module, seed: int, image_shape: tuple[int, ...]) -> Tree:
     """New parameters of a network for images of a shape (N, D, H, W, C)."""
+    with jax.default_device(cpu_device()):
+        return _init(network)(jax.random.key(seed), jnp.zeros(image_shape))["params"]
+
+
+@functools.lru_cache(maxsize=_NETWORKS)
+def _init(network: nn.Module) -> Callable[[Array, Array], Tree]:
     # It runs once, and optimising its random numbers takes ten times as long as running it. A GPU's
     # compiler takes half a minute all the same; so a CPU draws them, wherever they go.
-    init = jax.jit(network.init, compiler_options={"xla_backend_optimization_level": 0})
-    with jax.default_device(cpu_device()):
-        return init(jax.random.key(seed), jnp.zeros(image_shape))["params"]
+    return jax.jit(network.init, compiler_options={"xla_backend_optimization_level": 0})
 
 
+@functools.partial(jax.jit, static_argnums=1)  # one program: one for each shape takes seconds
 def initial_state(trainable: Tree, transform: optax.GradientTransformation) -> TrainState:
     """The state before the first step. Owns its arrays, so that the step may donate them."""
-
-    @jax.jit  # one program: as many as there are shapes take seconds to compile
-    def state_of(trainable: Tree) -> TrainState:
-        own = jax.tree.map(jnp.copy, trainable)
-        return TrainState(jnp.zeros((), jnp.int32), own, transform.init(own))
-
-    return state_of(trainable)
+    own = jax.tree.map(jnp.copy, trainable)
+    return TrainState(jnp.zeros((), jnp.int32), own, transform.init(own))
 
 
 def refreeze(

@@ -68,10 +68,12 @@ def test_a_signal_to_all_of_a_command_ends_its_processes_and_what_they_have_half
     paths = [str(tmp_path / f"{k}.txt") for k in range(9)]
     script = f"""
 from covid_jax.data.processes import each
-from covid_jax.errors import run_command
+from absl import flags
+from covid_jax.command import as_process, run_command
 from tests.data.test_processes import write_slowly
 if __name__ == "__main__":
-    run_command(lambda: list(each(write_slowly, {paths!r}, 2, "a test")), None)
+    def work(): list(each(write_slowly, {paths!r}, 2, "a test"))
+    as_process(lambda given: run_command(work, flags.FlagValues(), None, given))
 """
     (tmp_path / "main.py").write_text(script)
     process = subprocess.Popen(

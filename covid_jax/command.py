@@ -1,0 +1,151 @@
+"""The edge of every command: its flags, one line for what went wrong, and the exit status.
+
+A command is a module with flags of its own and `main(arguments) -> status`, which can be called
+any number of times in one process: what a call changes of the process is as before after it.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
+from typing import Any, NoReturn
+
+from absl import flags, logging
+
+from covid_jax.errors import (
+    FULL,
+    REQUEUE_STATUS,
+    UNWRITABLE,
+    StoppedError,
+    UserError,
+    stop_signals_go_to,
+    stopped_by,
+)
+
+Main = Callable[[Sequence[str]], int]
+
+_ONE_WISH_SECONDS = 5.0  # in which several signals are one, as Ctrl-C's and then a study's
+_HELP = {"--help", "-help", "--helpfull", "-h"}
+
+
+def as_process(main: Main) -> NoReturn:
+    """Runs a command as what this process is for: with its arguments, to its exit status."""
+    sys.unraisablehook = _report_unraisable
+    sys.exit(main(sys.argv[1:]))
+
+
+def run_command(
+    work: Callable[[], None],
+    own: flags.FlagValues,
+    usage: str | None,
+    arguments: Sequence[str],
+    check_arguments: Callable[[Sequence[str]], None] | None = None,
+) -> int:
+    """Runs `work` with a command's `own` flags set by `arguments`; returns the exit status.
+
+    A UserError becomes one line, and 1. STOP_SIGNALS raise a StoppedError in it, which becomes one
+    line too, and REQUEUE_STATUS. `check_arguments` sees the arguments before absl does, for
+    mistakes that absl ends in a traceback.
+
+    Args:
+      usage: what --help prints above the flags.
+    """
+    if _HELP & {*arguments}:
+        print(f"{usage or ''}\nflags:\n{own.get_help(include_special_flags=False)}")
+        return 0
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.FATAL)  # orbax tells each step, and errors before it raises them
+    try:
+        if check_arguments:
+            check_arguments(arguments)
+        with _parsed(own, arguments), _stopped_by_signals():
+            told, status = _outcome(work)
+    except UserError as error:
+        told, status = f"error: {error}", 1
+    finally:
+        logging.set_verbosity(verbosity)
+    if told:
+        print(told, file=sys.stderr)
+    return status
+
+
+@contextlib.contextmanager
+def _parsed(own: flags.FlagValues, arguments: Sequence[str]) -> Iterator[None]:
+    """Within, the flags have the values of `arguments`. Raises a UserError for what is none."""
+    defined = set(own)
+    # ml_collections looks there for what of a config is overridden, and defines flags of it.
+    before, sys.argv = sys.argv, [sys.argv[0], *arguments]
+    try:
+        try:
+            _, *strange = own(sys.argv)
+        except flags.Error as error:
+            raise UserError(str(error)) from error
+        if strange:
+            raise UserError(
+                f"unknown argument {strange[0]!r}: every setting is a --flag=value (see --help)"
+            )
+        yield
+    finally:
+        sys.argv = before
+        for name in set(own) - defined:
+            delattr(own, name)
+        own.unparse_flags()
+
+
+def _outcome(work: Callable[[], None]) -> tuple[str, int]:
+    """The line that tells how `work` ended, and the exit status; no line where it ended well.
+
+    Returned, not printed where it is caught: until then the frames of `work` live, and with them
+    what ends only when it is dropped.
+    """
+    try:
+        work()
+    except UserError as error:
+        return f"error: {error}", 1
+    except StoppedError as stop:
+        return f"stopped: {stop}", REQUEUE_STATUS
+    except OSError as error:
+        if error.errno not in (*FULL, *UNWRITABLE):
+            raise
+        where = error.filename or "output"
+        return f"error: {where}: {error.strerror}; mend that and start it again", 1
+    return "", 0
+
+
+@contextlib.contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """Within, STOP_SIGNALS raise a StoppedError, once for all signals of one wish."""
+    raised = -_ONE_WISH_SECONDS
+    hook = sys.unraisablehook
+
+    def stop(number: int, _: FrameType | None) -> None:
+        nonlocal raised
+        if time.monotonic() - raised > _ONE_WISH_SECONDS:
+            raised = time.monotonic()
+            raise StoppedError(stopped_by(number))
+
+    def report(unraisable: Any) -> None:
+        nonlocal raised
+        if isinstance(unraisable.exc_value, StoppedError):
+            # It came into what cannot raise, such as the callback of a weak reference: once more.
+            raised = -_ONE_WISH_SECONDS
+            threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        else:
+            hook(unraisable)
+
+    sys.unraisablehook = report
+    try:
+        with stop_signals_go_to(stop):
+            yield
+    finally:
+        sys.unraisablehook = hook
+
+
+def _report_unraisable(unraisable: Any) -> None:
+    """Leaves out what a failed save has in its wake: orbax gave up, its writes end later."""
+    if "Event loop is closed" not in str(unraisable.exc_value):
+        sys.__unraisablehook__(unraisable)

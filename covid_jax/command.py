@@ -34,8 +34,14 @@ _HELP = {"--help", "-help", "--helpfull", "-h"}
 
 def as_process(main: Main) -> NoReturn:
     """Runs a command as what this process is for: with its arguments, to its exit status."""
-    sys.unraisablehook = _report_unraisable
+    quieten()
     sys.exit(main(sys.argv[1:]))
+
+
+def quieten() -> None:
+    """From now on this process is for commands: what libraries tell in their wake is left out."""
+    logging.set_verbosity(logging.FATAL)  # orbax tells each step, and errors before it raises them
+    sys.unraisablehook = _report_unraisable
 
 
 def run_command(
@@ -58,7 +64,7 @@ def run_command(
         print(f"{usage or ''}\nflags:\n{own.get_help(include_special_flags=False)}")
         return 0
     verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.FATAL)  # orbax tells each step, and errors before it raises them
+    logging.set_verbosity(logging.FATAL)  # as `quieten`
     try:
         if check_arguments:
             check_arguments(arguments)

@@ -6,6 +6,7 @@ and not frozen: ml_collections' config_flags sets the overridden fields in place
 """
 
 import dataclasses
+import functools
 import importlib.util
 import itertools
 import json
@@ -543,6 +544,22 @@ def config_from_flag(holder: flags.FlagHolder[Config]) -> Config:
     config = holder.value
     if config is None:
         raise UserError("--config is missing, for example --config=configs/quickstart.py")
+    return _complete(config)
+
+
+def run_from_flag(own: flags.FlagValues, name: str) -> Config:
+    """What the file of --config makes of the name of a run, with the same fields overridden."""
+    from ml_collections import config_flags
+
+    config = load_config_file(f"{config_flags.get_config_filename(own['config'])}:{name}")
+    for field_path, value in config_flags.get_override_values(own["config"]).items():
+        *places, last = field_path.split(".")
+        setattr(functools.reduce(getattr, places, config), last, value)
+    return _complete(config)
+
+
+def _complete(config: Config) -> Config:
+    """`config` as its flags have left it, validated."""
     config.data.datasets = _each_name(config.data.datasets)
     config.study.runs = _each_name(config.study.runs)
     validate(config)

@@ -10,12 +10,12 @@ folders. --list tells what is done, what runs, what failed, and the seconds that
 STUDY/raw/         synthetic raw data, for each dataset that config.study.raw has no folder for
 STUDY/prepared/    all datasets, prepared by one plan
 STUDY/pretraining/SOURCE/   STUDY/runs/STRATEGY-SOURCE-foldK/   STUDY/scans/   STUDY/report/
-STUDY/steps/       what each step printed, and how it ended
+STUDY/configs/     the config of each run      STUDY/steps/   what each step printed, how it ended
 """
 
 import contextlib
+import functools
 import signal
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
@@ -23,13 +23,25 @@ from types import FrameType
 from absl import flags
 
 from covid_jax.command import as_process, run_command
-from covid_jax.config import check_config_arguments, config_from_flag, define_config_flag
+from covid_jax.config import (
+    check_config_arguments,
+    config_from_flag,
+    define_config_flag,
+    run_from_flag,
+)
 from covid_jax.device import announce_device_of_children
 from covid_jax.errors import StoppedError, UserError, stop_signals_go_to
 from covid_jax.lock import only_here
 from covid_jax.reporting.page import terminal_summary, write_report
 from covid_jax.studies import executors
-from covid_jax.studies.grid import check_folds, check_places, claim_study, only, plan_steps
+from covid_jax.studies.grid import (
+    check_folds,
+    check_places,
+    claim_study,
+    only,
+    plan_steps,
+    write_configs,
+)
 from covid_jax.studies.schedule import STUDY_STOPS, listed, run_steps
 
 _FLAGS = flags.FlagValues()
@@ -46,6 +58,7 @@ _EXECUTOR = flags.DEFINE_enum(
     "executor", "local", ["local", "slurm"], "Where the steps run.", _FLAGS
 )
 _JOBS = flags.DEFINE_integer("jobs", 1, "Steps at once.", lower_bound=1, flag_values=_FLAGS)
+_FRESH = flags.DEFINE_bool("fresh", False, "Run each step in a new process.", _FLAGS)
 _SLURM = flags.DEFINE_list(
     "slurm", [], "sbatch's options, such as partition=gpu,gpus_per_node=1.", _FLAGS
 )
@@ -61,23 +74,23 @@ def work() -> None:
         print(f"{write_report(workdir)}\n{terminal_summary(workdir)}")
         return
     config = config_from_flag(_CONFIG)
-    config_file = next(a for a in sys.argv if a.lstrip("-").startswith("config=")).partition("=")[2]
-    overrides = [a for a in sys.argv if a.lstrip("-").startswith("config.")]
-    every = plan_steps(config, config_file, overrides, workdir)
+    every = plan_steps(config, functools.partial(run_from_flag, _FLAGS), workdir)
     steps = only(every, _ONLY.value)
     check_places(workdir, config)
     check_folds(workdir, config)
     if _LIST.value:
         print("\n".join(listed(steps, workdir)))
         return
-    start = (
-        executors.local(_JOBS.value)
+    executor = (
+        executors.local(_JOBS.value, _FRESH.value)
         if _EXECUTOR.value == "local"
-        else executors.slurm(_slurm_parameters(_SLURM.value))
+        else contextlib.nullcontext(executors.slurm(_slurm_parameters(_SLURM.value)))
     )
     with only_here(workdir, "another study"), stopped_by_signals():
         claim_study(workdir, config)
-        failed = run_steps(steps, workdir, start, _JOBS.value)
+        write_configs(steps)
+        with executor as start:
+            failed = run_steps(steps, workdir, start, _JOBS.value)
         if any((workdir / "runs").glob("*/metrics.json")) or not failed:
             report = write_report(workdir)
             print(f"\n{terminal_summary(workdir)}\nreport: {report}")

@@ -1,9 +1,13 @@
 """Real scans that the tests read, and one trained run that they share."""
 
+import contextlib
 import dataclasses
+import importlib
+import io
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -53,11 +57,31 @@ def covid19_raw() -> Path:
 
 @pytest.fixture(scope="session")
 def command():
-    """Runs `python -m covid_jax.NAME ARGUMENTS`, or benchmarks.NAME; returns the process."""
+    """What `python -m covid_jax.NAME ARGUMENTS`, or benchmarks.NAME, does, in this process.
+
+    From the root; returns what a process of its own would have ended with.
+    """
+
+    def run(name: str, *arguments: str) -> subprocess.CompletedProcess:
+        main = importlib.import_module(name if "." in name else f"covid_jax.{name}").main
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.chdir(ROOT), contextlib.redirect_stdout(out), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with contextlib.redirect_stderr(err):
+                status = main(arguments)
+        said = [text.getvalue() for text in (out, err)]
+        return subprocess.CompletedProcess((name, *arguments), status, *said)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def process():
+    """Runs `python -m NAME ARGUMENTS` from the root as a process of its own, and returns it."""
 
     def run(name: str, *arguments: str) -> subprocess.CompletedProcess:
         return subprocess.run(
-            [sys.executable, "-m", name if "." in name else f"covid_jax.{name}", *arguments],
+            [sys.executable, "-m", name, *arguments],
             capture_output=True,
             text=True,
             cwd=ROOT,

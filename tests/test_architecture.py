@@ -58,29 +58,6 @@ def test_a_module_imports_only_from_its_floor_or_below(path):
         assert {part, other} != {"data", "model"}, f"{path}: data and model do not know each other"
 
 
-def test_no_test_imports_a_command():
-    """Two commands' flags of one name cannot be defined in one process."""
-    for path in TESTS.rglob("*.py"):
-        commands = [name for name in imports(path) if part_of(name) not in {*FLOORS, ""}]
-        assert not commands, f"{path} imports {commands}"
-
-
-def test_of_the_benchmarks_with_flags_tests_import_one():
-    benchmarks = TESTS.parent / "benchmarks"
-    with_flags = {
-        f"benchmarks.{path.stem}"
-        for path in benchmarks.glob("*.py")
-        if "flags.DEFINE" in path.read_text()
-    }
-    imported = {
-        node.module
-        for path in TESTS.rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.ImportFrom)
-    }
-    assert with_flags & imported == {"benchmarks.gpu"}
-
-
 def test_no_two_test_files_have_one_name():
     """Tests are no package: a process that is started would find the wrong one."""
     counts = Counter(path.name for path in TESTS.rglob("*.py"))

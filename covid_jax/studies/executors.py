@@ -1,16 +1,22 @@
 """Where the steps of a study run: on this machine, or as jobs of a Slurm cluster."""
 
+import codecs
+import contextlib
+import json
+import math
 import os
+import select
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 from covid_jax.errors import UserError
 from covid_jax.studies.grid import Step
+
+_GRACE_SECONDS = 10.0  # for a worker without a step to end by itself
 
 
 class Job(Protocol):
@@ -44,58 +50,126 @@ Start = Callable[[Sequence[Order]], Iterable[Job]]
 """Starts steps that are ready at the same moment; each job is handed over as it starts."""
 
 
-def local(jobs: int) -> Start:
-    """As processes of this machine; of one at a time what it prints is shown as well.
+@contextlib.contextmanager
+def local(jobs: int, fresh: bool = False) -> Iterator[Start]:
+    """In workers of this machine, one for each of `jobs` steps at once; they end with the block.
 
-    Each of several gets a GPU of its own, as far as there are GPUs.
+    A worker does one step after another, so that what it imported and compiled serves them all;
+    one whose step died is followed by another. `fresh` ones do a single step. Of one step at a
+    time what it prints is shown as well. Each of several workers has a GPU of its own; more than
+    there are GPUs share them, and their memory.
     """
-    gpus = _gpus()
+    gpus, workers = _gpus(), dict[int, _Worker]()
 
     def start(orders: Sequence[Order]) -> Iterator[Job]:
         for order in orders:
-            environment = dict(os.environ)
-            if jobs > 1 and gpus:
-                environment["CUDA_VISIBLE_DEVICES"] = gpus[order.slot % len(gpus)]
-            yield _Process(order.step, order.log, environment, shown=jobs == 1)
+            order.log.write_bytes(b"")
+            worker = workers.get(order.slot)
+            if worker and (fresh or not worker.lives):
+                worker.end()
+                worker = None
+            if worker is None:
+                environment = _environment(order.slot, jobs, gpus)
+                workers[order.slot] = worker = _Worker(environment, order.log)
+            worker.begin(order)
+            yield _InWorker(worker, order.log, shown=jobs == 1)
 
-    return start
+    try:
+        yield start
+    finally:
+        for worker in workers.values():
+            worker.end()
 
 
-class _Process:
-    def __init__(self, step: Step, log: Path, environment: Mapping[str, str], shown: bool) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-u", "-m", *step.command],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            process_group=0,  # Ctrl-C reaches the study alone, which asks each step once
-        )
-        assert self._process.stdout
-        self._reader = threading.Thread(target=_copy, args=(self._process.stdout, log, shown))
-        self._reader.start()
+def _environment(slot: int, jobs: int, gpus: Sequence[str]) -> dict[str, str]:
+    """Of the worker in a slot."""
+    environment = dict(os.environ)
+    if jobs > 1 and gpus:
+        environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
+        sharing = math.ceil(jobs / len(gpus))
+        if sharing > 1:  # JAX takes its share at once, unless it is told how much
+            environment.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.9 / sharing:.3f}")
+    return environment
 
-    def poll(self) -> int | None:
-        if self._process.poll() is not None:
-            self._reader.join()  # all that it printed is in the file
-        return self._process.returncode
 
-    def cancel(self) -> None:
+class _Worker:
+    """A process of studies/worker.py, and whether it can be given a step."""
+
+    def __init__(self, environment: Mapping[str, str], log: Path) -> None:
+        """With a log for what it says where it cannot start."""
+        with log.open("ab") as file:
+            self._process = subprocess.Popen(
+                [sys.executable, "-u", "-m", "covid_jax.studies.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=file,
+                env=environment,
+                process_group=0,  # Ctrl-C reaches the study alone, which asks each step once
+            )
+        self.lives = True
+
+    def begin(self, order: Order) -> None:
+        """Gives it a step."""
+        assert self._process.stdin
+        with contextlib.suppress(BrokenPipeError):  # it could not start, as its status tells
+            self._process.stdin.write(
+                f"{json.dumps([order.step.command, str(order.log)])}\n".encode()
+            )
+            self._process.stdin.flush()
+
+    def answer(self, wait: bool) -> int | None:
+        """The exit status of its step; None while that is not known and not to be waited for."""
+        answers = self._process.stdout
+        assert answers
+        if not (wait or select.select([answers], [], [], 0)[0]):
+            return None
+        if line := answers.readline():
+            return int(line)
+        self.lives = False
+        return self._process.wait()
+
+    def stop(self) -> None:
+        """Asks its step to save and end."""
         self._process.terminate()
 
+    def end(self) -> None:
+        """Ends it; it has no step."""
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
+        try:
+            self._process.wait(_GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+class _InWorker:
+    """A step that a worker does."""
+
+    def __init__(self, worker: _Worker, log: Path, shown: bool) -> None:
+        self._worker = worker
+        self._log = log.open("rb") if shown else None
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def poll(self) -> int | None:
+        return self._told(wait=False)
+
+    def cancel(self) -> None:
+        self._worker.stop()
+
     def wait(self) -> None:
-        self._process.wait()
-        self._reader.join()
+        self._told(wait=True)
 
-
-def _copy(source: IO[bytes], log: Path, shown: bool) -> None:
-    with log.open("wb") as file:
-        while piece := os.read(source.fileno(), 65536):
-            file.write(piece)
-            file.flush()
-            if shown:
-                sys.stdout.write(piece.decode(errors="replace"))
-                sys.stdout.flush()
+    def _told(self, wait: bool) -> int | None:
+        status = self._worker.answer(wait)
+        if self._log:
+            sys.stdout.write(self._decoder.decode(self._log.read()))
+            sys.stdout.flush()
+            if status is not None:
+                self._log.close()
+        return status
 
 
 def _gpus() -> list[str]:

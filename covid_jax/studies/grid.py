@@ -2,15 +2,15 @@
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from covid_jax.config import (
     SOURCES,
     Config,
     differences,
-    load_config_file,
     read_config,
     run_name,
     to_dict,
@@ -21,6 +21,7 @@ from covid_jax.data.scans import scans_in
 from covid_jax.data.store import load_dataset
 from covid_jax.errors import UserError
 from covid_jax.files import refuse_inside, write_json
+from covid_jax.training.state import epochs_of
 
 _MAY_GROW = ("study.folds", "study.runs", "study.scans", "study.title", "study.note")
 _MAY_CHANGE = (*_MAY_GROW, "data.workers", "mesh.")
@@ -32,11 +33,25 @@ _PUBLISHED = ("covid19", *SOURCES["multi_lesion"])
 
 @dataclass(frozen=True)
 class Training:
-    """What a step that trains will do: how many steps of which strategy, in which folder."""
+    """What a step that trains will do: the run of a config, in a folder.
+
+    Attributes:
+      file: where the config is written, which the command reads.
+    """
 
     folder: Path
-    strategy: str
-    steps: int
+    config: Config
+    file: Path
+
+    @property
+    def kind(self) -> str:
+        """What trainings that take equally long have in common."""
+        return "pretraining" if self.config.pretraining else self.config.strategy
+
+    @property
+    def steps(self) -> int:
+        """Training steps of the run."""
+        return epochs_of(self.config) * self.config.steps_per_epoch
 
 
 @dataclass(frozen=True)
@@ -63,33 +78,23 @@ class Step:
         return self.result.exists()
 
 
-def plan_steps(
-    config: Config, config_file: str, overrides: Sequence[str], workdir: Path
-) -> list[Step]:
+def plan_steps(config: Config, run_of: Callable[[str], Config], workdir: Path) -> list[Step]:
     """The steps of the study in `workdir`, in an order in which each finds what it needs.
 
-    The runs are what `config_file` makes of the names in config.study.runs.
+    Args:
+      run_of: the config of a run by its name, as in config.study.runs.
     """
-    prepared = workdir / "prepared"
 
-    def train(
-        name: str, argument: str, run: Config, folder: Path, needs: Sequence[str], *extra: str
-    ) -> Step:
-        command = (
-            "covid_jax.train",
-            f"--config={config_file}:{argument}",
-            *overrides,
-            *extra,
-            f"--config.data.prepared_dir={prepared}",
-            f"--workdir={folder}",
-        )
-        epochs = config.pretraining_epochs if run.pretraining else config.epochs
-        total = epochs * config.steps_per_epoch
-        result = folder / (f"checkpoints/{total}" if run.pretraining else "metrics.json")
-        what = "pretraining" if run.pretraining else run.strategy
-        return Step(name, command, result, tuple(needs), Training(folder, what, total))
+    def train(name: str, run: Config, folder: Path, needs: Sequence[str], **more: Any) -> Step:
+        data = dataclasses.replace(run.data, prepared_dir=str(workdir / "prepared"))
+        run = dataclasses.replace(run, data=data, **more)
+        training = Training(folder, run, workdir / "configs" / f"{name}.json")
+        command = ("covid_jax.train", f"--config={training.file}", f"--workdir={folder}")
+        last = f"checkpoints/{training.steps}"
+        result = folder / (last if run.pretraining else "metrics.json")
+        return Step(name, command, result, tuple(needs), training)
 
-    runs = {name: load_config_file(f"{config_file}:{name}") for name in config.study.runs}
+    runs = {name: run_of(name) for name in config.study.runs}
     sources = list(dict.fromkeys(run.source for run in runs.values() if run.source != "none"))
     if strange := [source for source in sources if source not in SOURCES]:
         raise UserError(
@@ -103,22 +108,29 @@ def plan_steps(
     first, *others = preparations
     steps = [first, *(dataclasses.replace(step, needs=(first.name,)) for step in others)]
     for source in sources:
-        argument = name = f"pretraining-{source}"
+        name = f"pretraining-{source}"
         needs = [f"prepare-{dataset}" for dataset in SOURCES[source]]
-        run = load_config_file(f"{config_file}:{argument}")
-        steps.append(train(name, argument, run, workdir / "pretraining" / source, needs))
+        steps.append(train(name, run_of(name), workdir / "pretraining" / source, needs))
     for fold in config.study.folds:
-        for argument, run in runs.items():
+        for run in runs.values():
             name = run_name(dataclasses.replace(run, fold=fold))
-            needs, extra = [f"prepare-{dataset}" for dataset in target], [f"--config.fold={fold}"]
+            needs, pretrained = [f"prepare-{dataset}" for dataset in target], ""
             if run.source != "none":
                 needs.append(f"pretraining-{run.source}")
-                extra.append(f"--config.pretrained={workdir / 'pretraining' / run.source}")
+                pretrained = str(workdir / "pretraining" / run.source)
             folder = workdir / "runs" / name
-            steps.append(train(name, argument, run, folder, needs, *extra))
+            steps.append(train(name, run, folder, needs, fold=fold, pretrained=pretrained))
             for scan in config.study.scans:
                 steps.append(_predict(scan, folder, workdir / "scans" / name))
     return steps
+
+
+def write_configs(steps: Sequence[Step]) -> None:
+    """Writes the config of every step that trains, where its command reads it."""
+    for step in steps:
+        if step.training:
+            step.training.file.parent.mkdir(parents=True, exist_ok=True)
+            write_json(step.training.file, to_dict(step.training.config))
 
 
 def only(steps: Sequence[Step], expression: str) -> list[Step]:
@@ -139,7 +151,7 @@ def only(steps: Sequence[Step], expression: str) -> list[Step]:
 
 def check_places(workdir: Path, config: Config) -> None:
     """Raises a UserError where the study's folder and a raw one would lie in each other."""
-    made = ("prepared", "pretraining", "runs", "scans", "report", "steps")
+    made = ("configs", "prepared", "pretraining", "runs", "scans", "report", "steps")
     for field in dataclasses.fields(config.study.raw):
         raw_dir = getattr(config.study.raw, field.name)
         if isinstance(raw_dir, str) and raw_dir:

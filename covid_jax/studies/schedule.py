@@ -161,7 +161,7 @@ class _Measured:
 
     Attributes:
       whole: seconds of each finished step, by its command.
-      paces: seconds of a training step with its share of the validation, by strategy.
+      paces: seconds of a training step with its share of the validation, by kind of training.
       overheads: seconds of each finished training besides its epochs.
     """
 
@@ -183,7 +183,7 @@ def _measured(
         if step.training and len(log := logs[step.name]) > 1:
             epochs = [line["seconds"] + line.get("validation_seconds", 0) for line in log]
             pace = median(epochs[1:]) / (log[1]["step"] - log[0]["step"])  # the first compiles
-            found.paces.setdefault(step.training.strategy, []).append(pace)
+            found.paces.setdefault(step.training.kind, []).append(pace)
             if seconds is not None:
                 found.overheads.append(max(0.0, seconds - sum(epochs)))
     return found
@@ -195,7 +195,7 @@ def _expected(step: Step, measured: _Measured, log: list[dict[str, Any]]) -> flo
         like = measured.whole.get(step.command[0])
         return median(like) if like else None
     others = [pace for paces in measured.paces.values() for pace in paces]
-    paces = measured.paces.get(step.training.strategy, others)
+    paces = measured.paces.get(step.training.kind, others)
     if not paces:
         return None
     left = step.training.steps - (log[-1]["step"] if log else 0)

@@ -122,7 +122,8 @@ def reported(study, file):
 
 
 def test_a_study_with_damaged_records_is_listed_or_refused_in_a_line(study):
-    steps = plan_steps(load_config_file("config.py"), "config.py", [], study)
+    run_of = lambda name: load_config_file(f"config.py:{name}")  # noqa: E731
+    steps = plan_steps(load_config_file("config.py"), run_of, study)
     file, refused = study / "steps" / "body-msd-fold0.json", 0
     before = file.read_text()
     for content in damaged(json.loads(before)):

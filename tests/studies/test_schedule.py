@@ -1,4 +1,4 @@
-"""The order of steps, several at once, and what a failure keeps from running. Real processes."""
+"""The order of steps, several at once, and what a failure keeps from running. Real workers."""
 
 import dataclasses
 import json
@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -20,15 +21,22 @@ from covid_jax.studies.schedule import listed, run_steps, states
 
 
 def step(folder, name, script, needs=()):
-    """A step that runs `python -m code -c`-like scripts: a module written beside it."""
-    (folder / f"step_{name}.py").write_text(script)
+    """A step whose command is a module, written beside it, that does what the script says."""
+    module = f"def main(arguments):\n{textwrap.indent(script.strip(), '    ')}\n    return 0\n"
+    (folder / f"step_{name}.py").write_text(module)
     return Step(name, (f"step_{name}",), folder / name, tuple(needs))
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # python -m finds the modules here
+    monkeypatch.chdir(tmp_path)  # a worker finds the modules here
     return tmp_path
+
+
+def run(steps, folder, jobs=1, fresh=False):
+    """The causes of failure of steps in workers."""
+    with local(jobs, fresh) as start:
+        return run_steps(steps, folder, start, jobs)
 
 
 def makes(name, seconds=0.0):
@@ -44,7 +52,7 @@ def test_what_a_step_needs_comes_before_it_however_many_run_at_once(folder):
         step(folder, "second", f"open('first'); {makes('second')}", ["first"]),
         step(folder, "third", f"open('second'); {makes('third')}", ["second"]),
     ]
-    assert run_steps(steps, folder, local(3), 3) == {}
+    assert run(steps, folder, 3) == {}
     assert all(one.done for one in steps)
 
 
@@ -56,7 +64,7 @@ while len(list(pathlib.Path().glob("here_*"))) < 2: time.sleep(0.01)
 pathlib.Path("NAME").write_text("")
 """
     steps = [step(folder, name, script.replace("NAME", name)) for name in ("a", "b")]
-    assert run_steps(steps, folder, local(2), 2) == {}  # each waits for the other
+    assert run(steps, folder, 2) == {}  # each waits for the other
 
 
 def test_a_failure_keeps_only_what_needs_it_from_running(folder):
@@ -66,7 +74,7 @@ def test_a_failure_keeps_only_what_needs_it_from_running(folder):
         step(folder, "grandchild", makes("grandchild"), ["child"]),
         step(folder, "other", makes("other")),
     ]
-    failed = run_steps(steps, folder, local(1), 1)
+    failed = run(steps, folder)
     assert failed == {
         "bad": "the disk is full",
         "child": "needs bad, which failed",
@@ -80,7 +88,7 @@ def test_a_failure_keeps_only_what_needs_it_from_running(folder):
 
 def test_a_step_that_leaves_no_result_has_failed(folder):
     one = step(folder, "lazy", "print('all is well')")
-    assert run_steps([one], folder, local(1), 1) == {"lazy": "all is well"}
+    assert run([one], folder) == {"lazy": "all is well"}
 
 
 def test_a_step_that_was_asked_to_stop_starts_again(folder):
@@ -93,7 +101,7 @@ if not once.exists():
 pathlib.Path("step").write_text("")
 """
     one = step(folder, "step", script)
-    assert run_steps([one], folder, local(1), 1) == {}
+    assert run([one], folder) == {}
     assert one.done
 
 
@@ -117,7 +125,7 @@ time.sleep(60)
     before = signal.signal(signal.SIGALRM, stop_the_study)
     signal.setitimer(signal.ITIMER_REAL, 2)
     with pytest.raises(StoppedError):
-        run_steps([one], folder, local(1), 1)
+        run([one], folder)
     signal.signal(signal.SIGALRM, before)
     assert (folder / "started").exists()
     assert (folder / "saved").exists()
@@ -144,7 +152,8 @@ from covid_jax.studies.schedule import STUDY_STOPS, run_steps
 def stop(*_): raise StoppedError("the study")
 steps = [Step(name, (f"step_{name}",), pathlib.Path(name)) for name in "ab"]
 try:
-    with stop_signals_go_to(stop, STUDY_STOPS): run_steps(steps, pathlib.Path(), local(2), 2)
+    with stop_signals_go_to(stop, STUDY_STOPS), local(2) as start:
+        run_steps(steps, pathlib.Path(), start, 2)
 except StoppedError: sys.exit(75)
 """
 
@@ -179,14 +188,14 @@ def wait_for(reached):
 def test_what_is_done_is_not_run_again(folder):
     one = step(folder, "done", FAILS)
     one.result.write_text("")
-    assert run_steps([one], folder, local(1), 1) == {}
+    assert run([one], folder) == {}
 
 
 def test_a_step_that_watches_files_is_done_at_every_start(folder):
     """Such as a preparation, which sees for itself what changed in the raw folder."""
     one = dataclasses.replace(step(folder, "watches", makes("watches")), watches=True)
     one.result.write_text("before")
-    assert run_steps([one], folder, local(1), 1) == {}
+    assert run([one], folder) == {}
     assert one.result.read_text() != "before"
 
 
@@ -238,7 +247,7 @@ def test_running_steps_end_with_the_study(folder, monkeypatch):
 
     monkeypatch.setattr("covid_jax.studies.schedule.time.sleep", stopped)
     with pytest.raises(KeyboardInterrupt):
-        run_steps([slow], folder, local(1), 1)
+        run([slow], folder)
     assert not Path("/proc", (folder / "pid").read_text()).exists()
     assert not slow.done
 
@@ -250,5 +259,63 @@ def test_each_of_several_has_a_gpu_of_its_own(folder, monkeypatch):
     )
     slow = f"import time; time.sleep(1); {script}"
     steps = [step(folder, name, slow.replace("NAME", name)) for name in ("a", "b")]
-    run_steps(steps, folder, local(2), 2)
+    run(steps, folder, 2)
     assert {one.result.read_text() for one in steps} == {"3", "7"}
+
+
+def test_those_that_share_a_gpu_share_its_memory(folder, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    script = """
+import os, pathlib, time
+time.sleep(1)
+told = [os.environ.get(f"{name}") for name in
+        ("CUDA_VISIBLE_DEVICES", "XLA_PYTHON_CLIENT_MEM_FRACTION")]
+pathlib.Path("NAME").write_text(str(told))
+"""
+    steps = [step(folder, name, script.replace("NAME", name)) for name in ("a", "b")]
+    assert run(steps, folder, 2) == {}
+    assert [one.result.read_text() for one in steps] == ["['3', '0.450']"] * 2
+    assert run([step(folder, "c", script.replace("NAME", "c"))], folder) == {}
+    assert (folder / "c").read_text() == "['3', None]"
+
+
+TELLS_ITS_PROCESS = """
+import os, pathlib
+print("of NAME, \u00e4")
+pathlib.Path("NAME").write_text(str(os.getpid()))
+"""
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_worker_does_one_step_after_another_unless_they_are_to_be_fresh(folder, fresh, capfd):
+    steps = [step(folder, name, TELLS_ITS_PROCESS.replace("NAME", name)) for name in "abc"]
+    assert run(steps, folder, fresh=fresh) == {}
+    processes = {one.result.read_text() for one in steps}
+    assert len(processes) == (3 if fresh else 1)
+    assert not any(Path("/proc", number).exists() for number in processes)
+    for name in "abc":
+        assert (folder / "steps" / f"{name}.txt").read_text() == f"of {name}, \u00e4\n"
+    printed = capfd.readouterr().out
+    assert [line for line in printed.splitlines() if line.startswith("of ")] == [
+        f"of {name}, \u00e4" for name in "abc"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("dies", "cause"),
+    [
+        ("import os; os.kill(os.getpid(), 9)", "it ended with status -9, without a word"),
+        ("print('so far'); 1 / 0", "ZeroDivisionError: division by zero"),
+    ],
+)
+def test_a_step_that_dies_takes_its_worker_with_it_and_not_the_study(folder, dies, cause):
+    tells = [step(folder, name, TELLS_ITS_PROCESS.replace("NAME", name)) for name in "ab"]
+    failed = run([tells[0], step(folder, "bad", dies), tells[1]], folder)
+    assert failed == {"bad": cause}
+    assert tells[0].result.read_text() != tells[1].result.read_text()
+
+
+def test_a_worker_that_cannot_start_fails_its_step_and_the_others_are_tried(folder, monkeypatch):
+    monkeypatch.setattr("covid_jax.studies.executors.sys.executable", "/bin/false")
+    steps = [step(folder, name, makes(name)) for name in "ab"]
+    assert run(steps, folder) == dict.fromkeys("ab", "it ended with status 1, without a word")

@@ -191,6 +191,7 @@ class StudyConfig:
     note: str = ""  # printed over every table and figure, e.g. what the data is
     folds: tuple[int, ...] = (0, 1, 2, 3, 4)
     runs: tuple[str, ...] = PAPER_RUNS  # of every fold, by the names that named_run takes
+    seeds: tuple[int, ...] = ()  # of every run in every fold; (): the config's own
     raw: RawDirs = field(default_factory=RawDirs)
     scans: tuple[str, ...] = ()  # scans without a reference that the report shows as well
 
@@ -314,11 +315,17 @@ def validate(config: Config) -> None:
     momentum = config.optimizer.momentum
     _require(0 <= momentum < 1, "optimizer.momentum", momentum, "must lie in 0 to below 1")
     _require(bool(data.datasets), "data.datasets", data.datasets, "must name a dataset")
+    for name, values, what in (
+        ("data.datasets", data.datasets, "dataset"),
+        ("study.seeds", config.study.seeds, "seed"),
+    ):
+        once = len({*values}) == len(values)
+        _require(once, name, values, f"must name each {what} once")
     _require(
-        len({*data.datasets}) == len(data.datasets),
-        "data.datasets",
-        data.datasets,
-        "must name each dataset once",
+        min(config.study.seeds, default=0) >= 0,
+        "study.seeds",
+        config.study.seeds,
+        "must not be negative",
     )
     _require(
         config.strategy in STRATEGY_NAMES,

@@ -121,6 +121,7 @@ SEEN = {
     "inference.threshold": (BASE, 0.3, postprocessing),
     "inference.largest_only": (BASE, True, postprocessing),
     "study.folds": (STUDY, (3,), commands),
+    "study.seeds": (STUDY, (0, 1), commands),
     "study.runs": (STUDY, ("scratch",), commands),
     "study.scans": (STUDY, (f"{ROOT}/examples/lidc/LIDC-IDRI-0001",), commands),
     "study.raw.phantom": (STUDY, "raw", commands),

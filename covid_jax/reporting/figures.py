@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from covid_jax.reporting.runs import Kind, Run, kinds_of
-from covid_jax.reporting.statistics import summarise
+from covid_jax.reporting.statistics import by_case, summarise
 from covid_jax.reporting.tables import values_of
 
 _LUNG_WINDOW_HU = (-1250.0, 250.0)
@@ -38,13 +38,14 @@ def learning_curves(runs: Sequence[Run], note: str) -> Figure:
 
 
 def dice_of_cases(runs: Sequence[Run], note: str) -> Figure:
-    """The DSC of each test case, the mean over its folds; a line follows a case."""
+    """The DSC of each test case, the mean over its folds and seeds; a line follows a case."""
     kinds = kinds_of(runs)
     of_kind = [values_of([run for run in runs if run.kind == kind], "dsc") for kind in kinds]
     figure = Figure(figsize=(max(6.5, 0.85 * len(kinds)), 4))
     axes = figure.subplots()
-    for case in sorted({case for values in of_kind for case in values}):
-        line = np.array([np.mean(v[case]) if case in v else np.nan for v in of_kind])
+    of_case = [by_case(values) for values in of_kind]
+    for case in sorted(set().union(*of_case)):
+        line = np.array([np.mean(cases.get(case, [np.nan])) for cases in of_case])
         axes.plot(range(len(kinds)), line, "-", color="0.8", linewidth=0.8, zorder=1)
         axes.scatter(range(len(kinds)), line, s=14, color=_CASE, zorder=2)
     for place, values in enumerate(of_kind):

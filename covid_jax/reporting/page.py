@@ -30,7 +30,6 @@ from covid_jax.reporting.tables import (
     all_tables,
     comparisons,
     summary_table,
-    values_of,
     write_tables,
 )
 from covid_jax.reporting.viewer import write_case, write_viewer
@@ -158,7 +157,10 @@ def _test_overlays(
     first = [run for run in runs if run.fold == fold]
     shown = {run.kind.strategy: run for run in first if run.kind in table_3}
     shown = shown or {run.kind.label: run for run in first}
-    dice = values_of(list(shown.values()), "dsc")
+    dice: dict[str, list[float]] = {}
+    for run in shown.values():
+        for case, value in run.values("dsc").items():
+            dice.setdefault(case, []).append(value)
     ranked = sorted(dice.keys() & cases.keys(), key=lambda case: (-np.mean(dice[case]), case))
     chosen = dict.fromkeys([*ranked[:1], *ranked[len(ranked) // 2 :][:1], *ranked[-1:]])
     scans, masks, references = {}, {}, {}

@@ -96,7 +96,25 @@ def read_runs(study: Path) -> tuple[list[Run], list[str]]:
                 problems.append(str(error))
     order = {Kind(row.strategy, row.source): place for place, row in enumerate(paper_table(1))}
     place = lambda run: (order.get(run.kind, len(order)), run.kind, run.fold, run.name)  # noqa: E731
-    return sorted(runs, key=place), problems
+    return sorted(runs, key=place), problems + uneven_seeds(runs)
+
+
+def uneven_seeds(runs: Sequence[Run]) -> list[str]:
+    """A line for each kind of run that lacks seeds which another one has in the same fold."""
+    seeds: dict[int, set[int]] = {}
+    for run in runs:
+        seeds.setdefault(run.fold, set()).add(run.config.seed)
+    lines = []
+    for kind in kinds_of(runs):
+        mine = {(run.fold, run.config.seed) for run in runs if run.kind == kind}
+        folds = sorted({fold for fold, _ in mine})
+        every = [(fold, seed) for fold in folds for seed in sorted(seeds[fold])]
+        if lacks := [f"{seed} of fold {fold}" for fold, seed in every if (fold, seed) not in mine]:
+            lines.append(
+                f"{kind.label}: has no run by seed {', '.join(lacks)}, as others have; kinds of "
+                "run are compared by the seeds that both have"
+            )
+    return lines
 
 
 def _changed_since(study: Path, run: Path, origin: dict[str, Any]) -> list[str]:

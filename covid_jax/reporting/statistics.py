@@ -1,47 +1,61 @@
-"""How far a study's numbers can be trusted: intervals and tests over cases.
+"""How far a study's numbers can be trusted: intervals and tests over cases, folds and seeds.
 
-The same case is tested in several folds, by networks that saw other training cases; it stays one
-case. So intervals draw cases, each with all that it has in every fold, and tests compare one value
-a case, the mean over its folds.
+A run is a trial: a fold, and a seed. The same case is tested in several trials, by networks that
+saw other training cases or drew other numbers; it stays one case. So a mean over a study is
+uncertain in two ways, and its interval has both: by the cases that happened to be tested, each with
+all that it has in every trial, and by the seeds that happened to be drawn in each fold. Tests
+compare one value a case, the mean over its trials.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from scipy import stats
 
-_DRAWS = 10_000
 _LEVEL = 0.95
+
+
+class Trial(NamedTuple):
+    """Which run of a kind this is."""
+
+    fold: int
+    seed: int = 0
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A metric over fold-cases.
+    """A metric over the trials of a kind of run.
 
     Attributes:
-      mean, std: over all of them.
-      low, high: the 95 % bootstrap interval of the mean, over cases.
-      count: of the fold-cases.
+      mean: over all cases of all trials.
+      std: over the cases of all folds, each the mean over its seeds.
+      seed_std: over seeds, of a fold's mean over its cases; None where every fold has one seed.
+      low, high: the 95 % interval of the mean, over cases and seeds.
+      count: of the cases of all folds.
+      seeds: in each fold, at most.
     """
 
     mean: float
     std: float
+    seed_std: float | None
     low: float
     high: float
     count: int
+    seeds: int
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One kind of run against the baseline, over the cases that both have.
+    """One kind of run against the baseline, over the trials and cases that both have.
 
     Attributes:
-      difference: its mean minus the baseline's, with the interval over cases.
-      p: of the paired Wilcoxon test, two-sided; 1 where all pairs are equal.
+      difference: its mean minus the baseline's, with the interval over cases and seeds.
+      p: of the paired Wilcoxon test over cases, two-sided; 1 where all pairs are equal.
       p_holm: the same for all comparisons of a study at once (Holm).
       count: of the cases.
+      seeds: in each fold, at most.
     """
 
     difference: float
@@ -50,35 +64,54 @@ class Comparison:
     p: float
     p_holm: float
     count: int
+    seeds: int
 
 
 Name = TypeVar("Name", bound=Hashable)
-Values = Mapping[str, Sequence[float]]
-"""Of each case, its value in every fold that tests it."""
+Values = Mapping[Trial, Mapping[str, float]]
+"""Of each trial, a value of each of its cases."""
 
 
 def summarise(values: Values) -> Summary:
-    """Mean, deviation and interval of a metric. There is at least one value."""
-    every = np.concatenate([np.asarray(of_case, float) for of_case in values.values()])
-    low, high = _interval(values)
-    return Summary(float(every.mean()), float(every.std()), low, high, len(every))
+    """Mean, deviations and interval of a metric. There is at least one value."""
+    of_fold: dict[tuple[int, str], list[float]] = {}
+    for trial, cases in values.items():
+        for case, value in cases.items():
+            of_fold.setdefault((trial.fold, case), []).append(value)
+    by_fold = _means_by_fold(values)
+    pooled = [np.var(means, ddof=1) for means in by_fold.values() if len(means) > 1]
+    mean, low, high = _interval(values)
+    return Summary(
+        mean=mean,
+        std=float(np.std([np.mean(each) for each in of_fold.values()])),
+        seed_std=float(np.sqrt(np.mean(pooled))) if pooled else None,
+        low=low,
+        high=high,
+        count=len(of_fold),
+        seeds=_seeds(values),
+    )
 
 
 def compare(pairs: Mapping[Name, tuple[Values, Values]]) -> dict[Name, Comparison]:
-    """The first of each pair against the second, its baseline, over the cases that both have."""
-    found, p_values = {}, {}  # of each name
+    """The first of each pair against the second, its baseline, over what both have."""
+    found: dict[Name, tuple[tuple[float, float, float], int, int]] = {}
+    p_values: dict[Name, float] = {}
     for name, (of_name, baseline) in pairs.items():
-        shared = [case for case in of_name if case in baseline]
-        if not shared:
+        differences = {
+            trial: {case: cases[case] - before[case] for case in cases if case in before}
+            for trial, cases in of_name.items()
+            if (before := baseline.get(trial)) is not None
+        }
+        differences = {trial: cases for trial, cases in differences.items() if cases}
+        if not differences:
             continue
-        by_case = {c: [float(np.mean(of_name[c]) - np.mean(baseline[c]))] for c in shared}
-        differences = np.concatenate(list(by_case.values()))
-        p_values[name] = float(stats.wilcoxon(differences).pvalue) if any(differences) else 1.0
-        found[name] = (float(differences.mean()), *_interval(by_case), len(shared))
+        of_case = [float(np.mean(each)) for each in by_case(differences).values()]
+        p_values[name] = float(stats.wilcoxon(of_case).pvalue) if any(of_case) else 1.0
+        found[name] = _interval(differences), len(of_case), _seeds(differences)
     adjusted = dict(zip(p_values, holm(list(p_values.values())), strict=True))
     return {
-        name: Comparison(difference, low, high, p_values[name], adjusted[name], count)
-        for name, (difference, low, high, count) in found.items()
+        name: Comparison(*interval, p_values[name], adjusted[name], count, seeds)
+        for name, (interval, count, seeds) in found.items()
     }
 
 
@@ -91,10 +124,55 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _interval(values: Values) -> tuple[float, float]:
-    sums = np.array([np.sum(of_case) for of_case in values.values()])
-    counts = np.array([len(of_case) for of_case in values.values()])
-    drawn = np.random.default_rng(0).integers(len(sums), size=(_DRAWS, len(sums)))
-    means = sums[drawn].sum(1) / counts[drawn].sum(1)
-    tail = (1 - _LEVEL) / 2
-    return float(np.quantile(means, tail)), float(np.quantile(means, 1 - tail))
+def by_case(values: Values) -> dict[str, list[float]]:
+    """Of each case, its value in every trial that tests it."""
+    found: dict[str, list[float]] = {}
+    for cases in values.values():
+        for case, value in cases.items():
+            found.setdefault(case, []).append(value)
+    return found
+
+
+def _means_by_fold(values: Values) -> dict[int, list[float]]:
+    """Of each fold, the mean over its cases by each seed."""
+    found: dict[int, list[float]] = {}
+    for trial, cases in values.items():
+        found.setdefault(trial.fold, []).append(float(np.mean(list(cases.values()))))
+    return found
+
+
+def _seeds(values: Values) -> int:
+    return max(len(means) for means in _means_by_fold(values).values())
+
+
+def _interval(values: Values) -> tuple[float, float, float]:
+    """(mean, low, high): the interval of the mean over cases and seeds.
+
+    The variance of the mean is the sum of two: over cases, each weighing as often as it is tested,
+    and over the seeds of each fold, whose runs are independent. Both are estimated of few, so the
+    interval is Student's, with the degrees of freedom of a sum (Satterthwaite 1946). What a case
+    and a seed have only together is in both, and makes it a little wide. Of one case there is no
+    interval, and low and high are the mean.
+    """
+    of_case = list(by_case(values).values())
+    counts = np.array([len(each) for each in of_case])
+    sums = np.array([np.sum(each) for each in of_case])
+    total, cases = counts.sum(), len(of_case)
+    mean = float(sums.sum() / total)
+    if cases == 1:
+        return mean, mean, mean
+    by_cases = float(cases / (cases - 1) * ((sums - mean * counts) ** 2).sum() / total**2)
+    parts = [(by_cases, cases - 1)]
+    tested: dict[int, int] = {}
+    for trial, of_trial in values.items():
+        tested[trial.fold] = tested.get(trial.fold, 0) + len(of_trial)
+    for fold, means in _means_by_fold(values).items():
+        if len(means) > 1:
+            share = tested[fold] / total
+            parts.append((float(share**2 * np.var(means, ddof=1) / len(means)), len(means) - 1))
+    variance = sum(part for part, _ in parts)
+    if not variance:
+        return mean, mean, mean
+    freedom = variance**2 / sum(part**2 / of for part, of in parts)
+    half = float(stats.t.ppf((1 + _LEVEL) / 2, freedom) * np.sqrt(variance))
+    return mean, mean - half, mean + half

@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -12,7 +12,7 @@ from covid_jax.evaluation.metrics import EXTRAS, METRICS, NOT_OVER_LABELS, PAPER
 from covid_jax.files import whole_file, write_json
 from covid_jax.reporting.paper import Pair, PaperRow, paper_table
 from covid_jax.reporting.runs import Kind, Run, kinds_of
-from covid_jax.reporting.statistics import Comparison, Summary, Values, compare, summarise
+from covid_jax.reporting.statistics import Comparison, Summary, Trial, Values, compare, summarise
 
 HEADINGS = {metric.name: metric.heading for metric in METRICS}
 _BASELINE = Kind("scratch", "none")
@@ -82,24 +82,16 @@ def all_tables(runs: Sequence[Run]) -> tuple[Table, ...]:
 
 
 def comparisons(runs: Sequence[Run], metric: str) -> dict[Kind, Comparison]:
-    """Every kind of run against scratch in the folds that both have; empty without scratch."""
-    scratch, pairs = _of(runs, _BASELINE), {}
-    for kind in kinds_of(runs):
-        if kind != _BASELINE:
-            own = _of(runs, kind)
-            folds = {run.fold for run in own} & {run.fold for run in scratch}
-            own, beside = ([r for r in some if r.fold in folds] for some in (own, scratch))
-            pairs[kind] = values_of(own, metric), values_of(beside, metric)
-    return compare(pairs)
+    """Every kind of run against scratch in the folds and seeds that both have, if any."""
+    scratch = values_of(_of(runs, _BASELINE), metric)
+    others = [kind for kind in kinds_of(runs) if kind != _BASELINE]
+    return compare({kind: (values_of(_of(runs, kind), metric), scratch) for kind in others})
 
 
 def values_of(runs: Sequence[Run], metric: str) -> Values:
-    """Of each case, its value in every fold of these runs."""
-    found: dict[str, list[float]] = {}
-    for run in runs:
-        for case, value in run.values(metric).items():
-            found.setdefault(case, []).append(value)
-    return found
+    """Of each of these runs, its fold and seed with the value of every case that has one."""
+    found = {Trial(run.fold, run.config.seed): run.values(metric) for run in runs}
+    return {trial: values for trial, values in found.items() if values}
 
 
 def write_tables(report: Path, runs: Sequence[Run], tables: Sequence[Table], note: str) -> None:
@@ -115,6 +107,7 @@ def write_tables(report: Path, runs: Sequence[Run], tables: Sequence[Table], not
                 "name": run.name,
                 **run.kind._asdict(),
                 "fold": run.fold,
+                "seed": run.config.seed,
                 "cases": run.cases,
                 "epoch_seconds": run.epoch_seconds,
                 "validation_seconds": run.validation_seconds,
@@ -210,20 +203,22 @@ def _table_3(runs: Sequence[Run]) -> Table:
     metrics = ("dsc", "nsd", "sensitivity")
     rows = []
     for kind, paper in _kinds(runs, 3).items():
-        for run in _of(runs, kind):
+        mine = _of(runs, kind)
+        for fold in sorted({run.fold for run in mine}):
+            here = [run for run in mine if run.fold == fold]
             printed = paper.folds if paper else {}
             cells = {
-                name: _cell([run], name, printed[name][run.fold] if printed else None)
+                name: _cell(here, name, printed[name][fold] if printed else None)
                 for name in metrics
             }
             seconds = {
-                "training": run.epoch_seconds,
-                "validation": run.validation_seconds,
-                "steps": run.config.steps_per_epoch,
+                "training": median(run.epoch_seconds for run in here),
+                "validation": median(run.validation_seconds for run in here),
+                "steps": here[0].config.steps_per_epoch,
             }
             if paper:
-                seconds["paper"] = paper.epoch_seconds[run.fold]
-            rows.append(Row(kind, cells, run.fold, seconds))
+                seconds["paper"] = paper.epoch_seconds[fold]
+            rows.append(Row(kind, cells, fold, seconds))
     title = "Table III: the strategies, and the seconds of an epoch"
     return Table("3", title, (_headed(metrics),), tuple(rows))
 
@@ -284,8 +279,8 @@ def _flat(row: Row) -> dict[str, Any]:
     if row.fold is not None:
         flat["fold"] = row.fold
     for name, cell in row.cells.items():
-        ours = asdict(cell.ours) if cell.ours else dict.fromkeys(("mean", "std", "low", "high"))
-        flat["cases"] = ours.pop("count", 0)
+        ours = asdict(cell.ours) if cell.ours else {of.name: None for of in fields(Summary)}
+        flat["cases"] = ours.pop("count") or 0
         flat |= {f"{name}_{key}": value for key, value in ours.items()}
         flat[f"paper_{name}_mean"], flat[f"paper_{name}_std"] = cell.paper or (None, None)
         flat[f"{name}_difference"] = cell.difference

@@ -1,6 +1,7 @@
 """The steps of a study: which command makes what, and what each one needs."""
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from covid_jax.errors import UserError
 from covid_jax.files import refuse_inside, write_json
 from covid_jax.training.state import epochs_of
 
-_MAY_GROW = ("study.folds", "study.runs", "study.scans", "study.title", "study.note")
+_MAY_GROW = ("study.folds", "study.runs", "study.seeds", "study.scans", "study.title", "study.note")
 _MAY_CHANGE = (*_MAY_GROW, "data.workers", "mesh.")
 """Settings that a study may be continued with although they changed: they change no run."""
 
@@ -81,6 +82,8 @@ class Step:
 def plan_steps(config: Config, run_of: Callable[[str], Config], workdir: Path) -> list[Step]:
     """The steps of the study in `workdir`, in an order in which each finds what it needs.
 
+    Every run of every fold is made by each seed; a pre-training is made once, by the config's own.
+
     Args:
       run_of: the config of a run by its name, as in config.study.runs.
     """
@@ -111,17 +114,22 @@ def plan_steps(config: Config, run_of: Callable[[str], Config], workdir: Path) -
         name = f"pretraining-{source}"
         needs = [f"prepare-{dataset}" for dataset in SOURCES[source]]
         steps.append(train(name, run_of(name), workdir / "pretraining" / source, needs))
-    for fold in config.study.folds:
-        for run in runs.values():
-            name = run_name(dataclasses.replace(run, fold=fold))
-            needs, pretrained = [f"prepare-{dataset}" for dataset in target], ""
-            if run.source != "none":
-                needs.append(f"pretraining-{run.source}")
-                pretrained = str(workdir / "pretraining" / run.source)
-            folder = workdir / "runs" / name
-            steps.append(train(name, run, folder, needs, fold=fold, pretrained=pretrained))
-            for scan in config.study.scans:
-                steps.append(_predict(scan, folder, workdir / "scans" / name))
+    # Whole grids by one seed after another, so that a study that is stopped has even rows.
+    for seed, fold, run in itertools.product(
+        config.study.seeds or (config.seed,), config.study.folds, runs.values()
+    ):
+        name = run_name(dataclasses.replace(run, fold=fold))
+        name += "" if seed == config.seed else f"-seed{seed}"
+        needs, pretrained = [f"prepare-{dataset}" for dataset in target], ""
+        if run.source != "none":
+            needs.append(f"pretraining-{run.source}")
+            pretrained = str(workdir / "pretraining" / run.source)
+        folder, more = workdir / "runs" / name, {"fold": fold, "pretrained": pretrained}
+        if config.study.seeds:
+            more["seed"] = seed
+        steps.append(train(name, run, folder, needs, **more))
+        for scan in config.study.scans:
+            steps.append(_predict(scan, folder, workdir / "scans" / name))
     return steps
 
 

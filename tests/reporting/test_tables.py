@@ -7,7 +7,7 @@ import pytest
 
 from covid_jax.config import Config, to_dict
 from covid_jax.evaluation.metrics import EXTRAS, PAPER, summarise
-from covid_jax.reporting.runs import Kind, Run, read_runs
+from covid_jax.reporting.runs import Kind, Run, read_runs, uneven_seeds
 from covid_jax.reporting.tables import (
     all_tables,
     as_latex,
@@ -19,23 +19,39 @@ from covid_jax.reporting.tables import (
 FULL = dict.fromkeys((*PAPER, *EXTRAS), 0.5)
 
 
-def run(strategy="scratch", source="none", fold=0, variant="", **cases):
-    config = Config(strategy=strategy, source=source, fold=fold, variant=variant)
+def run(strategy="scratch", source="none", fold=0, variant="", seed=0, **cases):
+    config = Config(strategy=strategy, source=source, fold=fold, variant=variant, seed=seed)
     name = f"{strategy}-{source}-{variant}-fold{fold}"
     scored = {case: FULL | {"dsc": dice} for case, dice in cases.items()}
     return Run(name, config, scored, [{"epoch": 0, "step": 250, "loss": 1.0}], 12.0, 3.0)
 
 
 def test_a_cell_is_ours_beside_the_papers():
-    table = all_tables([run(a=0.70, b=0.72), run(fold=1, a=0.60)])[0]
+    table = all_tables([run(a=0.70, b=0.71, c=0.72), run(fold=1, a=0.60)])[0]
     row = next(row for row in table.rows if row.kind == Kind("scratch", "none"))
     cell = row.cells["dsc_fold0"]
     assert cell.paper == (0.681, 0.205)
     assert cell.ours.mean == pytest.approx(0.71)
     assert cell.difference == pytest.approx(0.71 - 0.681)
-    assert cell.outside  # 0.681 does not lie in 0.70 .. 0.72
-    assert not row.cells["dsc_avg"].outside  # but 0.673 lies between 0.60 and 0.72
+    assert cell.outside  # 0.681 does not lie in 0.685 .. 0.735
+    assert not row.cells["dsc_avg"].outside  # but 0.673 does in the wider one of both
     assert row.cells["dsc_avg"].runs == ("scratch-none--fold0", "scratch-none--fold1")
+
+
+def test_runs_of_several_seeds_are_one_row():
+    runs = [run(seed=seed, a=0.5 + 0.1 * seed, b=0.7 + 0.1 * seed) for seed in (0, 1, 2)]
+    first, _, third, *_ = all_tables([*runs, run("body", "multi_lesion", a=0.6, b=0.8)])
+    row = next(row for row in first.rows if row.kind == Kind("scratch", "none"))
+    ours = row.cells["dsc_avg"].ours
+    assert (ours.mean, ours.count, ours.seeds) == (pytest.approx(0.7), 2, 3)
+    assert (ours.std, ours.seed_std) == (pytest.approx(0.1), pytest.approx(0.1))
+    assert [row.kind.strategy for row in third.rows] == ["scratch", "body"]
+    told = uneven_seeds([*runs, run("body", "multi_lesion", a=0.6)])
+    assert told == [
+        "body, multi_lesion: has no run by seed 1 of fold 0, 2 of fold 0, as others have; kinds of "
+        "run are compared by the seeds that both have"
+    ]
+    assert uneven_seeds(runs) == []
 
 
 def test_the_papers_rows_are_all_there_and_other_kinds_come_after():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from covid_jax.config import Config, StudyConfig, to_dict
+from covid_jax.config import Config, StudyConfig, to_dict, validate
 from covid_jax.errors import UserError
 from covid_jax.files import write_json
 from covid_jax.studies.grid import (
@@ -16,6 +16,7 @@ from covid_jax.studies.grid import (
     claim_study,
     load_study,
     only,
+    plan_steps,
 )
 from tests.conftest import tiny
 
@@ -83,3 +84,37 @@ def test_a_study_and_its_raw_data_never_lie_in_each_other(tmp_path, workdir, raw
         check_places(tmp_path / workdir, config)
     config.study.raw.nnunet = str(tmp_path / "study" / "raw" / "nnunet")
     check_places(tmp_path / "study", config)
+
+
+def test_every_run_of_every_fold_is_made_by_each_seed_and_pretrained_once(tmp_path):
+    study = StudyConfig(folds=(0, 1), runs=("scratch", "body-msd"), seeds=(0, 2))
+    steps = plan_steps(tiny(study=study), lambda name: tiny(name, study=study), tmp_path)
+    trained = {step.name: step.training.config for step in steps if step.training}
+    assert list(trained) == [
+        "pretraining-msd",
+        *("scratch-none-fold0", "body-msd-fold0", "scratch-none-fold1", "body-msd-fold1"),
+        *("scratch-none-fold0-seed2", "body-msd-fold0-seed2"),
+        *("scratch-none-fold1-seed2", "body-msd-fold1-seed2"),
+    ]
+    assert {name: config.seed for name, config in trained.items()} == {
+        name: 2 if name.endswith("seed2") else 0 for name in trained
+    }
+    assert trained["body-msd-fold1-seed2"].fold == 1
+    assert trained["body-msd-fold1-seed2"].pretrained == str(tmp_path / "pretraining" / "msd")
+
+
+def test_seeds_may_be_added_to_a_study_and_none_twice(tmp_path):
+    claim_study(tmp_path, tiny())
+    claim_study(tmp_path, tiny(study=StudyConfig(seeds=(0, 1, 2))))
+    with pytest.raises(UserError, match=r"study\.seeds=\(1, 1\): must name each seed once"):
+        validate(tiny(study=StudyConfig(seeds=(1, 1))))
+
+
+def test_runs_may_have_epochs_of_their_own(tmp_path):
+    """By which a step knows that it is done."""
+    study = StudyConfig(folds=(0,), runs=("scratch", "body-msd"))
+    run_of = lambda name: tiny(name, study=study, pretraining_epochs=7, epochs=len(name))  # noqa: E731
+    steps = plan_steps(tiny(study=study), run_of, tmp_path)
+    (pretraining,) = [step for step in steps if step.name == "pretraining-msd"]
+    assert pretraining.result == tmp_path / "pretraining" / "msd" / "checkpoints" / "70"
+    assert [step.training.steps for step in steps if step.training] == [70, 70, 80]

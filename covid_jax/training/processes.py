@@ -150,12 +150,11 @@ def supervise() -> None:
         return
     # Signals meet the child alone, from the moment that it exists.
     child = subprocess.Popen(
-        [sys.executable, *sys.orig_argv[1:]],
+        [sys.executable, "-m", "covid_jax.train", *sys.argv[1:]],
         env={**os.environ, _SUPERVISED: "1"},
     )
-    for number in STOP_SIGNALS:
-        signal.signal(number, lambda number, _: child.send_signal(number))
-    status = child.wait()
+    with stop_signals_go_to(lambda number, _: child.send_signal(number)):
+        status = child.wait()
     if status in (-signal.SIGABRT, _ABORTED):
         raise StoppedError(_LOST)
     sys.exit(status if status >= 0 else 128 - status)

@@ -172,6 +172,10 @@ def test_a_mesh_that_leaves_a_process_without_work_is_refused(tiny_run, tmp_path
     assert all("meshes that fit: 1 x 2, 2 x 1" in text for text in run.printed())
 
 
-def test_a_process_that_no_other_joins_is_told_how(tiny_run, tmp_path, refuses):
-    line = refuses("train", *settings(tiny_run, tmp_path / "run", "--distributed"))
-    assert "--coordinator, --num_processes and --process_id" in line
+def test_a_process_that_no_other_joins_is_told_how(tiny_run, tmp_path, process):
+    arguments = settings(tiny_run, tmp_path / "run", "--distributed")
+    ended = process("covid_jax.train", *arguments)
+    assert ended.returncode == 1
+    last = ended.stderr.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert "--coordinator, --num_processes and --process_id" in last

@@ -55,6 +55,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "correctness": lambda content: tables.correctness_table(content["results"]),
     "variants": lambda content: tables.variants_table(content["results"]),
     "real_epoch": lambda content: tables.real_epoch_table(content["results"]),
+    "study": lambda content: tables.study_table(content["results"]),
     "layouts": lambda content: tables.layouts_table(content["results"]),
 }
 """By how names of result files begin; of several the first."""

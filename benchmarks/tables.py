@@ -544,3 +544,33 @@ def grid_hours_table(lines: Sequence[Line]) -> str:
         )
     rows.append("links: share of a step of scratch; *: the fastest way to use so many")
     return "\n".join(rows)
+
+
+def study_table(lines: Sequence[Line]) -> str:
+    """One row a kind of run: mean DSC and NSD, and how far each is from scratch's."""
+    seeds = max(line["dsc"]["seeds"] for line in lines)
+    width = max(len(_row_name(line)) for line in lines) + 2
+    head = f"{'run':<{width}}{'DSC':>7}" + f"{'+- seeds':>10}" * (seeds > 1)
+    gap = f"{'to scratch, 95 %':>27}{'p (Holm)':>10}"
+    rows = [f"{head}{gap}{'NSD':>8}{gap}{'s/epoch':>9}"]
+    for line in lines:
+        row = f"{_row_name(line):<{width}}{line['dsc']['mean']:>7.3f}"
+        if seeds > 1:
+            spread = line["dsc"]["seed_std"]
+            row += " " * 10 if spread is None else f"{spread:>10.3f}"
+        row += f"{_gap(line, 'dsc')}{line['nsd']['mean']:>8.3f}{_gap(line, 'nsd')}"
+        rows.append(f"{row}{line['epoch_seconds']:>9.1f}")
+    return "\n".join(rows)
+
+
+def _row_name(line: Line) -> str:
+    named = (line["strategy"], line["source"], line["variant"])
+    return ", ".join(part for part in named if part not in ("", "none"))
+
+
+def _gap(line: Line, metric: str) -> str:
+    found = line.get(f"{metric}_against_scratch")
+    if found is None:
+        return " " * 37
+    interval = f"{found['difference']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f})"
+    return f"{interval:>27}{found['p_holm']:>10.2g}"

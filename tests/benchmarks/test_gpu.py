@@ -48,7 +48,7 @@ sys.meta_path = [Bare if finder is PathFinder else finder for finder in sys.meta
 """As sitecustomize.py it hides from Python what a bare machine lacks."""
 
 
-def run_bare(folder, missing, *arguments):
+def run_bare(folder, missing, *arguments, script="gpu_benchmark"):
     (folder / "sitecustomize.py").write_text(BARE.format(missing=missing))
     environment = {
         "PYTHON": sys.executable,
@@ -56,7 +56,7 @@ def run_bare(folder, missing, *arguments):
         "XLA_FLAGS": "--xla_backend_optimization_level=0",  # it compiles in half the time
     }
     finished = subprocess.run(
-        ["bash", f"{ROOT}/launch/gpu_benchmark.sh", f"--output={folder}/out", *arguments],
+        ["bash", f"{ROOT}/launch/{script}.sh", f"--output={folder}/out", *arguments],
         capture_output=True,
         text=True,
         env={**os.environ, **environment},
@@ -213,3 +213,13 @@ def test_there_are_few_files_and_the_whole_begins_with_what_matters_most():
 )
 def test_a_mistake_is_one_line(tmp_path, refuses, arguments, said):
     assert said in refuses("benchmarks.gpu", f"--output={tmp_path}", *arguments)
+
+
+def test_a_study_that_runs_out_of_time_brings_back_what_was_done(tmp_path):
+    phantoms = ("--config.data.datasets=phantom", "--config.study.runs=scratch")
+    status, _, said = run_bare(
+        tmp_path, {"SimpleITK"}, "--budget=80", *phantoms, script="gpu_study"
+    )
+    assert status == 124, said
+    assert "device of the runs" in (tmp_path / "out" / "study.txt").read_text()
+    assert (tmp_path / "out" / "runs.tar.gz").is_file()

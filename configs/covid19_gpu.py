@@ -3,8 +3,9 @@
     bash launch/gpu_study.sh --output=DIR
 
 2,000 steps a run, which on fold 0 bring scratch from a DSC of 0.56 to 0.63 (PyTorch's nnU-Net:
-0.62). On 2 cores it takes a night: python -m covid_jax.study --config=configs/covid19_gpu.py --jobs=2
---workdir=DIR, which goes on where it was stopped.
+0.62). On 2 cores it takes a night, and goes on where it was stopped:
+
+    python -m covid_jax.study --config=configs/covid19_gpu.py --workdir=DIR --jobs=2
 """
 
 import dataclasses

@@ -5,7 +5,8 @@
 
 Network, patch and batch size are the plan's; a value that is given here or as a flag wins. The run
 `body-NAME` (or another strategy) starts from config.pretrained, a run or a network that was
-imported; `pretraining-NAME` is a pre-training on the prepared dataset NAME.
+imported; `pretraining-NAME` is a pre-training on the prepared dataset NAME. A study of all that,
+from raw folders on: docs/study.md.
 """
 
 from covid_jax.config import (
@@ -13,6 +14,7 @@ from covid_jax.config import (
     DataConfig,
     InferenceConfig,
     LossConfig,
+    StudyConfig,
     UNetConfig,
     named_run,
 )
@@ -33,5 +35,6 @@ def get_config(name: str = "scratch") -> Config:
         data=DataConfig(datasets=("nnunet",), patch_size=(0, 0, 0), batch_size=0),
         loss=LossConfig(batch_dice=None),
         inference=InferenceConfig(average="logits", mirror=True),
+        study=StudyConfig(title="Transfer strategies", runs=("scratch",)),
     )
     return named_run(config, name)

@@ -34,7 +34,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
 }
 """Pre-training sources (paper section IV-A) and the datasets each one is trained on.
 
-A source of another name is a prepared dataset of that name, or a network that was imported.
+A source of another name is a dataset of that name, or a network that was imported.
 """
 
 LARGEST = 1 << 20
@@ -169,7 +169,10 @@ class InferenceConfig:
 
 @dataclass(unsafe_hash=True)
 class RawDirs:
-    """Raw data of a study; an empty folder name stands for synthetic phantoms in that layout."""
+    """Raw data of a study; an empty folder name stands for synthetic phantoms in that layout.
+
+    Of nnU-Net's layout there are none.
+    """
 
     covid19: str = ""
     msd_lung: str = ""
@@ -177,10 +180,25 @@ class RawDirs:
     nsclc_effusion: str = ""
     nnunet: str = ""
     phantom: str = ""
+    # One's own in nnU-Net's layout, any number, by the names that they get:
+    # (("mine", "raw/Dataset101_Mine"), ("lesions", "raw/Dataset102_Lesions")).
+    own: tuple[tuple[str, str], ...] = ()
     phantom_cases: int = 10  # synthetic cases of each dataset that has no folder
     # Datasets whose synthetic cases have other lesions than their own, such as
     # (("msd_lung", "covid19"),); the kinds are data/phantom.py's.
     phantom_lesions: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def folders(self) -> dict[str, str]:
+        """Of each dataset that there is, by its name; "" stands for synthetic cases."""
+        layouts = {name: getattr(self, name) for name in LAYOUTS}
+        if not self.nnunet:
+            del layouts["nnunet"]
+        return layouts | dict(self.own)
+
+
+LAYOUTS = tuple(f.name for f in dataclasses.fields(RawDirs) if f.type is str)
+"""The datasets that have a name and a layout of their own (data/datasets.py)."""
 
 
 @dataclass(unsafe_hash=True)
@@ -193,6 +211,10 @@ class StudyConfig:
     runs: tuple[str, ...] = PAPER_RUNS  # of every fold, by the names that named_run takes
     seeds: tuple[int, ...] = ()  # of every run in every fold; (): the config's own
     raw: RawDirs = field(default_factory=RawDirs)
+    # Whose rules plan the network, where the config leaves it to the plan (data/planner.PLANNERS,
+    # "": nnU-Net's default), and for a GPU of which memory (0: the planner's own).
+    planner: str = ""
+    gpu_memory_gb: float = 0.0
     scans: tuple[str, ...] = ()  # scans without a reference that the report shows as well
 
 
@@ -315,18 +337,7 @@ def validate(config: Config) -> None:
     momentum = config.optimizer.momentum
     _require(0 <= momentum < 1, "optimizer.momentum", momentum, "must lie in 0 to below 1")
     _require(bool(data.datasets), "data.datasets", data.datasets, "must name a dataset")
-    for name, values, what in (
-        ("data.datasets", data.datasets, "dataset"),
-        ("study.seeds", config.study.seeds, "seed"),
-    ):
-        once = len({*values}) == len(values)
-        _require(once, name, values, f"must name each {what} once")
-    _require(
-        min(config.study.seeds, default=0) >= 0,
-        "study.seeds",
-        config.study.seeds,
-        "must not be negative",
-    )
+    _require_once("data.datasets", data.datasets, "dataset")
     _require(
         config.strategy in STRATEGY_NAMES,
         "strategy",
@@ -345,7 +356,39 @@ def validate(config: Config) -> None:
         config.first_conv,
         f"must be one of {_listed(FIRST_CONVS[1:])}, or left out",
     )
+    _check_study(config.study)
     _check_is_done(config)
+
+
+def _check_study(study: StudyConfig) -> None:
+    """Raises a UserError that names the first setting of a study that cannot work."""
+    for what in ("fold", "run", "seed", "scan"):
+        name = f"{what}s"
+        _require_once(f"study.{name}", getattr(study, name), what)
+    for name in ("folds", "seeds"):
+        values = getattr(study, name)
+        _require(min(values, default=0) >= 0, f"study.{name}", values, "must not be negative")
+    for name in ("folds", "runs"):
+        values = getattr(study, name)
+        _require(bool(values), f"study.{name}", values, f"must name one of its {name}")
+    memory = study.gpu_memory_gb
+    _require(not memory or memory >= 1, "study.gpu_memory_gb", memory, "must be at least 1, or 0")
+    own = study.raw.own
+    _require_once("study.raw.own", tuple(name for name, _ in own), "dataset")
+    _require_once("study.raw.own", tuple(str(Path(raw).resolve()) for _, raw in own), "folder")
+    for name, raw in own:
+        _require(
+            re.fullmatch(NAME, name) is not None and bool(raw),
+            "study.raw.own",
+            (name, raw),
+            "must be a name of letters, digits and . + - _, and a folder",
+        )
+        _require(
+            name not in (*LAYOUTS, *SOURCES),
+            "study.raw.own",
+            (name, raw),
+            f"{name} is another dataset or source; call it otherwise",
+        )
 
 
 def left_to_plan(config: Config) -> tuple[str, ...]:
@@ -555,11 +598,16 @@ def config_from_flag(holder: flags.FlagHolder[Config]) -> Config:
 
 
 def run_from_flag(own: flags.FlagValues, name: str) -> Config:
-    """What the file of --config makes of the name of a run, with the same fields overridden."""
+    """What the file of --config makes of the name of a run, with the same fields overridden.
+
+    But for data.datasets of a pre-training: what is overridden is the target, and not its source.
+    """
     from ml_collections import config_flags
 
     config = load_config_file(f"{config_flags.get_config_filename(own['config'])}:{name}")
     for field_path, value in config_flags.get_override_values(own["config"]).items():
+        if field_path == "data.datasets" and config.pretraining:
+            continue
         *places, last = field_path.split(".")
         setattr(functools.reduce(getattr, places, config), last, value)
     return _complete(config)
@@ -726,6 +774,10 @@ def _type_name(hint: Any) -> str:
 
 def _is_settings(value: Any) -> bool:
     return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
+def _require_once(name: str, values: tuple[Any, ...], what: str) -> None:
+    _require(len({*values}) == len(values), name, values, f"must name each {what} once")
 
 
 def _require(holds: bool, name: str, value: Any, rule: str) -> None:

@@ -35,10 +35,11 @@ from covid_jax.lock import only_here
 from covid_jax.reporting.page import terminal_summary, write_report
 from covid_jax.studies import executors
 from covid_jax.studies.grid import (
-    check_folds,
+    check_data,
     check_places,
     claim_study,
     only,
+    other_runs,
     plan_steps,
     write_configs,
 )
@@ -77,7 +78,9 @@ def work() -> None:
     every = plan_steps(config, functools.partial(run_from_flag, _FLAGS), workdir)
     steps = only(every, _ONLY.value)
     check_places(workdir, config)
-    check_folds(workdir, config)
+    check_data(workdir, config, every)
+    if others := other_runs(workdir, every):
+        print(others)
     if _LIST.value:
         print("\n".join(listed(steps, workdir)))
         return

@@ -3,30 +3,41 @@
 import dataclasses
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from covid_jax.config import (
+    LAYOUTS,
     SOURCES,
     Config,
     differences,
+    left_to_plan,
     read_config,
     run_name,
     to_dict,
 )
-from covid_jax.data.datasets import published_splits
+from covid_jax.data.datasets import cross_validation, published_splits, read_dataset
+from covid_jax.data.normalization import scheme_of
 from covid_jax.data.plan import load_plan
+from covid_jax.data.planner import PLANNERS
+from covid_jax.data.preparation import known_plan
 from covid_jax.data.scans import scans_in
-from covid_jax.data.store import load_dataset
-from covid_jax.errors import UserError
+from covid_jax.data.store import StoredDataset, load_dataset
+from covid_jax.errors import UserError, listed
 from covid_jax.files import refuse_inside, write_json
+from covid_jax.label_space import CLASSES
+from covid_jax.training.checkpoint import check_pretrained, load_config
+from covid_jax.training.run import mirrored_as, planned
 from covid_jax.training.state import epochs_of
 
 _MAY_GROW = ("study.folds", "study.runs", "study.seeds", "study.scans", "study.title", "study.note")
-_MAY_CHANGE = (*_MAY_GROW, "data.workers", "mesh.")
-"""Settings that a study may be continued with although they changed: they change no run."""
+_MAY_CHANGE = (*_MAY_GROW, "study.raw.own: ", "pretrained: ", "data.workers", "mesh.")
+"""Settings that a study may be continued with although they changed: they change no run.
+
+Or, of datasets and networks that are named, none that was made: these are known by their digests.
+"""
 
 _PUBLISHED = ("covid19", *SOURCES["multi_lesion"])
 """Datasets whose folds are known before their files are."""
@@ -83,9 +94,14 @@ def plan_steps(config: Config, run_of: Callable[[str], Config], workdir: Path) -
     """The steps of the study in `workdir`, in an order in which each finds what it needs.
 
     Every run of every fold is made by each seed; a pre-training is made once, by the config's own.
+    A run that has `pretrained` starts from that network, and nothing is pre-trained for it.
 
     Args:
       run_of: the config of a run by its name, as in config.study.runs.
+
+    Raises:
+      UserError: two runs are the same, one cannot start from its network, or a dataset is named
+        that there is none of, or that no run uses.
     """
 
     def train(name: str, run: Config, folder: Path, needs: Sequence[str], **more: Any) -> Step:
@@ -98,22 +114,32 @@ def plan_steps(config: Config, run_of: Callable[[str], Config], workdir: Path) -
         return Step(name, command, result, tuple(needs), training)
 
     runs = {name: run_of(name) for name in config.study.runs}
-    sources = list(dict.fromkeys(run.source for run in runs.values() if run.source != "none"))
-    if strange := [source for source in sources if source not in SOURCES]:
-        raise UserError(
-            f"config.study.runs: a study pre-trains on {', '.join(list(SOURCES)[1:])}, and not on "
-            f"{', '.join(strange)}; train such a run by itself"
-        )
-    target = config.data.datasets
-    datasets = dict.fromkeys([*target, *(name for s in sources for name in SOURCES[s])])
+    _refuse_one_run_twice(runs)
+    networks = _networks(runs)
+    sources = dict.fromkeys(run.source for run in runs.values() if run.source != "none")
+    pretrainings = {s: run_of(f"pretraining-{s}") for s in sources if s not in networks}
+    for run in runs.values():
+        if run.source in pretrainings:
+            check_pretrained(run, pretrainings[run.source])
+    if networks:  # beside them the others are mirrored as they were
+        as_theirs = load_config(next(iter(networks.values()))).inference
+        for of in (runs, pretrainings):
+            for name, run in of.items():
+                inference = mirrored_as(run.inference, as_theirs)
+                of[name] = dataclasses.replace(run, inference=inference)
+    target, sources_of = config.data.datasets, {s: p.data.datasets for s, p in pretrainings.items()}
+    _check_names(config, target, sources_of)
     # The target's training cases make the plan, so it comes first.
-    preparations = [_prepare(config, name, workdir) for name in datasets]
-    first, *others = preparations
-    steps = [first, *(dataclasses.replace(step, needs=(first.name,)) for step in others)]
-    for source in sources:
+    planning = _planning(config, [*runs.values(), *pretrainings.values()], networks, workdir)
+    datasets = dict.fromkeys([*target, *itertools.chain.from_iterable(sources_of.values())])
+    first, *others = (_prepare(config, name, workdir) for name in datasets)
+    steps = [dataclasses.replace(first, command=(*first.command, *planning))]
+    steps += [dataclasses.replace(step, needs=(first.name,)) for step in others]
+    for source, run in pretrainings.items():
         name = f"pretraining-{source}"
-        needs = [f"prepare-{dataset}" for dataset in SOURCES[source]]
-        steps.append(train(name, run_of(name), workdir / "pretraining" / source, needs))
+        needs = [f"prepare-{dataset}" for dataset in run.data.datasets]
+        folder = workdir / "pretraining" / source
+        steps.append(train(name, run, folder, needs, pretrained=""))
     # Whole grids by one seed after another, so that a study that is stopped has even rows.
     for seed, fold, run in itertools.product(
         config.study.seeds or (config.seed,), config.study.folds, runs.values()
@@ -121,9 +147,11 @@ def plan_steps(config: Config, run_of: Callable[[str], Config], workdir: Path) -
         name = run_name(dataclasses.replace(run, fold=fold))
         name += "" if seed == config.seed else f"-seed{seed}"
         needs, pretrained = [f"prepare-{dataset}" for dataset in target], ""
-        if run.source != "none":
+        if run.source in pretrainings:
             needs.append(f"pretraining-{run.source}")
             pretrained = str(workdir / "pretraining" / run.source)
+        elif run.source in networks:
+            pretrained = networks[run.source]
         folder, more = workdir / "runs" / name, {"fold": fold, "pretrained": pretrained}
         if config.study.seeds:
             more["seed"] = seed
@@ -131,6 +159,99 @@ def plan_steps(config: Config, run_of: Callable[[str], Config], workdir: Path) -
         for scan in config.study.scans:
             steps.append(_predict(scan, folder, workdir / "scans" / name))
     return steps
+
+
+def _refuse_one_run_twice(runs: Mapping[str, Config]) -> None:
+    first: dict[str, str] = {}
+    for name, run in runs.items():
+        if (other := first.setdefault(run_name(run), name)) != name:
+            raise UserError(
+                f"config.study.runs: {other} and {name} are the same run; leave one out, or set "
+                "what differs apart by config.variant"
+            )
+
+
+def _networks(runs: Mapping[str, Config]) -> dict[str, str]:
+    """The folder of each source that is a network from elsewhere: a run, shared or imported.
+
+    Raises:
+      UserError: two sources are one, a folder is no network, or a run cannot start from it.
+    """
+    networks: dict[str, str] = {}
+    for name, run in runs.items():
+        if run.source == "none" or not run.pretrained:
+            continue
+        if networks.setdefault(run.source, run.pretrained) != run.pretrained:
+            raise UserError(
+                f"{name}: starts from {run.pretrained}, and others of the source {run.source} from "
+                f"{networks[run.source]}; call it otherwise"
+            )
+        check_pretrained(planned(run, None), load_config(run.pretrained))
+    if len(set(networks.values())) < len(networks):
+        names, folder = listed(networks), next(iter(networks.values()))
+        raise UserError(
+            f"config.pretrained={folder}: is what the sources {names} are alike; give each run its "
+            "own in the config file, where get_config knows the run's name"
+        )
+    return networks
+
+
+def _check_names(
+    config: Config, target: Collection[str], sources: Mapping[str, Collection[str]]
+) -> None:
+    """Raises a UserError for a dataset that there is none of, or that is not to be used."""
+    folders = config.study.raw.folders
+    wanted = {"config.data.datasets": target}
+    wanted |= {f"config.study.runs: pre-training on {s}": names for s, names in sources.items()}
+    for place, names in wanted.items():
+        if strange := [name for name in names if name not in folders]:
+            network = "" if names is target else ", or a network that is there, config.pretrained"
+            raise UserError(
+                f"{place}: no raw data is known of {', '.join(strange)}, but of "
+                f"{', '.join(folders)}; give (('{strange[0]}', 'FOLDER'),) as config.study.raw.own"
+                f"{network}"
+            )
+    for source, names in sources.items():
+        if both := {*names} & {*target}:
+            raise UserError(
+                f"config.study.runs: pre-training on {source} would see {listed(both)}, on which "
+                "the runs are tested; pre-train on other cases"
+            )
+    used = {*target, *itertools.chain.from_iterable(sources.values()), *_PUBLISHED}
+    if unused := [name for name, folder in folders.items() if folder and name not in used]:
+        raise UserError(
+            f"config.study.raw: {', '.join(unused)} is neither the target (config.data.datasets) "
+            "nor a source of config.study.runs; leave it out, or choose among runs by --only"
+        )
+
+
+def _planning(
+    config: Config, trained: Sequence[Config], networks: Mapping[str, str], workdir: Path
+) -> list[str]:
+    """The arguments by which the target's preparation makes a plan with a network.
+
+    That is the network of the first source that is one already, or where a run leaves its own to
+    the plan, a planner's, once.
+    """
+    planner, memory = config.study.planner, config.study.gpu_memory_gb
+    if planner and planner not in PLANNERS:
+        raise UserError(f"config.study.planner={planner}: there are {', '.join(PLANNERS)}")
+    left = any({*left_to_plan(run)} - {"loss.batch_dice"} for run in trained)
+    if (planner or memory) and (networks or not left):
+        whose = f"of {next(iter(networks.values()))}" if networks else "the config's own"
+        raise UserError(
+            "config.study.planner and gpu_memory_gb: nothing is left to plan, the network is "
+            f"{whose}; leave them out"
+        )
+    if networks:
+        return [f"--plan_from={next(iter(networks.values()))}"]
+    plan = known_plan(workdir / "prepared")
+    if not left or (plan and plan.topology):
+        return []
+    return [
+        f"--planner={planner or 'default'}",
+        *([f"--gpu_memory_gb={memory:g}"] if memory else []),
+    ]
 
 
 def write_configs(steps: Sequence[Step]) -> None:
@@ -160,30 +281,84 @@ def only(steps: Sequence[Step], expression: str) -> list[Step]:
 def check_places(workdir: Path, config: Config) -> None:
     """Raises a UserError where the study's folder and a raw one would lie in each other."""
     made = ("configs", "prepared", "pretraining", "runs", "scans", "report", "steps")
-    for field in dataclasses.fields(config.study.raw):
-        raw_dir = getattr(config.study.raw, field.name)
-        if isinstance(raw_dir, str) and raw_dir:
+    for dataset, raw_dir in config.study.raw.folders.items():
+        if raw_dir:
             refuse_inside(workdir, Path(raw_dir), "--workdir")
             for name in made:
-                refuse_inside(Path(raw_dir), workdir / name, f"config.study.raw.{field.name}")
+                refuse_inside(Path(raw_dir), workdir / name, f"config.study.raw.{dataset}")
 
 
-def check_folds(workdir: Path, config: Config) -> None:
-    """Raises a UserError where the target is known not to have a fold of the study.
+def check_data(workdir: Path, config: Config, steps: Sequence[Step]) -> None:
+    """Raises a UserError where what the datasets are known to be is not what the steps want.
 
-    It is known when it has been prepared, and before that of datasets with published folds.
+    That is a fold that one does not have, channels that are normalised otherwise than the target's,
+    or a network from elsewhere that sees another number of them. A dataset is known when it has
+    been prepared, and before that by its raw folder.
     """
-    prepared = workdir / "prepared"
-    for name in config.data.datasets:
-        if (prepared / name / "dataset.json").is_file():
-            dataset = load_dataset(prepared, name, load_plan(prepared / "plan.json").hash)
-            for fold in config.study.folds:
-                dataset.split(fold)
-        elif name in _PUBLISHED:
-            last = len(published_splits(name)) - 1
-            for fold in config.study.folds:
-                if fold > last > 0:  # a dataset with one split has it in every fold
-                    raise UserError(f"config.fold={fold}: {name} has folds 0 to {last}")
+    known = {name: _dataset(name, config, workdir) for name in config.data.datasets}
+    first = known[config.data.datasets[0]]
+    for step in steps:
+        if not step.training:
+            continue
+        run = step.training.config
+        for name in run.data.datasets:
+            if name not in known:
+                known[name] = _dataset(name, config, workdir)
+            known[name].split(run.fold)
+            _refuse_other_channels(known[name], first)
+        pretrained_here = any(name.startswith("pretraining-") for name in step.needs)
+        if run.pretrained and not pretrained_here and first.channels and not run.first_conv:
+            there, here = load_config(run.pretrained).model.in_channels, len(first.channels)
+            if there != here:
+                raise UserError(
+                    f"{run.pretrained}: sees {there} channels, and {first.name} has {here}: say "
+                    "what becomes of the first convolution, --config.first_conv=repeat, mean or new"
+                )
+
+
+def _refuse_other_channels(dataset: StoredDataset, first: StoredDataset) -> None:
+    if not (dataset.channels and first.channels):  # prepared before they were kept
+        return
+    if [*map(scheme_of, dataset.channels)] != [*map(scheme_of, first.channels)]:
+        ours, theirs = (", ".join(d.channels) for d in (dataset, first))
+        raise UserError(
+            f"config.study: the channels of {dataset.name} ({ours}) are not those of {first.name} "
+            f"({theirs}), by whose plan all is prepared; pre-train on {dataset.name} apart, and "
+            "give that run as config.pretrained, with config.first_conv"
+        )
+
+
+def _dataset(name: str, config: Config, workdir: Path) -> StoredDataset:
+    """What is known of a dataset: prepared, or else as its raw folder or the synthetic one is."""
+    prepared, raw_dir = workdir / "prepared", config.study.raw.folders[name]
+    if (prepared / name / "dataset.json").is_file():
+        return load_dataset(prepared, name, load_plan(prepared / "plan.json").hash)
+    if raw_dir:
+        raw = read_dataset(_layout(name), raw_dir)
+        space, splits, channels = raw.label_space, raw.splits, raw.channels
+        return StoredDataset(name, raw.folder, space, splits, raw.synthetic, channels=channels)
+    splits = (
+        published_splits(name)
+        if name in _PUBLISHED
+        else cross_validation([str(case) for case in range(config.study.raw.phantom_cases)])
+    )
+    return StoredDataset(name, Path(), CLASSES, splits, True, channels=("CT",))
+
+
+def _layout(dataset: str) -> str:
+    return dataset if dataset in LAYOUTS else "nnunet"
+
+
+def other_runs(workdir: Path, steps: Sequence[Step]) -> str:
+    """A line on runs in the study's folder that are none of its steps; "" without such."""
+    known = {step.training.folder.name for step in steps if step.training}
+    folders = {path.parent.name for path in (workdir / "runs").glob("*/config.json")}
+    if not (others := folders - known):
+        return ""
+    return (
+        f"note: {workdir / 'runs'} has {listed(others)} too, of runs, folds or seeds that are not "
+        "asked for now: the report has them; delete a folder to leave it out"
+    )
 
 
 def claim_study(workdir: Path, config: Config) -> None:
@@ -247,10 +422,11 @@ def _predict(scan: str, run: Path, output_dir: Path) -> Step:
 
 
 def _prepare(config: Config, dataset: str, workdir: Path) -> Step:
-    raw_dir = getattr(config.study.raw, dataset)
+    raw_dir = config.study.raw.folders[dataset]
     command = [
         "covid_jax.prepare",
-        f"--dataset={dataset}",
+        f"--dataset={_layout(dataset)}",
+        *([] if dataset in LAYOUTS else [f"--name={dataset}"]),
         f"--raw_dir={raw_dir or workdir / 'raw' / dataset}",
         f"--out_dir={workdir / 'prepared'}",
         f"--plan_fold={config.study.folds[0]}",

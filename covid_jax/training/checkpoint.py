@@ -315,13 +315,21 @@ def load_pretrained(config: Config) -> Tree | None:
     """The parameters of the run that config.pretrained names; None where it names none.
 
     Raises:
-      UserError: it is no run; it is the pre-training on another source than config.source, or its
-        network computes otherwise; or this run goes on with the joint schedule of a pre-training
-        that was planned for other numbers.
+      UserError: it is no run, or as check_pretrained.
     """
     if not config.pretrained:
         return None
-    theirs = load_config(config.pretrained)
+    check_pretrained(config, load_config(config.pretrained))
+    return load_params(config.pretrained)
+
+
+def check_pretrained(config: Config, theirs: Config) -> None:
+    """Raises a UserError where a run cannot start from config.pretrained, which is by `theirs`.
+
+    That is the pre-training on another source than config.source, its network computes otherwise,
+    or this run goes on with the joint schedule of a pre-training that was planned for other
+    numbers.
+    """
     if (
         theirs.pretraining
         and "none" not in (config.source, theirs.source)
@@ -349,7 +357,6 @@ def load_pretrained(config: Config) -> Tree | None:
                 f"epochs, learning_rate, poly_power) are {planned} there and {here} here; give "
                 "this run those, or pre-train with these"
             )
-    return load_params(config.pretrained)
 
 
 def _on_host(state: TrainState, frozen: Tree) -> Tree:

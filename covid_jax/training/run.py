@@ -146,7 +146,7 @@ def planned(config: Config, plan: Plan | None) -> Config:
         config = _of_channels(config, len(plan.normalization))
     before = load_config(config.pretrained) if config.pretrained else None
     if before:
-        inference = _mirrored_as(config.inference, before.inference)
+        inference = mirrored_as(config.inference, before.inference)
         config = dataclasses.replace(config, inference=inference)
     left = left_to_plan(config)
     if not left:
@@ -190,7 +190,7 @@ def planned(config: Config, plan: Plan | None) -> Config:
     return full
 
 
-def _mirrored_as(inference: InferenceConfig, before: InferenceConfig) -> InferenceConfig:
+def mirrored_as(inference: InferenceConfig, before: InferenceConfig) -> InferenceConfig:
     """Settings that mirror along no axis that a pre-training by those `before` did not.
 
     Left and right are not alike for a network that never saw them exchanged.

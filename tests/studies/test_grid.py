@@ -11,7 +11,7 @@ from covid_jax.errors import UserError
 from covid_jax.files import write_json
 from covid_jax.studies.grid import (
     Step,
-    check_folds,
+    check_data,
     check_places,
     claim_study,
     load_study,
@@ -55,11 +55,11 @@ def folds_of(dataset, *folds):
 def test_a_fold_that_the_published_ones_do_not_have_is_refused_before_anything_is_prepared(
     tmp_path,
 ):
-    check_folds(tmp_path, folds_of("covid19", 0, 4))
-    check_folds(tmp_path, folds_of("msd_lung", 7))  # its one split is every fold's
-    check_folds(tmp_path, folds_of("nnunet", 7))  # nothing is known of it yet
+    check_data(tmp_path, folds_of("covid19", 0, 4))
+    check_data(tmp_path, folds_of("msd_lung", 7))  # its one split is every fold's
+    check_data(tmp_path, folds_of("nnunet", 7))  # nothing is known of it yet
     with pytest.raises(UserError, match=r"config\.fold=5: covid19 has folds 0 to 4"):
-        check_folds(tmp_path, folds_of("covid19", 0, 5))
+        check_data(tmp_path, folds_of("covid19", 0, 5))
 
 
 STEPS = [Step(name, (), Path(name)) for name in ("prepare-phantom", "scratch-none-fold0")]

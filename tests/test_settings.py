@@ -126,6 +126,7 @@ SEEN = {
     "study.scans": (STUDY, (f"{ROOT}/examples/lidc/LIDC-IDRI-0001",), commands),
     "study.raw.phantom": (STUDY, "raw", commands),
     "study.raw.msd_lung": (STUDY, "raw", commands),
+    "study.raw.own": (STUDY, (("msd_2", "raw"),), lambda config: config.study.raw.folders),
     "study.raw.phantom_cases": (STUDY, 4, commands),
     "study.raw.phantom_lesions": (STUDY, (("msd_lung", "covid19"),), commands),
 }
@@ -151,6 +152,8 @@ SEEN_BY = {
     "mesh.space": "training/test_parallel.py::test_a_mesh_that_does_not_divide_batch_or_depth",
     "inference.batch_size": "inference/test_sliding_window.py::test_a_voxelwise_network_gives_each",
     "inference.choose": "evaluation/test_scoring.py::test_what_scores_best_on_the_given_cases_is",
+    "study.planner": "studies/test_grid.py::test_what_is_left_to_the_plan_is_planned_once",
+    "study.gpu_memory_gb": "studies/test_grid.py::test_what_is_left_to_the_plan_is_planned_once",
     "study.title": "reporting/test_page.py::test_the_page_opens_from_disk_without_network_or_error",
     "study.note": "test_study.py::test_every_table_says_which_data_is_synthetic_though_the_note",
 }

@@ -205,11 +205,12 @@ def _check_names(
     wanted |= {f"config.study.runs: pre-training on {s}": names for s, names in sources.items()}
     for place, names in wanted.items():
         if strange := [name for name in names if name not in folders]:
-            network = "" if names is target else ", or a network that is there, config.pretrained"
+            network = "" if names is target else ", or a network that is there as config.pretrained"
+            name = strange[0]
+            setting = f"raw.{name}=FOLDER" if name in LAYOUTS else f"raw.own=(('{name}','FOLDER'),)"
             raise UserError(
                 f"{place}: no raw data is known of {', '.join(strange)}, but of "
-                f"{', '.join(folders)}; give (('{strange[0]}', 'FOLDER'),) as config.study.raw.own"
-                f"{network}"
+                f"{', '.join(folders)}; give config.study.{setting}{network}"
             )
     for source, names in sources.items():
         if both := {*names} & {*target}:

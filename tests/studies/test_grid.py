@@ -6,7 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from covid_jax.config import Config, StudyConfig, to_dict, validate
+from covid_jax.config import (
+    Config,
+    RawDirs,
+    StudyConfig,
+    load_config_file,
+    named_run,
+    to_dict,
+    validate,
+)
+from covid_jax.data.normalization import Z_SCORE, Normalization
+from covid_jax.data.plan import Plan, save_plan
+from covid_jax.data.planner import topology_of
 from covid_jax.errors import UserError
 from covid_jax.files import write_json
 from covid_jax.studies.grid import (
@@ -16,9 +27,10 @@ from covid_jax.studies.grid import (
     claim_study,
     load_study,
     only,
+    other_runs,
     plan_steps,
 )
-from tests.conftest import tiny
+from tests.conftest import ROOT, tiny
 
 
 def test_a_setting_that_came_later_has_its_default_in_a_study_of_before(tmp_path):
@@ -49,17 +61,26 @@ def test_a_damaged_study_is_one_line(tmp_path, content):
 
 def folds_of(dataset, *folds):
     data = dataclasses.replace(tiny().data, datasets=(dataset,))
-    return tiny(data=data, study=StudyConfig(folds=folds))
+    return tiny(data=data, study=StudyConfig(folds=folds, runs=("scratch",)))
 
 
-def test_a_fold_that_the_published_ones_do_not_have_is_refused_before_anything_is_prepared(
-    tmp_path,
-):
-    check_data(tmp_path, folds_of("covid19", 0, 4))
-    check_data(tmp_path, folds_of("msd_lung", 7))  # its one split is every fold's
-    check_data(tmp_path, folds_of("nnunet", 7))  # nothing is known of it yet
-    with pytest.raises(UserError, match=r"config\.fold=5: covid19 has folds 0 to 4"):
-        check_data(tmp_path, folds_of("covid19", 0, 5))
+def steps_of(config, workdir=Path("nowhere"), **changes):
+    """Of a study whose runs are the config's, as named_run has them."""
+    run_of = lambda name: named_run(dataclasses.replace(config, **changes), name)  # noqa: E731
+    return plan_steps(config, run_of, workdir)
+
+
+def check(config, workdir=Path("nowhere")):
+    check_data(workdir, config, steps_of(config, workdir))
+
+
+def test_a_fold_that_the_data_does_not_have_is_refused_before_anything_is_prepared():
+    check(folds_of("covid19", 0, 4))
+    check(folds_of("msd_lung", 7))  # its one split is every fold's
+    check(folds_of("phantom", 4))
+    for dataset in ("covid19", "phantom"):
+        with pytest.raises(UserError, match=rf"config\.fold=5: {dataset} has folds 0 to 4"):
+            check(folds_of(dataset, 0, 5))
 
 
 STEPS = [Step(name, (), Path(name)) for name in ("prepare-phantom", "scratch-none-fold0")]
@@ -118,3 +139,254 @@ def test_runs_may_have_epochs_of_their_own(tmp_path):
     (pretraining,) = [step for step in steps if step.name == "pretraining-msd"]
     assert pretraining.result == tmp_path / "pretraining" / "msd" / "checkpoints" / "70"
     assert [step.training.steps for step in steps if step.training] == [70, 70, 80]
+
+
+def write_raw(folder, *channels, cases=6):
+    """A raw nnU-Net dataset whose files nobody reads."""
+    for part in ("imagesTr", "labelsTr"):
+        (folder / part).mkdir(parents=True)
+    for case in range(cases):
+        (folder / "labelsTr" / f"c{case}.nii.gz").touch()
+        for channel in range(len(channels)):
+            (folder / "imagesTr" / f"c{case}_{channel:04}.nii.gz").touch()
+    description = {
+        "channel_names": {str(k): channel for k, channel in enumerate(channels)},
+        "labels": {"background": 0, "tumour": 1},
+    }
+    write_json(folder / "dataset.json", description)
+    return str(folder)
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A study of one's own: the target `mine`, pre-trained on `lesions`, by the plan's network."""
+    config = load_config_file(f"{ROOT}/configs/nnunet.py")
+    config.data.datasets = ("mine",)
+    config.study.runs = ("scratch", "body-lesions", "frozen_encoder-lesions")
+    raw = tmp_path / "raw"
+    config.study.raw = RawDirs(
+        own=(
+            ("mine", write_raw(raw / "Dataset101_Mine", "T1", "FLAIR")),
+            ("lesions", write_raw(raw / "Dataset102_Lesions", "T1", "T2")),
+        )
+    )
+    validate(config)
+    return config
+
+
+def by_name(steps):
+    return {step.name: step for step in steps}
+
+
+def test_own_datasets_are_target_and_source_by_their_names(own, tmp_path):
+    own.study.folds = (0,)
+    check(own, tmp_path / "study")
+    steps = by_name(steps_of(own, tmp_path / "study"))
+    assert list(steps) == [
+        *("prepare-mine", "prepare-lesions", "pretraining-lesions"),
+        *("scratch-none-fold0", "body-lesions-fold0", "frozen_encoder-lesions-fold0"),
+    ]
+    for name, folder in own.study.raw.own:
+        command = steps[f"prepare-{name}"].command
+        assert {"--dataset=nnunet", f"--name={name}", f"--raw_dir={folder}"} < {*command}
+        assert steps[f"prepare-{name}"].watches
+    assert steps["prepare-lesions"].needs == ("prepare-mine",)
+    pretraining = steps["pretraining-lesions"]
+    assert pretraining.training.config.data.datasets == ("lesions",)
+    assert pretraining.needs == ("prepare-lesions",)
+    assert steps["body-lesions-fold0"].needs == ("prepare-mine", "pretraining-lesions")
+
+
+def test_what_is_left_to_the_plan_is_planned_once_with_the_target(own, tmp_path):
+    planner = lambda: [  # noqa: E731
+        argument
+        for step in steps_of(own, tmp_path / "study")
+        for argument in step.command
+        if argument.startswith(("--planner", "--gpu_memory_gb", "--plan_from"))
+    ]
+    assert planner() == ["--planner=default"]
+    own.study.planner, own.study.gpu_memory_gb = "resenc_l", 12.0
+    assert planner() == ["--planner=resenc_l", "--gpu_memory_gb=12"]
+    own.study.planner = "best"
+    with pytest.raises(UserError, match=r"study\.planner=best: there are default, resenc_m"):
+        planner()
+    own.study.planner, own.study.gpu_memory_gb = "", 0.0
+    z_score = Normalization(Z_SCORE)
+    plan = Plan((1.0, 1.0, 1.0), (z_score, z_score), (8, 8, 8), ("c0",))
+    (tmp_path / "study" / "prepared").mkdir(parents=True)
+    for topology, planned in ((None, ["--planner=default"]), (topology_of(tiny()), [])):
+        path = tmp_path / "study" / "prepared" / "plan.json"
+        save_plan(path, dataclasses.replace(plan, topology=topology))
+        assert planner() == planned
+
+
+def test_a_planner_that_has_nothing_to_plan_is_refused():
+    with pytest.raises(UserError, match="nothing is left to plan, the network is the config's own"):
+        steps_of(tiny(study=StudyConfig(runs=("scratch",), planner="default")))
+    left = dataclasses.replace(tiny().loss, batch_dice=None)  # a network of the config's has one
+    first, *_ = steps_of(tiny(loss=left, study=StudyConfig(runs=("scratch",))))
+    assert not any(argument.startswith("--planner") for argument in first.command)
+
+
+def imported(folder, channels=2, **changes):
+    """A folder that says of itself what that of an imported network does."""
+    model = dataclasses.replace(tiny().model, in_channels=channels)
+    write_json(folder / "config.json", to_dict(tiny(model=model, **changes)))
+    return str(folder)
+
+
+def test_a_run_with_a_network_from_elsewhere_starts_there_and_nothing_is_pretrained(own, tmp_path):
+    own.study.folds, own.study.runs = (0,), ("scratch", "body-imported", "body-lesions")
+    folder = imported(tmp_path / "imported")
+    run_of = lambda name: named_run(  # noqa: E731
+        dataclasses.replace(own, pretrained=folder if name.endswith("-imported") else ""), name
+    )
+    steps = plan_steps(own, run_of, tmp_path / "study")
+    check_data(tmp_path / "study", own, steps)
+    trained = {step.name: step.training.config.pretrained for step in steps if step.training}
+    assert trained == {
+        "pretraining-lesions": "",
+        "scratch-none-fold0": "",
+        "body-imported-fold0": folder,
+        "body-lesions-fold0": str(tmp_path / "study" / "pretraining" / "lesions"),
+    }
+    assert steps[0].command[-1] == f"--plan_from={folder}"
+    assert by_name(steps)["body-imported-fold0"].needs == ("prepare-mine",)
+
+
+def test_beside_a_network_that_was_not_mirrored_none_is(own, tmp_path):
+    own.study.runs, own.study.raw.own = ("scratch", "body-imported"), own.study.raw.own[:1]
+    inference = dataclasses.replace(tiny().inference, mirror_axes=())
+    folder = imported(tmp_path / "imported", inference=inference)
+    trained = [s.training.config for s in steps_of(own, pretrained=folder) if s.training]
+    assert {config.inference.mirror_axes for config in trained} == {()}
+    assert not any(config.inference.mirror for config in trained)
+
+
+def test_a_network_of_other_channels_wants_first_conv_before_anything_is_prepared(own, tmp_path):
+    own.study.runs, own.study.raw.own = ("body-imported",), own.study.raw.own[:1]
+    own.pretrained = imported(tmp_path / "imported", channels=1)
+    with pytest.raises(UserError, match=r"sees 1 channels, and mine has 2: .*first_conv=repeat"):
+        check(own)
+    own.first_conv = "repeat"
+    check(own)
+
+
+@pytest.mark.parametrize(
+    ("runs", "message"),
+    [
+        (("body-a", "body-b"), "is what the sources a, b are alike; give each run its own"),
+        (("body-here",), r"pretrained: was trained on the source there, and config\.source=here"),
+    ],
+)
+def test_a_network_that_is_not_the_sources_is_refused(own, tmp_path, runs, message):
+    own.study.runs, own.study.raw.own = runs, own.study.raw.own[:1]
+    pretraining = {"pretraining": True, "source": "there"} if "body-here" in runs else {}
+    own.pretrained = imported(tmp_path / "pretrained", **pretraining)
+    with pytest.raises(UserError, match=message):
+        steps_of(own)
+
+
+@pytest.mark.parametrize(
+    ("runs", "datasets", "message"),
+    [
+        (("body-theirs",), ("mine",), r"pre-training on theirs: no raw data is known of theirs, b"),
+        (
+            ("scratch",),
+            ("nnunet",),
+            r"data\.datasets: .* nnunet, .*config\.study\.raw\.nnunet=FOLD",
+        ),
+        (("body-mine",), ("mine",), "pre-training on mine would see mine, on which the runs are"),
+        (("scratch",), ("mine",), r"study\.raw: lesions is neither the target .* nor a source"),
+        (("continual", "continual-multi_lesion"), ("mine",), "are the same run; leave one out"),
+    ],
+)
+def test_runs_and_datasets_that_do_not_belong_together_are_refused(own, runs, datasets, message):
+    own.study.runs, own.data.datasets = runs, datasets
+    with pytest.raises(UserError, match=message):
+        steps_of(own)
+
+
+def test_sources_of_other_channels_are_refused_before_anything_is_prepared(own):
+    own.study.runs = ("body-lesions", "body-msd")
+    with pytest.raises(UserError, match=r"of msd_lung \(CT\) are not those of mine \(T1, FLAIR\)"):
+        check(own)
+
+
+def test_folds_are_those_of_splits_final_json_and_of_the_source_too(own):
+    own.study.folds = (0, 1)
+    folder = Path(own.study.raw.folders["mine"])
+    folds = [{"train": ["c0", "c1"], "val": ["c2"]}, {"train": ["c2"], "val": ["c0"]}]
+    write_json(folder / "splits_final.json", folds)
+    check(own)
+    own.study.folds = (2,)
+    with pytest.raises(UserError, match=r"config\.fold=2: mine has folds 0 to 1"):
+        check(own)
+    own.study.folds = (0,)
+    source = Path(own.study.raw.folders["lesions"])
+    write_json(source / "splits_final.json", [{"train": [], "val": ["c2"]}])
+    with pytest.raises(UserError, match="lesions lacks its cases to train or test on"):
+        check(own)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [
+        ("own", (("a", "x"), ("a", "y")), "must name each dataset once"),
+        ("own", (("a", "x"), ("b", "./x")), "must name each folder once"),
+        ("own", (("covid19", "x"),), "covid19 is another dataset or source; call it otherwise"),
+        ("own", (("msd", "x"),), "msd is another dataset or source"),
+        ("own", (("../a", "x"),), "must be a name of letters"),
+        ("own", (("a", ""),), "and a folder"),
+        ("own", ("a", "x"), r"study\.raw\.own=\('a', 'x'\): must be tuple"),
+        ("folds", (1, 1), "must name each fold once"),
+        ("folds", (-1,), "must not be negative"),
+        ("folds", (), "must name one of its folds"),
+        ("runs", ("scratch", "scratch"), "must name each run once"),
+        ("runs", (), "must name one of its runs"),
+        ("gpu_memory_gb", 0.5, "must be at least 1, or 0"),
+    ],
+)
+def test_a_setting_of_a_study_that_cannot_work_is_refused(setting, value, message):
+    study = StudyConfig()
+    setattr(study.raw if setting == "own" else study, setting, value)
+    with pytest.raises(UserError, match=message):
+        validate(Config(study=study))
+
+
+def test_a_target_on_the_command_line_is_not_what_is_pretrained_on(own, tmp_path, command):
+    folders = ",".join(f"('{name}','{folder}')" for name, folder in own.study.raw.own)
+    told = command(
+        "study",
+        f"--config={ROOT}/configs/nnunet.py",
+        f"--workdir={tmp_path / 'study'}",
+        *("--config.data.datasets=mine", "--config.study.runs=body-lesions", "--list"),
+        f"--config.study.raw.own=({folders})",
+    )
+    assert told.returncode == 0, told.stderr
+    assert "prepare-lesions" in told.stdout
+    assert not (tmp_path / "study").exists()
+
+
+def test_joint_schedules_that_do_not_meet_are_refused_before_hours_of_pretraining():
+    study = StudyConfig(folds=(0,), runs=("scratch", "continual-msd"))
+    run_of = lambda name: tiny(name, study=study, epochs=len(name))  # noqa: E731
+    with pytest.raises(UserError, match="planned for another joint schedule"):
+        plan_steps(tiny(study=study), run_of, Path("nowhere"))
+
+
+def test_runs_of_seeds_that_are_not_asked_for_now_are_told(tmp_path):
+    steps = lambda *seeds: steps_of(  # noqa: E731
+        tiny(study=StudyConfig(folds=(0,), runs=("scratch",), seeds=seeds)), tmp_path
+    )
+    assert other_runs(tmp_path, steps()) == ""
+    write_json(tmp_path / "runs" / "scratch-none-fold0-seed2" / "config.json", {})
+    assert "has scratch-none-fold0-seed2 too, of runs, folds or" in other_runs(tmp_path, steps(1))
+    assert other_runs(tmp_path, steps(1, 2)) == ""
+
+
+def test_datasets_may_be_added_to_a_study(own, tmp_path):
+    claim_study(tmp_path, own)
+    own.study.raw.own = (*own.study.raw.own, ("more", "elsewhere"))
+    claim_study(tmp_path, own)
+    assert load_study(tmp_path).study.raw.own == own.study.raw.own

@@ -2,10 +2,11 @@
 
     python -m covid_jax.study --config=configs/quickstart.py --workdir=runs/quickstart
 
-The grid is config.study: the names of its runs, and its folds. Every run is a folder and the
-command that made it, which is printed; starting the study again goes on with what is missing, a
-run that fails is named with its cause and the rest goes on. report/index.html is a function of the
-folders. --list tells what is done, what runs, what failed, and the seconds that the rest will take.
+The grid is config.study: the names of its runs, its folds and seeds, and the raw folders of its
+datasets, one's own among them (docs/study.md). Every run is a folder and the command that made it,
+which is printed; starting the study again goes on with what is missing, a run that fails is named
+with its cause and the rest goes on. report/index.html is a function of the folders. --list tells
+what is done, what runs, what failed, and the seconds that the rest will take.
 
 STUDY/raw/         synthetic raw data, for each dataset that config.study.raw has no folder for
 STUDY/prepared/    all datasets, prepared by one plan

@@ -2,7 +2,8 @@
 
 A config file (see configs/) has `get_config(arg)` that returns a `Config`. Any field can be
 overridden from the command line: `--config.optimizer.learning_rate=0.02`. The classes are hashable
-and not frozen: ml_collections' config_flags sets the overridden fields in place, and nobody else.
+and not frozen: ml_collections' config_flags sets the overridden fields in place, a config file may
+those of another that it loads, and nobody else does.
 """
 
 import dataclasses

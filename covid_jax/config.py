@@ -38,6 +38,9 @@ SOURCES: dict[str, tuple[str, ...]] = {
 A source of another name is a dataset of that name, or a network that was imported.
 """
 
+PAPER_DATASETS = ("covid19", *SOURCES["multi_lesion"])
+"""The target of the paper, and what it pre-trains on; their folds are published."""
+
 LARGEST = 1 << 20
 """Of the numbers of a network and its patch: one above is a slip, and its product no number."""
 
@@ -200,6 +203,11 @@ class RawDirs:
 
 LAYOUTS = tuple(f.name for f in dataclasses.fields(RawDirs) if f.type is str)
 """The datasets that have a name and a layout of their own (data/datasets.py)."""
+
+
+def layout_of(dataset: str) -> str:
+    """Of a study's dataset: its own, or nnU-Net's."""
+    return dataset if dataset in LAYOUTS else "nnunet"
 
 
 @dataclass(unsafe_hash=True)

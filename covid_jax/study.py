@@ -35,9 +35,8 @@ from covid_jax.errors import StoppedError, UserError, stop_signals_go_to
 from covid_jax.lock import only_here
 from covid_jax.reporting.page import terminal_summary, write_report
 from covid_jax.studies import executors
+from covid_jax.studies.data import check_data, check_places
 from covid_jax.studies.grid import (
-    check_data,
-    check_places,
     claim_study,
     only,
     other_runs,

@@ -20,10 +20,9 @@ from covid_jax.data.plan import Plan, save_plan
 from covid_jax.data.planner import topology_of
 from covid_jax.errors import UserError
 from covid_jax.files import write_json
+from covid_jax.studies.data import check_data, check_places
 from covid_jax.studies.grid import (
     Step,
-    check_data,
-    check_places,
     claim_study,
     load_study,
     only,

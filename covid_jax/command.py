@@ -35,7 +35,13 @@ _HELP = {"--help", "-help", "--helpfull", "-h"}
 def as_process(main: Main) -> NoReturn:
     """Runs a command as what this process is for: with its arguments, to its exit status."""
     quieten()
-    sys.exit(main(sys.argv[1:]))
+    try:
+        status = main(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # who read the output has seen enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 128 + signal.SIGPIPE
+    sys.exit(status)
 
 
 def quieten() -> None:

@@ -200,3 +200,16 @@ def test_a_call_in_a_thread_leaves_signals_to_the_main_one():
     thread.start()
     thread.join()
     assert ended == [(0, [4, None, ["--number=4"]])]
+
+
+def test_a_reader_that_has_seen_enough_ends_a_command_without_a_word():
+    program = (
+        f"{COMMAND}as_process(lambda given: run_command(lambda: print('x' * 99), OWN, None, given))"
+    )
+    finished = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", '"$0" -c "$1" | true', sys.executable, program],
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert (finished.returncode, finished.stderr) == (128 + signal.SIGPIPE, "")

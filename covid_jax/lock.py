@@ -9,8 +9,10 @@ from covid_jax.errors import UserError, writing
 
 
 @contextlib.contextmanager
-def only_here(folder: Path, what: str) -> Iterator[None]:
+def only_here(folder: Path, what: str) -> Iterator[int]:
     """Holds `folder` for this process; it is free again when the process ends, however it ends.
+
+    Yields the file descriptor that holds it: a process that inherits it holds the folder as well.
 
     Raises:
       UserError: another process holds it; `what` says what that process is. Or it cannot be
@@ -24,7 +26,7 @@ def only_here(folder: Path, what: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(f"{folder}: {what} is at work here; wait for it, or stop it") from error
-        yield
+        yield file.fileno()
 
 
 def is_held(folder: Path) -> bool:

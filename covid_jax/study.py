@@ -34,8 +34,8 @@ from covid_jax.device import announce_device_of_children
 from covid_jax.errors import StoppedError, UserError, stop_signals_go_to
 from covid_jax.lock import only_here
 from covid_jax.reporting.page import terminal_summary, write_report
-from covid_jax.studies import executors
 from covid_jax.studies.data import check_data, check_places
+from covid_jax.studies.executors import local
 from covid_jax.studies.grid import (
     claim_study,
     only,
@@ -44,6 +44,7 @@ from covid_jax.studies.grid import (
     write_configs,
 )
 from covid_jax.studies.schedule import STUDY_STOPS, listed, run_steps
+from covid_jax.studies.slurm import Slurm
 
 _FLAGS = flags.FlagValues()
 _CONFIG = define_config_flag(_FLAGS)
@@ -84,16 +85,15 @@ def work() -> None:
     if _LIST.value:
         print("\n".join(listed(steps, workdir)))
         return
-    executor = (
-        executors.local(_JOBS.value, _FRESH.value)
-        if _EXECUTOR.value == "local"
-        else contextlib.nullcontext(executors.slurm(_slurm_parameters(_SLURM.value)))
-    )
-    with only_here(workdir, "another study"), stopped_by_signals():
+    options = _slurm_options(_SLURM.value)
+    with only_here(workdir, "another study") as lock, stopped_by_signals():
         claim_study(workdir, config)
         write_configs(steps)
-        with executor as start:
-            failed = run_steps(steps, workdir, start, _JOBS.value)
+        if _EXECUTOR.value == "slurm":
+            failed = run_steps(steps, workdir, Slurm(options, _JOBS.value, [lock]))
+        else:
+            with local(_JOBS.value, _FRESH.value, [lock]) as executor:
+                failed = run_steps(steps, workdir, executor)
         if any((workdir / "runs").glob("*/metrics.json")) or not failed:
             report = write_report(workdir)
             print(f"\n{terminal_summary(workdir)}\nreport: {report}")
@@ -115,14 +115,12 @@ def stopped_by_signals() -> Iterator[None]:
         yield
 
 
-def _slurm_parameters(options: Sequence[str]) -> dict[str, str | int]:
-    parameters: dict[str, str | int] = {}
-    for option in options:
-        name, equals, value = option.partition("=")
-        if not equals:
-            raise UserError(f"--slurm={option}: options are written NAME=VALUE")
-        parameters[name] = int(value) if value.isdigit() else value
-    return parameters
+def _slurm_options(options: Sequence[str]) -> dict[str, str]:
+    parts = [option.partition("=") for option in options]
+    for name, equals, value in parts:
+        if not (name and equals):
+            raise UserError(f"--slurm={name}{equals}{value}: options are written NAME=VALUE")
+    return {name: value for name, _, value in parts}
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -1,4 +1,4 @@
-"""Where the steps of a study run: on this machine, or as jobs of a Slurm cluster."""
+"""Where the steps of a study run: on this machine; studies/slurm.py has those of a cluster."""
 
 import codecs
 import contextlib
@@ -6,24 +6,40 @@ import json
 import math
 import os
 import select
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from covid_jax.errors import UserError
 from covid_jax.studies.grid import Step
 
 _GRACE_SECONDS = 10.0  # for a worker without a step to end by itself
 
 
+@dataclass(frozen=True)
+class End:
+    """How a step ended.
+
+    Attributes:
+      status: the exit status.
+      seconds: that it took; None where nobody knows.
+      cause: what ended it, where it did not end by itself.
+    """
+
+    status: int
+    seconds: float | None
+    cause: str = ""
+
+
 class Job(Protocol):
     """A step that was started."""
 
-    def poll(self) -> int | None:
-        """Its exit status, None while it runs or waits."""
+    def poll(self) -> End | None:
+        """How it ended, None while it runs or waits."""
 
     def cancel(self) -> None:
         """Asks it to end, and does not wait for that."""
@@ -38,47 +54,73 @@ class Order:
 
     Attributes:
       log: the file that gets all it prints.
+      record: the file that says where it stands.
       slot: which of the places to run it has, from 0.
     """
 
     step: Step
     log: Path
+    record: Path
     slot: int
 
 
-Start = Callable[[Sequence[Order]], Iterable[Job]]
-"""Starts steps that are ready at the same moment; each job is handed over as it starts."""
+class Executor(Protocol):
+    """What runs steps."""
+
+    def room(self, running: Collection[Job]) -> int:
+        """How many more it takes beside those that run or wait."""
+
+    def start(self, orders: Sequence[Order]) -> Iterable[Job]:
+        """Starts steps that are ready at the same moment; hands over each job as it starts."""
 
 
 @contextlib.contextmanager
-def local(jobs: int, fresh: bool = False) -> Iterator[Start]:
+def local(jobs: int, fresh: bool = False, lock: Collection[int] = ()) -> Iterator[Executor]:
     """In workers of this machine, one for each of `jobs` steps at once; they end with the block.
 
     A worker does one step after another, so that what it imported and compiled serves them all;
     one whose step died is followed by another. `fresh` ones do a single step. Of one step at a
     time what it prints is shown as well. Each of several workers has a GPU of its own; more than
-    there are GPUs share them, and their memory.
+    there are GPUs share them, and their memory. Where the study is killed, its workers hold `lock`
+    (see lock.py) until their steps have saved.
     """
-    gpus, workers = _gpus(), dict[int, _Worker]()
+    executor = _Local(jobs, fresh, lock, _gpus(), {})
+    try:
+        yield executor
+    finally:
+        for worker in executor.workers.values():
+            worker.end()
 
-    def start(orders: Sequence[Order]) -> Iterator[Job]:
+
+@dataclass(frozen=True)
+class _Local:
+    jobs: int
+    fresh: bool
+    lock: Collection[int]
+    gpus: Sequence[str]
+    workers: "dict[int, _Worker]"
+
+    def room(self, running: Collection[Job]) -> int:
+        return self.jobs - len(running)
+
+    def start(self, orders: Sequence[Order]) -> Iterator[Job]:
         for order in orders:
             order.log.write_bytes(b"")
-            worker = workers.get(order.slot)
-            if worker and (fresh or not worker.lives):
+            worker = self.workers.get(order.slot)
+            if worker and (self.fresh or not worker.lives):
+                del self.workers[order.slot]
                 worker.end()
                 worker = None
             if worker is None:
-                environment = _environment(order.slot, jobs, gpus)
-                workers[order.slot] = worker = _Worker(environment, order.log)
+                environment = _environment(order.slot, self.jobs, self.gpus)
+                try:
+                    worker = _Worker(environment, order.log, self.lock)
+                except OSError as error:
+                    yield _NoWorker(f"{sys.executable} cannot be started ({error.strerror})")
+                    continue
+                self.workers[order.slot] = worker
             worker.begin(order)
-            yield _InWorker(worker, order.log, shown=jobs == 1)
-
-    try:
-        yield start
-    finally:
-        for worker in workers.values():
-            worker.end()
+            yield _InWorker(worker, order.log, shown=self.jobs == 1)
 
 
 def _environment(slot: int, jobs: int, gpus: Sequence[str]) -> dict[str, str]:
@@ -95,8 +137,8 @@ def _environment(slot: int, jobs: int, gpus: Sequence[str]) -> dict[str, str]:
 class _Worker:
     """A process of studies/worker.py, and whether it can be given a step."""
 
-    def __init__(self, environment: Mapping[str, str], log: Path) -> None:
-        """With a log for what it says where it cannot start."""
+    def __init__(self, environment: Mapping[str, str], log: Path, lock: Collection[int]) -> None:
+        """With a log for what it says where it cannot start; raises an OSError if it does not."""
         with log.open("ab") as file:
             self._process = subprocess.Popen(
                 [sys.executable, "-u", "-m", "covid_jax.studies.worker"],
@@ -104,6 +146,7 @@ class _Worker:
                 stdout=subprocess.PIPE,
                 stderr=file,
                 env=environment,
+                pass_fds=lock,
                 process_group=0,  # Ctrl-C reaches the study alone, which asks each step once
             )
         self.lives = True
@@ -145,16 +188,36 @@ class _Worker:
             self._process.wait()
 
 
+@dataclass(frozen=True)
+class _NoWorker:
+    """A step that no worker could be started for."""
+
+    cause: str
+
+    def poll(self) -> End:
+        return End(1, None, self.cause)
+
+    def cancel(self) -> None:
+        """Nothing: there is no process."""
+
+    def wait(self) -> None:
+        """Not: there is no process."""
+
+
 class _InWorker:
     """A step that a worker does."""
 
     def __init__(self, worker: _Worker, log: Path, shown: bool) -> None:
         self._worker = worker
+        self._began = time.monotonic()
         self._log = log.open("rb") if shown else None
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def poll(self) -> int | None:
-        return self._told(wait=False)
+    def poll(self) -> End | None:
+        status = self._told(wait=False)
+        if status is None:
+            return None
+        return End(status, time.monotonic() - self._began, _killed(-status) if status < 0 else "")
 
     def cancel(self) -> None:
         self._worker.stop()
@@ -172,74 +235,14 @@ class _InWorker:
         return status
 
 
+def _killed(number: int) -> str:
+    memory = ", as the system does where memory is short" if number == signal.SIGKILL else ""
+    return f"its process was killed by signal {number} ({signal.strsignal(number)}){memory}"
+
+
 def _gpus() -> list[str]:
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [name for name in named.split(",") if name]
     count = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
     return [str(number) for number in range(count)]
-
-
-def slurm(parameters: Mapping[str, str | int]) -> Start:
-    """As jobs of Slurm, through submitit; steps that start together are one array of jobs.
-
-    `parameters` are sbatch's, such as partition and time.
-
-    Raises:
-      UserError: submitit is not installed, or there is no sbatch.
-    """
-    try:
-        import submitit
-    except ImportError as error:
-        raise UserError("--executor=slurm needs submitit: pip install submitit") from error
-
-    def start(orders: Sequence[Order]) -> Sequence[Job]:
-        try:
-            executor = submitit.SlurmExecutor(orders[0].log.parent / "slurm")
-        except RuntimeError as error:
-            raise UserError(f"--executor=slurm: {error}") from error
-        executor.update_parameters(job_name="covid_jax", **parameters)
-        commands = [[sys.executable, "-u", "-m", *order.step.command] for order in orders]
-        logs = [str(order.log.resolve()) for order in orders]
-        for order in orders:  # a job that Slurm starts again adds to what it printed before
-            order.log.unlink(missing_ok=True)
-        try:
-            jobs = executor.map_array(_InSlurm(), commands, logs)
-        except submitit.core.utils.FailedJobError as error:
-            raise UserError(f"--executor=slurm: {str(error).strip().splitlines()[-1]}") from error
-        return [_SlurmJob(job) for job in jobs]
-
-    return start
-
-
-class _InSlurm:
-    """What a job of Slurm does: a command, whose exit status is its result."""
-
-    def __call__(self, command: list[str], log: str) -> int:
-        with open(log, "ab") as file:
-            return subprocess.run(
-                command, stdout=file, stderr=subprocess.STDOUT, check=False
-            ).returncode
-
-    def checkpoint(self, command: list[str], log: str) -> Any:
-        """Where Slurm takes the job's place: the same again, which goes on (submitit's name)."""
-        from submitit.helpers import DelayedSubmission
-
-        return DelayedSubmission(self, command, log)
-
-
-class _SlurmJob:
-    def __init__(self, job: Any) -> None:
-        self._job = job
-
-    def poll(self) -> int | None:
-        if not self._job.done():
-            return None
-        # A job that Slurm ended has no result.
-        return 1 if self._job.exception() else self._job.result()
-
-    def cancel(self) -> None:
-        self._job.cancel()
-
-    def wait(self) -> None:
-        """Not: Slurm gives it the time to save, whoever waits."""

@@ -1,8 +1,10 @@
 """Runs the steps of a study, as many at once as asked, and tells where each one stands.
 
-What a step printed is in STUDY/steps/NAME.txt, and in NAME.json how it ended and in what time.
+What a step printed is in STUDY/steps/NAME.txt, and in NAME.json where it stands: its job in a
+cluster, or how it ended and in what time.
 """
 
+import itertools
 import os
 import shlex
 import signal
@@ -16,19 +18,23 @@ from typing import Any
 from covid_jax.errors import REQUEUE_STATUS, STOP_SIGNALS, UserError, stop_signals_go_to
 from covid_jax.files import is_number, read_json, write_json
 from covid_jax.lock import is_held
-from covid_jax.studies.executors import Job, Order, Start
+from covid_jax.studies.executors import End, Executor, Job, Order
 from covid_jax.studies.grid import Step
+from covid_jax.studies.slurm import ask, left
 from covid_jax.training.progress import read_log
 
 STUDY_STOPS = frozenset({*STOP_SIGNALS, signal.SIGINT, signal.SIGHUP})
 """What stops a study: besides STOP_SIGNALS Ctrl-C, and a terminal that was closed."""
 
 _POLL_SECONDS = 0.2
+_TRACEBACK = "Traceback (most recent call last):"
 
 
 @dataclass(frozen=True)
 class State:
-    """Where a step stands: done, running, failed, interrupted or to do.
+    """Where a step stands: done, running, queued, failed, interrupted or to do.
+
+    Of a job in a cluster that does not answer: submitted.
 
     Attributes:
       seconds: that it took if it is done, or that it is expected to take from here on; None where
@@ -41,54 +47,64 @@ class State:
     cause: str = ""
 
 
-def run_steps(steps: Sequence[Step], workdir: Path, start: Start, jobs: int) -> dict[str, str]:
+def run_steps(steps: Sequence[Step], workdir: Path, executor: Executor) -> dict[str, str]:
     """Runs what is not done; returns the causes of failure by name.
 
-    A step that fails does not keep others from running, only those that need it.
+    A step that fails does not keep others from running, only those that need it. Jobs of a cluster
+    that outlived a study that was killed are waited for.
+
+    Raises:
+      UserError: there may be such jobs, and the cluster does not answer.
     """
     waiting = [step for step in steps if step.watches or not step.done]
     known = {step.name for step in steps}
     if len(steps) > len(waiting):
         print(f"{len(steps) - len(waiting)} of {len(steps)} steps were done before", flush=True)
-    running: dict[int, tuple[Step, Job, float]] = {}
+    running: dict[int, tuple[Step, Job]] = {}
     failed: dict[str, str] = {}
+    jobs = left(_submitted(waiting, workdir))
+    for step in [step for step in waiting if step.name in jobs]:
+        waiting.remove(step)
+        running[len(running)] = step, jobs[step.name]
+        print(f"{step.name}: its job {jobs[step.name].number} is there, and waited for", flush=True)
     try:
         while waiting or running:
-            for slot, (step, job, began) in list(running.items()):
-                status = job.poll()
-                if status is not None:
+            for slot, (step, job) in list(running.items()):
+                end = job.poll()
+                if end is not None:
                     del running[slot]
-                    if status == REQUEUE_STATUS:
+                    if end.status == REQUEUE_STATUS:
                         print(f"{step.name}: was asked to stop, starts again", flush=True)
                         waiting.insert(0, step)
                         continue
-                    cause = _finish(step, workdir, status, time.monotonic() - began)
+                    cause = _finish(step, workdir, end)
                     if cause:
                         failed[step.name] = cause
-            unfinished = {step.name for step, _, _ in running.values()}
+            unfinished = {step.name for step, _ in running.values()}
             unfinished |= {step.name for step in waiting}
             ready: list[Order] = []
+            room = executor.room([job for _, job in running.values()])
+            slots = (slot for slot in itertools.count() if slot not in running)
             for step in list(waiting):
                 if lost := [name for name in step.needs if name in failed]:
                     waiting.remove(step)
                     failed[step.name] = f"needs {lost[0]}, which failed"
                     print(f"{step.name}: left out, it {failed[step.name]}", flush=True)
-                elif len(running) + len(ready) < jobs and not unfinished & set(step.needs) & known:
+                elif len(ready) < room and not unfinished & set(step.needs) & known:
                     waiting.remove(step)
-                    taken = running.keys() | {order.slot for order in ready}
-                    slot = min(set(range(jobs)) - taken)
                     place = f"[{len(steps) - len(waiting)}/{len(steps)}]"
                     print(
                         f"\n{place} {step.name}\npython -m {shlex.join(step.command)}", flush=True
                     )
-                    write_json(_record(workdir, step), {"state": "running"})
-                    ready.append(Order(step, _log(workdir, step), slot))
+                    record = _record(workdir, step)
+                    write_json(record, {"state": "running"})
+                    ready.append(Order(step, _log(workdir, step), record, next(slots)))
             if ready:
-                for order, job in zip(ready, start(ready), strict=True):
-                    running[order.slot] = order.step, job, time.monotonic()
+                for order, job in zip(ready, executor.start(ready), strict=True):
+                    running[order.slot] = order.step, job
             time.sleep(_POLL_SECONDS)
     finally:
-        _end({step.name: job for step, job, _ in running.values()})
+        _end({step.name: job for step, job in running.values()})
     return failed
 
 
@@ -121,17 +137,20 @@ def states(steps: Sequence[Step], workdir: Path) -> dict[str, State]:
     records = {step.name: _read_record(workdir, step) for step in steps}
     logs = {step.name: read_log(step.training.folder) for step in steps if step.training}
     measured = _measured(steps, records, logs)
+    jobs = _job_states([step for step in steps if not step.done], workdir)
     found = {}
     for step in steps:
         record = records[step.name]
         if step.done:
             found[step.name] = State("done", record.get("seconds"))
             continue
-        word = record.get("state", "to do")
-        if word == "running" and not is_held(workdir):
+        word, cause = record.get("state", "to do"), record.get("cause", "")
+        if step.name in jobs:
+            word, cause = jobs[step.name]
+        elif word == "running" and not is_held(workdir):
             word = "interrupted"
         seconds = _expected(step, measured, logs.get(step.name, []))
-        found[step.name] = State(word, seconds, record.get("cause", ""))
+        found[step.name] = State(word, seconds, cause)
     return found
 
 
@@ -202,35 +221,77 @@ def _expected(step: Step, measured: _Measured, log: list[dict[str, Any]]) -> flo
     return left * median(paces) + (median(measured.overheads) if measured.overheads else 0.0)
 
 
-def _finish(step: Step, workdir: Path, status: int, seconds: float) -> str:
+def _finish(step: Step, workdir: Path, end: End) -> str:
     """Records how a step ended; returns the cause if it failed."""
-    cause = ""
-    if status or not step.done:
-        cause = _last_words(_log(workdir, step)) or f"it ended with status {status}, without a word"
+    if end.status or not step.done:
+        cause = end.cause or _last_words(_log(workdir, step))
+        cause = cause or f"it ended with status {end.status}, without a word"
         print(f"{step.name} failed: {cause}", flush=True)
         write_json(_record(workdir, step), {"state": "failed", "cause": cause})
+        return cause
+    if end.seconds is None:
+        print(f"{step.name}: done", flush=True)
+        write_json(_record(workdir, step), {"state": "done"})
     else:
-        print(f"{step.name}: done in {seconds:.0f} s", flush=True)
-        write_json(_record(workdir, step), {"state": "done", "seconds": round(seconds, 1)})
-    return cause
+        print(f"{step.name}: done in {end.seconds:.0f} s", flush=True)
+        write_json(_record(workdir, step), {"state": "done", "seconds": round(end.seconds, 1)})
+    return ""
 
 
 def _last_words(log: Path) -> str:
-    """The error that a command ended with: its last line that is no progress bar."""
+    """What a command ended with: its error, or its last line that is no progress bar.
+
+    Of a traceback the first line of what was raised, which notes and frames of others may follow.
+    """
     if not log.is_file():
         return ""
     lines = [
         line for line in log.read_text(errors="replace").replace("\r", "\n").split("\n") if line
     ]
-    errors = [line for line in lines if line.startswith("error: ")]
-    return (errors or lines or [""])[-1].removeprefix("error: ")
+    if errors := [line for line in lines if line.startswith("error: ")]:
+        return errors[-1].removeprefix("error: ")
+    if _TRACEBACK in lines:
+        last = len(lines) - lines[::-1].index(_TRACEBACK)
+        lines = [line for line in lines[last:] if not line.startswith(" ")][:1] or lines
+    return lines[-1] if lines else ""
+
+
+def _submitted(steps: Sequence[Step], workdir: Path) -> dict[str, str]:
+    """The names of the jobs that nobody has seen ending, by step."""
+    records = {step.name: _read_record(workdir, step) for step in steps}
+    return {
+        name: record["job"]
+        for name, record in records.items()
+        if record.get("state") == "running" and record.get("job")
+    }
+
+
+def _job_states(steps: Sequence[Step], workdir: Path) -> dict[str, tuple[str, str]]:
+    """Where the steps stand that are jobs of a cluster, and the cause or the job's number."""
+    jobs = _submitted(steps, workdir)
+    try:
+        told = ask(jobs.values())
+    except UserError as error:
+        return dict.fromkeys(jobs, ("submitted", f"where it stands is not known: {error}"))
+    found = {}
+    for step in steps:
+        if step.name not in jobs:
+            continue
+        job = told.get(jobs[step.name])
+        if job is None or job.state == "CANCELLED":
+            found[step.name] = "interrupted", ""
+        elif job.end:
+            found[step.name] = "failed", job.end.cause or _last_words(_log(workdir, step))
+        else:
+            found[step.name] = "queued" if job.queued else "running", f"job {job.number}"
+    return found
 
 
 def _read_record(workdir: Path, step: Step) -> dict[str, Any]:
     """What is known of how a step ended; nothing where there is no record."""
     path = _record(workdir, step)
     record = read_json(path)
-    words = (record.get("state", ""), record.get("cause", ""))
+    words = (record.get(key, "") for key in ("state", "cause", "job"))
     if not (all(isinstance(word, str) for word in words) and is_number(record.get("seconds", 0))):
         raise UserError(f"{path}: damaged; it is no record of a step. Delete it")
     return record

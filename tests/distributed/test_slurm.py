@@ -3,18 +3,28 @@
 apt-get install slurm-wlm munge
 """
 
+import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+from covid_jax.errors import UserError
+from covid_jax.files import write_json
+from covid_jax.lock import is_held
+from covid_jax.studies.grid import Step
+from covid_jax.studies.schedule import listed, run_steps, states
+from covid_jax.studies.slurm import Slurm
 from covid_jax.training.checkpoint import load_params
 from tests.conftest import ROOT, SMALL_NETWORK
 
@@ -221,10 +231,7 @@ def test_a_study_submits_the_steps_that_are_ready_as_one_array_of_jobs(slurm, tm
     tested = {path.parent.name for path in study.glob("runs/*/metrics.json")}
     assert tested == {"scratch-none-fold0", "scratch-none-fold1"}
     wait_for(lambda: not in_slurm(slurm, "squeue", "--noheader").strip(), printed)
-    logs = [path.name.split("_") for path in (study / "steps" / "slurm").glob("*_0_log.out")]
-    arrays = [parts[0] for parts in logs if len(parts) == 4]  # JOB_INDEX_TASK_log.out
-    assert len(arrays) == 2
-    assert len(set(arrays)) == 1
+    assert sorted(len(jobs) for jobs in arrays(study)) == [1, 2]
     assert sum("COMPLETED" in line for line in accounted(slurm)) >= 4
 
 
@@ -232,3 +239,217 @@ def accounted(environment):
     """Lines of sacct."""
     command = ["sacct", "--completion", "--format=JobID,JobName,State,Start,End"]
     return in_slurm(environment, *command).splitlines()
+
+
+def arrays(study):
+    """The jobs of each array that was submitted, by what each printed beside its step's log."""
+    folder = study / "steps" / "slurm"
+    return [list(folder.glob(f"{script.stem}_*.txt")) for script in folder.glob("*.sh")]
+
+
+@pytest.fixture
+def here(slurm, tmp_path, monkeypatch):
+    """A folder to run a study in, by steps that Slurm finds there."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("SLURM_CONF", "PATH"):
+        monkeypatch.setenv(name, slurm[name])
+    monkeypatch.setattr("covid_jax.studies.slurm._ASK_SECONDS", 0.5)
+    yield tmp_path
+    subprocess.run(["scancel", "--user=root"], env=slurm, check=False)
+    wait_for(lambda: not in_slurm(slurm, "squeue", "--noheader").strip(), lambda: "it goes on")
+
+
+STEP = """
+import pathlib, time
+def main():
+    with open("began_NAME", "a") as file: file.write("x")
+    SCRIPT
+    pathlib.Path("NAME").write_text("")
+main()
+"""
+
+
+def step(name, script="pass", needs=()):
+    """That tells how often it began."""
+    text = STEP.replace("SCRIPT", script).replace("NAME", name)
+    Path(f"step_{name}.py").write_text(text)
+    return Step(name, (f"step_{name}",), Path(name).absolute(), tuple(needs))
+
+
+def until(name):
+    return (
+        "end = time.monotonic() + 60\n"
+        f"    while not pathlib.Path('{name}').exists() and time.monotonic() < end:\n"
+        "        time.sleep(0.05)"
+    )
+
+
+def began(*names):
+    return [Path(f"began_{name}").read_text() for name in names]
+
+
+def words(steps):
+    return [state.word for state in states(steps, Path()).values()]
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+from covid_jax.lock import only_here
+from covid_jax.studies.grid import Step
+from covid_jax.studies.schedule import run_steps
+from covid_jax.studies.slurm import Slurm
+jobs, *names = sys.argv[1:]
+steps = [Step(name, (f"step_{name}",), Path(name).absolute()) for name in names]
+with only_here(Path(), "another study") as lock:
+    run_steps(steps, Path(), Slurm({}, int(jobs), [lock]))
+"""
+
+
+def driver(jobs, *names, **more):
+    return subprocess.Popen([sys.executable, "-c", DRIVER, str(jobs), *names], **more)
+
+
+def test_jobs_that_outlive_a_study_that_was_killed_are_waited_for_by_the_next(here):
+    steps = [
+        step("a", until("go")),
+        step("b"),
+        step("bad", "raise SystemExit('error: the disk is full')"),
+        step("c", needs=["a"]),
+    ]
+    study = driver(1, "a", "b", "bad")
+    wait_for(lambda: Path("began_a").exists(), lambda: words(steps))
+    study.kill()
+    study.wait()
+    assert words(steps) == ["running", "queued", "queued", "to do"]
+    job = json.loads(Path("steps/a.json").read_text())["job"]
+    lines = listed(steps, Path())
+    assert re.fullmatch(r"running +\? s  a  job \d+_0", lines[0])
+    Path("go").touch()
+    assert run_steps(steps, Path(), Slurm({}, 1)) == {"bad": "the disk is full"}
+    assert began("a", "b", "bad", "c") == ["x"] * 4
+    assert words(steps) == ["done", "done", "failed", "done"]
+    assert len(list(Path("steps/slurm").glob("*.sh"))) == 2
+    assert Path("steps/slurm", f"{job.removesuffix('_0')}.sh").exists()
+
+
+def test_jobs_that_ended_without_the_study_are_judged_by_what_they_made(here):
+    steps = [
+        step("a", until("go")),
+        step("bad", f"{until('go')}\n    raise SystemExit('error: full')"),
+    ]
+    study = driver(2, "a", "bad")
+    wait_for(lambda: all(Path(f"began_{one.name}").exists() for one in steps), lambda: words(steps))
+    study.kill()
+    study.wait()
+    Path("go").touch()
+    wait_for(lambda: words(steps) == ["done", "failed"], lambda: words(steps))
+    assert listed(steps, Path())[1].endswith("bad  full")
+    step("bad")
+    assert run_steps(steps, Path(), Slurm({}, 2)) == {}
+    assert began("a", "bad") == ["x", "xx"]
+
+
+def test_a_study_that_dies_while_it_submits_runs_nothing_twice(here, monkeypatch):
+    """The next start does not know what number Slurm gave, and finds the job by its name."""
+    real = shutil.which("sbatch")
+    (here / "bin").mkdir()
+    fake = here / "bin" / "sbatch"
+    fake.write_text(f'#!/bin/bash\n{real} "$@" >/dev/null\nkill -9 $PPID\nsleep 1\n')
+    fake.chmod(0o755)
+    steps = [step("a", until("go")), step("b", until("go"))]
+    study = driver(2, "a", "b", env={**os.environ, "PATH": f"{here}/bin:{os.environ['PATH']}"})
+    assert study.wait() == -signal.SIGKILL
+    assert is_held(here)  # by sbatch, of which nobody knows whether it has submitted
+    wait_for(lambda: not is_held(here), lambda: "sbatch goes on")
+    Path("go").touch()
+    assert run_steps(steps, Path(), Slurm({}, 2)) == {}
+    assert began("a", "b") == ["x", "x"]
+    assert len(list(Path("steps/slurm").glob("*.sh"))) == 1
+
+
+def test_a_job_that_slurm_does_not_know_is_submitted_again(here):
+    one = step("a")
+    write_json(Path("steps/a.json"), {"state": "running", "job": "covid_jax-00000000_0"})
+    assert words([one]) == ["interrupted"]
+    assert run_steps([one], Path(), Slurm({}, 1)) == {}
+
+
+def test_jobs_are_not_started_beside_those_that_slurm_cannot_be_asked_about(here, monkeypatch):
+    one = step("a")
+    write_json(Path("steps/a.json"), {"state": "running", "job": "covid_jax-00000000_0"})
+    monkeypatch.setenv("PATH", "/usr/nowhere")
+    assert words([one]) == ["submitted"]
+    with pytest.raises(UserError, match=r"^a may be at work .*no squeue here.*steps/NAME\.json$"):
+        run_steps([one], Path(), Slurm({}, 1))
+
+
+def test_all_that_is_ready_is_one_array_and_its_places_are_those_that_others_leave(here):
+    """The first two of the second array are to be there at once: one of its places was p's."""
+    first = "pathlib.Path('there_NAME').touch(); pathlib.Path('go').touch()"
+    steps = [
+        step("p", until("go")),
+        step("q"),
+        step("r", f"{first}\n    {until('there_s')}", ["q"]),
+        step("s", f"{first}\n    {until('there_r')}", ["q"]),
+        step("t", "assert pathlib.Path('s').exists() or pathlib.Path('r').exists()", ["q"]),
+    ]
+    assert run_steps(steps, Path(), Slurm({}, 2)) == {}
+    assert sorted(len(jobs) for jobs in arrays(here)) == [2, 3]
+
+
+def test_ctrl_c_asks_the_jobs_to_save_and_the_next_start_goes_on(here):
+    """At once, while Slurm has not yet taken them out of its queue."""
+    saves = "signal.signal(15, lambda *_: (time.sleep(2), open('saved', 'w'), sys.exit(75)))"
+    steps = [step("a", f"import signal, sys; {saves}\n    {until('go')}"), step("b")]
+    study = driver(1, "a", "b", stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: Path("began_a").exists(), lambda: words(steps))
+    time.sleep(0.5)
+    study.send_signal(signal.SIGINT)
+    study.communicate()
+    Path("go").touch()
+    assert run_steps(steps, Path(), Slurm({}, 1)) == {}
+    assert Path("saved").exists()
+    assert began("a", "b") == ["xx", "x"]
+
+
+def scancel(steps, name, *options):
+    """In a thread, once the step has begun."""
+
+    def cancel():
+        wait_for(lambda: Path(f"began_{name}").exists(), lambda: words(steps))
+        time.sleep(0.5)
+        number = states(steps, Path())[name].cause.removeprefix("job ")
+        subprocess.run(["scancel", *options, number], check=True)
+
+    thread = threading.Thread(target=cancel)
+    thread.start()
+    return thread
+
+
+def test_a_job_saves_before_its_time_is_over_and_goes_on_from_the_queue(here):
+    saves = "signal.signal(10, lambda *_: (open('saved', 'w'), sys.exit(75)))"
+    steps = [step("a", f"import signal, sys; {saves}\n    {until('saved')}")]
+    thread = scancel(steps, "a", "--signal=USR1")  # as --signal does
+    assert run_steps(steps, Path(), Slurm({}, 1)) == {}
+    thread.join()
+    assert began("a") == ["xx"]
+    assert len(list(Path("steps/slurm").glob("*.sh"))) == 1
+
+
+def test_what_ended_a_job_from_outside_is_its_cause(here):
+    """A signal, and who took it out of the queue."""
+    steps = [step("a", "import os; os.kill(os.getpid(), 11)"), step("b", until("never"))]
+
+    thread = scancel(steps, "b")
+    failed = run_steps(steps, Path(), Slurm({}, 2))
+    thread.join()
+    assert failed["a"] == "its process was killed by signal 11"
+    assert re.fullmatch(r"Slurm ended its job \d+_1: CANCELLED", failed["b"])
+
+
+def test_an_option_that_sbatch_does_not_know_is_told_in_one_line(here):
+    with pytest.raises(UserError, match=r"^sbatch: .*unrecognized option '--partiton=gpu'"):
+        run_steps([step("a")], Path(), Slurm({"partiton": "gpu"}, 1))
+    with pytest.raises(UserError, match=r"^sbatch: .*invalid partition specified: nowhere"):
+        run_steps([step("a")], Path(), Slurm({"partition": "nowhere"}, 1))

@@ -14,10 +14,11 @@ import pytest
 
 from covid_jax.errors import REQUEUE_STATUS, StoppedError, UserError
 from covid_jax.files import write_json
-from covid_jax.lock import only_here
+from covid_jax.lock import is_held, only_here
 from covid_jax.studies.executors import local
 from covid_jax.studies.grid import Step
 from covid_jax.studies.schedule import listed, run_steps, states
+from covid_jax.studies.slurm import elapsed_seconds
 
 
 def step(folder, name, script, needs=()):
@@ -35,14 +36,15 @@ def folder(tmp_path, monkeypatch):
 
 def run(steps, folder, jobs=1, fresh=False):
     """The causes of failure of steps in workers."""
-    with local(jobs, fresh) as start:
-        return run_steps(steps, folder, start, jobs)
+    with local(jobs, fresh) as executor:
+        return run_steps(steps, folder, executor)
 
 
 def makes(name, seconds=0.0):
     return f"import pathlib, time; time.sleep({seconds}); pathlib.Path('{name}').write_text('')"
 
 
+KILLED = "its process was killed by signal 9 (Killed), as the system does where memory is short"
 FAILS = "import sys; print('much'); sys.exit('error: the disk is full')"
 
 
@@ -146,36 +148,81 @@ time.sleep(60)
 STUDY = """
 import pathlib, signal, sys
 from covid_jax.errors import StoppedError, stop_signals_go_to
+from covid_jax.lock import only_here
 from covid_jax.studies.executors import local
 from covid_jax.studies.grid import Step
 from covid_jax.studies.schedule import STUDY_STOPS, run_steps
 def stop(*_): raise StoppedError("the study")
 steps = [Step(name, (f"step_{name}",), pathlib.Path(name)) for name in "ab"]
+here = pathlib.Path()
 try:
-    with stop_signals_go_to(stop, STUDY_STOPS), local(2) as start:
-        run_steps(steps, pathlib.Path(), start, 2)
+    with only_here(here, "another study") as lock, stop_signals_go_to(stop, STUDY_STOPS):
+        with local(2, lock=[lock]) as executor:
+            run_steps(steps, here, executor)
 except StoppedError: sys.exit(75)
 """
 
 
-@pytest.mark.parametrize("times", [1, 2])
-def test_ctrl_c_asks_every_step_once_and_all_before_it_waits_for_one(folder, times):
-    """Of the terminal, which sends it to the study's whole group; a second one ends nothing."""
+@pytest.fixture
+def study(folder):
+    """A process that runs two steps which save when they are asked to, and once both do."""
     for name in "ab":
         step(folder, name, SAVES_ONCE_ALL_ARE_ASKED.replace("NAME", name))
-    study = subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-c", STUDY], stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     wait_for(lambda: len(list(folder.glob("started_*"))) == 2)
-    for number in range(times):
-        os.killpg(study.pid, signal.SIGINT)
+    yield process
+    process.kill()
+    process.wait()
+    process.stderr.close()
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_asks_every_step_once_and_all_before_it_waits_for_one(
+    folder, study, number, times
+):
+    """Ctrl-C of the terminal goes to the study's whole group; a second one ends nothing."""
+    send = os.killpg if number == signal.SIGINT else os.kill
+    for time_ in range(times):
+        send(study.pid, number)
         wait_for(lambda: len(list(folder.glob("asked_*"))) == 2)
-        time.sleep(0.3 * number)
+        time.sleep(0.3 * time_)
     _, told = study.communicate()
     assert study.returncode == 75, told
     assert told == "waiting until these have saved: a, b\n" * times
     assert [(folder / f"asked_{name}").read_text() for name in "ab"] == ["SIGTERM "] * 2
     assert len(list(folder.glob("saved_*"))) == 2
+
+
+def test_the_workers_of_a_study_that_was_killed_save_and_hold_its_folder_until_then(folder, study):
+    study.kill()
+    study.wait()
+    assert is_held(folder)
+    wait_for(lambda: not is_held(folder))
+    assert len(list(folder.glob("saved_*"))) == 2
+    steps = [step(folder, name, makes(name)) for name in "ab"]
+    assert {state.word for state in states(steps, folder).values()} == {"interrupted"}
+    assert run(steps, folder) == {}
+
+
+def test_a_worker_that_is_killed_in_the_middle_fails_its_step_which_the_next_start_does(folder):
+    """By another step at the same time, as the system might: it goes on, and so does the rest."""
+    slow = "import os, pathlib; pathlib.Path('pid').write_text(str(os.getpid())); "
+    script = """
+import os, pathlib, time
+while not (pathlib.Path("pid").exists() and pathlib.Path("pid").read_text()): time.sleep(0.01)
+os.kill(int(pathlib.Path("pid").read_text()), 9)
+pathlib.Path("other").write_text("")
+"""
+    killed = step(folder, "killed", slow + makes("killed", 60))
+    steps = [killed, step(folder, "other", script), step(folder, "third", makes("third"))]
+    assert run(steps, folder, 2) == {"killed": KILLED}
+    assert [one.done for one in steps] == [False, True, True]
+    assert [listed([one], folder)[0].split()[0] for one in steps] == ["failed", "done", "done"]
+    step(folder, "killed", makes("killed"))
+    assert run(steps, folder) == {}
 
 
 def wait_for(reached):
@@ -304,8 +351,10 @@ def test_a_worker_does_one_step_after_another_unless_they_are_to_be_fresh(folder
 @pytest.mark.parametrize(
     ("dies", "cause"),
     [
-        ("import os; os.kill(os.getpid(), 9)", "it ended with status -9, without a word"),
+        ("import os; os.kill(os.getpid(), 9)", KILLED),
+        ("import os; os.abort()", "its process was killed by signal 6 (Aborted)"),
         ("print('so far'); 1 / 0", "ZeroDivisionError: division by zero"),
+        ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
     ],
 )
 def test_a_step_that_dies_takes_its_worker_with_it_and_not_the_study(folder, dies, cause):
@@ -315,7 +364,43 @@ def test_a_step_that_dies_takes_its_worker_with_it_and_not_the_study(folder, die
     assert tells[0].result.read_text() != tells[1].result.read_text()
 
 
-def test_a_worker_that_cannot_start_fails_its_step_and_the_others_are_tried(folder, monkeypatch):
-    monkeypatch.setattr("covid_jax.studies.executors.sys.executable", "/bin/false")
+LOSES_ITS_DEVICE = """
+import jax
+def lost(x): raise RuntimeError("device lost\\nand more of it")
+print(jax.jit(lambda x: jax.pure_callback(lost, x, x))(jax.numpy.ones(1)))
+"""
+
+
+def test_a_device_that_is_lost_fails_each_step_by_one_line_in_a_worker_of_its_own(folder):
+    """As JAX tells it: the error has a traceback in it, and a note behind it."""
+    steps = [step(folder, name, LOSES_ITS_DEVICE) for name in "ab"]
+    steps.append(step(folder, "needs", makes("needs"), ["a"]))
+    steps.append(step(folder, "other", makes("other")))
+    failed = run(steps, folder)
+    assert set(failed) == {"a", "b", "needs"}
+    for name in "ab":
+        assert failed[name].startswith("jax.errors.JaxRuntimeError: INTERNAL: ")
+        assert "\n" not in failed[name]
+    assert steps[-1].done
+
+
+@pytest.mark.parametrize(
+    ("python", "cause"),
+    [
+        ("/bin/false", "it ended with status 1, without a word"),
+        ("/no/python", "/no/python cannot be started (No such file or directory)"),
+    ],
+)
+def test_a_worker_that_cannot_start_fails_its_step_and_the_others_are_tried(
+    folder, monkeypatch, python, cause
+):
+    monkeypatch.setattr("covid_jax.studies.executors.sys.executable", python)
     steps = [step(folder, name, makes(name)) for name in "ab"]
-    assert run(steps, folder) == dict.fromkeys("ab", "it ended with status 1, without a word")
+    assert run(steps, folder) == dict.fromkeys("ab", cause)
+
+
+@pytest.mark.parametrize(
+    ("elapsed", "seconds"), [("0:00", 0), ("1:02", 62), ("10:00:01", 36001), ("2-00:01:00", 172860)]
+)
+def test_slurm_tells_times_in_days_hours_minutes_and_seconds(elapsed, seconds):
+    assert elapsed_seconds(elapsed) == seconds

@@ -16,7 +16,7 @@ def only_here(folder: Path, what: str) -> Iterator[int]:
 
     Raises:
       UserError: another process holds it; `what` says what that process is. Or it cannot be
-        written.
+        written, or its file system keeps no locks, as Lustre may. NFS keeps them among machines.
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -26,6 +26,11 @@ def only_here(folder: Path, what: str) -> Iterator[int]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(f"{folder}: {what} is at work here; wait for it, or stop it") from error
+        except OSError as error:
+            raise UserError(
+                f"{folder}: its file system keeps no locks ({error.strerror}), without which two "
+                "processes could write here at once; use a folder on another one"
+            ) from error
         yield file.fileno()
 
 
@@ -36,5 +41,5 @@ def is_held(folder: Path) -> bool:
     try:
         with only_here(folder, ""):
             return False
-    except UserError:
-        return True
+    except UserError as error:
+        return isinstance(error.__cause__, BlockingIOError)

@@ -1,6 +1,7 @@
 """The order of steps, several at once, and what a failure keeps from running. Real workers."""
 
 import dataclasses
+import errno
 import json
 import os
 import signal
@@ -253,6 +254,19 @@ def test_a_step_whose_study_is_gone_was_interrupted(folder):
     assert states([one], folder)["long"].word == "interrupted"
     with only_here(folder, "a study"):
         assert states([one], folder)["long"].word == "running"
+
+
+def test_a_folder_without_locks_is_refused_and_nobody_holds_it(folder, monkeypatch):
+    """As on a Lustre that is mounted without flock."""
+
+    def lacks(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("covid_jax.lock.fcntl.flock", lacks)
+    line = r"its file system keeps no locks \(Function not implemented\), .*"
+    with pytest.raises(UserError, match=line), only_here(folder, "a study"):
+        pass
+    assert not is_held(folder)
 
 
 def test_the_list_ends_with_what_is_left_and_what_is_known_of_it(folder):

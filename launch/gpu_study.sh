@@ -8,6 +8,7 @@
 # --workdir that stays the same command goes on. The status is 124 where time ran out.
 begun=$(date +%s)
 source "$(dirname "${BASH_SOURCE[0]}")/bare.sh"
+export JAX_PLATFORMS=${JAX_PLATFORMS:-cuda} # a worker that starts after the GPU is lost must not go on without
 output="" budget=600 workdir="$unpacked/study" flags=()
 for argument in "$@"; do
   case "$argument" in

@@ -214,7 +214,7 @@ def layout_of(dataset: str) -> str:
 class StudyConfig:
     """The grid of runs of study.py, and how its report is titled."""
 
-    title: str = "Transfer strategies for COVID-19 CT segmentation"
+    title: str = ""  # of the report; "": it is called after the data
     note: str = ""  # printed over every table and figure, e.g. what the data is
     folds: tuple[int, ...] = (0, 1, 2, 3, 4)
     runs: tuple[str, ...] = PAPER_RUNS  # of every fold, by the names that named_run takes

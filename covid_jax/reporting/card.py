@@ -17,6 +17,7 @@ from covid_jax.errors import writing
 from covid_jax.evaluation.folders import load_metrics
 from covid_jax.evaluation.metrics import NOT_OVER_LABELS, never_predicted
 from covid_jax.files import whole_file, write_json
+from covid_jax.reporting.words import counted
 from covid_jax.training.checkpoint import best_of, copy_newest, load_run
 from covid_jax.training.provenance import channel_names, load_provenance
 from covid_jax.training.state import epochs_of
@@ -179,7 +180,7 @@ def _scores(metrics: dict[str, Any]) -> Sequence[str]:
     if not metrics:
         return ["It was not tested."]
     labels = metrics.get("labels", {})
-    of_what = f"{len(metrics['cases'])} test cases of the fold"
+    of_what = f"{counted(len(metrics['cases']), 'test case')} of the fold"
     of_what += ", of the mean over labels" if labels else ""
     lines = [
         f"Mean and standard deviation over {of_what}:",
@@ -206,7 +207,7 @@ def _scores(metrics: dict[str, Any]) -> Sequence[str]:
 def _of_cases(metrics: dict[str, Any], name: str) -> str:
     """Of how many cases a mean is, where some have no value."""
     count = sum(case.get(name) is not None for case in metrics["cases"].values())
-    return f" (of {count} cases)" if count < len(metrics["cases"]) else ""
+    return f" (of {counted(count, 'case')})" if count < len(metrics["cases"]) else ""
 
 
 def _terms(licence: str, synthetic: bool) -> str:

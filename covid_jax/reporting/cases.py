@@ -1,25 +1,45 @@
 """The test cases of a study, as its prepared folder has them: the raw data may be gone."""
 
 import functools
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from covid_jax.config import IGNORED, Config
+from covid_jax.config import Config
 from covid_jax.data.geometry import Volume, from_file_axes, in_file_axes
+from covid_jax.data.normalization import channel_of
 from covid_jax.data.plan import Plan, Resampling, load_plan
-from covid_jax.data.preprocess import as_volume
+from covid_jax.data.preprocess import as_volume, read_channels
 from covid_jax.data.resample import resample
+from covid_jax.data.scans import cases_in
 from covid_jax.data.store import StoredCase, StoredDataset, load_case, load_dataset
 from covid_jax.data.volume import read_volume
 from covid_jax.errors import UserError
+from covid_jax.label_space import LabelSpace, class_names, values_of
 
-ReadCase = Callable[[], tuple[Volume, Volume]]
-"""Reads a scan's first channel (CT in HU, as far as it was prepared) and its reference.
 
-Both are on the scan's own grid.
-"""
+@dataclass(frozen=True)
+class Case:
+    """A scan to be shown.
+
+    Attributes:
+      channels: by their names; CT in HU, as far as it was prepared.
+      reference: label values on the same grid, if it has one.
+    """
+
+    channels: dict[str, Volume]
+    reference: Volume | None
+
+    @property
+    def scan(self) -> Volume:
+        """The first channel, whose grid all share."""
+        return next(iter(self.channels.values()))
+
+
+ReadCase = Callable[[], Case]
+"""Raises a UserError that names what is missing or damaged."""
 
 
 def stored_cases(
@@ -41,26 +61,67 @@ def stored_cases(
     return {case: found[case] for case in sorted(found.keys() & names)}
 
 
-def lesions(mask: Volume) -> np.ndarray:
-    """(D, H, W) bool: the voxels of any lesion."""
-    return (mask.voxels > 0) & (mask.voxels != IGNORED)
+def scan_at(study: Path, path: Path) -> tuple[str, Case]:
+    """The one scan at a place that config.study.scans names, with its name. It has no reference."""
+    plan = load_plan(study / "prepared" / "plan.json")
+    scans, _ = cases_in(path, len(plan.normalization))
+    name, files = next(iter(scans.items()))
+    volumes, _ = read_channels(files, [how.scheme for how in plan.normalization], "auto")
+    return name, Case(dict(zip(_channel_names(plan, ()), volumes, strict=True)), None)
 
 
-def _read(dataset: StoredDataset, name: str, plan: Plan) -> tuple[Volume, Volume]:
-    """Raises a UserError that names what is missing or damaged."""
-    scan = _restored(load_case(dataset, name), plan)
-    reference = read_volume(dataset.reference(name))
-    if reference.voxels.shape != scan.voxels.shape:
+def label_space_of(config: Config) -> LabelSpace:
+    """What a run segments; classes that nobody named have names of their own."""
+    if config.label_space.names:
+        return config.label_space
+    return LabelSpace(class_names(config.model.num_classes))
+
+
+def labels_of(space: LabelSpace) -> dict[str, tuple[int, ...]]:
+    """The label values of each class, or region, by its name."""
+    return {name: values_of(label) for label, name in space.scored.items()}
+
+
+def value_names(space: LabelSpace) -> dict[int, str]:
+    """How each label value is called in a mask; of regions, by the one that writes it.
+
+    So where regions lie in each other, a value is the innermost one there.
+    """
+    if not space.regions:
+        return dict(zip(space.values, space.names, strict=True))
+    written = dict(zip(space.regions_class_order, space.names, strict=True))
+    return {value: written.get(value, f"label {value}") for value in space.values}
+
+
+def _read(dataset: StoredDataset, name: str, plan: Plan) -> Case:
+    stored = load_case(dataset, name)
+    channels = {
+        channel: _restored(stored, plan, number)
+        for number, channel in enumerate(_channel_names(plan, dataset.channels))
+    }
+    case = Case(channels, read_volume(dataset.reference(name)))
+    assert case.reference
+    if case.reference.voxels.shape != case.scan.voxels.shape:
         raise UserError(f"{dataset.reference(name)}: on another grid than its case")
-    return scan, reference
+    return case
 
 
-def _restored(case: StoredCase, plan: Plan) -> Volume:
-    """The first channel on its scan's own grid, CT in HU; around its crop the lowest value."""
+def _channel_names(plan: Plan, names: Sequence[str]) -> list[str]:
+    """Each another one: as the dataset calls them, or by how they are normalised."""
+    if len(names) != len(plan.normalization):
+        names = [channel_of(how.scheme) for how in plan.normalization]
+    return [
+        name if names.count(name) == 1 else f"{name} {number}"
+        for number, name in enumerate(names, start=1)
+    ]
+
+
+def _restored(case: StoredCase, plan: Plan, channel: int) -> Volume:
+    """A channel on its scan's own grid, CT in HU; around its crop the lowest value."""
     geometry = case.geometry
     size = tuple(stop - start for start, stop in geometry.box)
-    how = plan.normalization[0]  # mean 0 and deviation 1 where it is no CT
-    values = np.asarray(case.image[..., 0]) * how.std + how.mean
+    how = plan.normalization[channel]  # mean 0 and deviation 1 where it is no CT
+    values = np.asarray(case.image[..., channel]) * how.std + how.mean
     full = np.full(geometry.shape, how.lower if how.is_ct else values.min(), np.float32)
     inside = tuple(slice(*side) for side in geometry.box)
     full[inside] = resample(values, size, plan.spacing_mm, geometry.spacing_mm, Resampling(order=1))

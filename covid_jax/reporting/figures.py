@@ -1,34 +1,62 @@
 """The figures of a report. Each function draws one figure; `note` says what data it shows."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from statistics import median
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from covid_jax.reporting.runs import Kind, Run, kinds_of
+from covid_jax.data.geometry import Volume
+from covid_jax.label_space import lies_in
+from covid_jax.reporting.cases import Case
+from covid_jax.reporting.kinds import Kind, looks
+from covid_jax.reporting.runs import Run, kinds_of
 from covid_jax.reporting.statistics import by_case, summarise
 from covid_jax.reporting.tables import values_of
 
-_LUNG_WINDOW_HU = (-1250.0, 250.0)
+LUNG_WINDOW_HU = (-1250.0, 250.0)
 _AIR_HU = -700.0
 _REFERENCE, _PREDICTION, _CASE = "#35b779", "#ff5a36", "#31688e"
-_MARKS = {"scratch": "o", "continual": "s", "body": "^", "frozen_encoder": "D"}
+_CLASSES = (
+    "#ff5a36",
+    "#3fa7ff",
+    "#ffd23f",
+    "#35b779",
+    "#c77dff",
+    "#ff8ad8",
+    "#00d5c8",
+    "#b5793c",
+    "#9be564",
+    "#c8c8c8",
+)
 
 
 def learning_curves(runs: Sequence[Run], note: str) -> Figure:
-    """Training loss and validation Dice of every kind of run by epoch, the mean over its folds."""
+    """Training loss and validation Dice of every kind of run by epoch, the mean over its runs."""
     figure = Figure(figsize=(10, 3.8))
     left, right = figure.subplots(1, 2)
-    for colour, kind in _coloured(runs):
+    for kind, look in looks(kinds_of(runs)).items():
         logs = [run.log for run in runs if run.kind == kind]
-        epochs = range(1, 1 + min(map(len, logs)))
-        for axes, value in ((left, "loss"), (right, "validation_dice")):
-            lines = [[log[epoch - 1].get(value, np.nan) for epoch in epochs] for log in logs]
-            axes.plot(epochs, np.mean(lines, axis=0), ".-", color=colour, label=kind.label)
+        for axes, name in ((left, "loss"), (right, "validation_dice")):
+            of_epoch: dict[int, list[float]] = {}  # of runs that may be longer than others
+            for log in logs:
+                for epoch, line in enumerate(log, start=1):
+                    of_epoch.setdefault(epoch, []).append(line.get(name, np.nan))
+            axes.plot(
+                list(of_epoch),
+                [np.mean(values) for values in of_epoch.values()],
+                "-",
+                marker=look.mark,
+                markersize=3.5,
+                linewidth=1,
+                color=look.colour,
+                label=kind.label,
+            )
     for axes in (left, right):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     left.set(xlabel="epoch", ylabel="training loss")
@@ -61,7 +89,7 @@ def dice_against_seconds(runs: Sequence[Run], note: str) -> Figure:
     """Mean DSC against seconds an epoch: the trade-off of the paper's Table III."""
     figure = Figure(figsize=(7, 4))
     axes = figure.subplots()
-    for colour, kind in _coloured(runs):
+    for kind, look in looks(kinds_of(runs)).items():
         mine = [run for run in runs if run.kind == kind]
         found = summarise(values_of(mine, "dsc"))
         seconds = median(run.epoch_seconds for run in mine)
@@ -70,8 +98,8 @@ def dice_against_seconds(runs: Sequence[Run], note: str) -> Figure:
             seconds,
             found.mean,
             reach,
-            fmt=_MARKS.get(kind.strategy, "P"),
-            color=colour,
+            fmt=look.mark,
+            color=look.colour,
             elinewidth=0.7,
             label=kind.label,
         )
@@ -87,69 +115,119 @@ def window_of(voxels: np.ndarray) -> tuple[float, float]:
     Of others, such as abdominal CT or MR, the 0.5 and 99.5 percentiles.
     """
     if voxels.min() < _AIR_HU:
-        return _LUNG_WINDOW_HU
+        return LUNG_WINDOW_HU
     low, high = np.percentile(voxels, (0.5, 99.5))
     return float(low), float(max(high, low + 1e-6))
 
 
+def class_colours(names: Sequence[str]) -> dict[str, str]:
+    """A colour for each class or region, on a dark ground."""
+    if len(names) <= len(_CLASSES):
+        return dict(zip(names, _CLASSES, strict=False))
+    hues = matplotlib.colormaps["hsv"](np.linspace(0, 1, len(names), endpoint=False))
+    return {name: matplotlib.colors.to_hex(hue) for name, hue in zip(names, hues, strict=True)}
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """A scan, and masks on its grid (label values) by the names of runs; some may be missing."""
+
+    case: Case
+    masks: Mapping[str, Volume]
+
+
 def overlays(
-    scans: Mapping[str, np.ndarray],
-    masks: Mapping[str, Mapping[str, np.ndarray]],
-    references: Mapping[str, np.ndarray],
+    shown: Mapping[str, Overlay],
     runs: Sequence[str],
+    labels: Mapping[str, Sequence[int]],
     note: str,
 ) -> Figure:
-    """A slice of each scan in its window, with the contour of every run's mask.
+    """A slice of each scan, a channel a column, with the contours of every run's masks.
 
-    The slice is the one with most reference; of a scan without a reference, with most prediction.
+    One class is drawn over its reference. Several have a colour each, and the reference a column of
+    its own. The slice has most of all classes of the reference; without one, of the masks.
 
     Args:
-      scans: name -> (D, H, W), in HU where it is CT.
-      masks: name -> run -> (D, H, W); runs may be missing.
-      references: name -> (D, H, W); names may be missing.
+      shown: by the names of the scans, whose channels are called alike.
       runs: the columns.
+      labels: the label values of each class, or region, by its name.
     """
-    columns = ["scan", *runs]
-    figure = Figure(figsize=(2.1 * len(columns), 1.75 * len(scans)))
-    grid = figure.subplots(len(scans), len(columns), squeeze=False)
-    for row, (name, scan) in zip(grid, scans.items(), strict=True):
-        reference = references.get(name)
-        chosen = reference if reference is not None else np.sum(list(masks[name].values()), axis=0)
-        index = int(np.argmax(chosen.sum((1, 2))))
+    channels = list(next(iter(shown.values())).case.channels)
+    single = len(labels) == 1
+    with_reference = any(each.case.reference for each in shown.values())
+    columns = [*channels, *["reference"] * (with_reference and not single), *runs]
+    figure = Figure(figsize=(2.1 * len(columns), 0.5 + 1.8 * len(shown)))
+    grid = figure.subplots(len(shown), len(columns), squeeze=False)
+    colours = dict.fromkeys(labels, _PREDICTION) if single else class_colours(list(labels))
+    for row, (name, each) in zip(grid, shown.items(), strict=True):
+        reference = each.case.reference
+        index = _fullest([reference] if reference else list(each.masks.values()), labels)
+        aspect = each.case.scan.spacing_mm[1] / each.case.scan.spacing_mm[2]
         for axes, column in zip(row, columns, strict=True):
-            low, high = window_of(scan)
-            axes.imshow(scan[index], cmap="gray", vmin=low, vmax=high)
-            if reference is not None:
-                _contour(axes, reference[index], _REFERENCE)
-            if column in masks[name]:
-                _contour(axes, masks[name][column][index], _PREDICTION)
+            volume = each.case.channels.get(column, each.case.scan)
+            low, high = window_of(volume.voxels)
+            axes.imshow(volume.voxels[index], cmap="gray", vmin=low, vmax=high, aspect=aspect)
+            if reference and single:
+                _contours(axes, reference.voxels[index], labels, dict.fromkeys(labels, _REFERENCE))
+            elif reference and column == "reference":
+                _contours(axes, reference.voxels[index], labels, colours)
+            if column in runs and column in each.masks:
+                _contours(axes, each.masks[column].voxels[index], labels, colours)
             axes.set_xticks([])
             axes.set_yticks([])
         row[0].set_ylabel(name, fontsize=7, parse_math=False)
     for axes, column in zip(grid[0], columns, strict=True):
         axes.set_title(column, fontsize=8, parse_math=False)
-    shown = "green: reference, " if references else ""
-    return _titled(figure, f"{note} ({shown}red: prediction)")
+    if single:
+        legend = {f"{name}, prediction": _PREDICTION for name in labels}
+        if with_reference:
+            legend |= {f"{name}, reference": _REFERENCE for name in labels}
+    else:
+        legend = colours
+    _titled(figure, note, legend)
+    return figure
 
 
-def _contour(axes: Axes, mask: np.ndarray, colour: str) -> None:
-    if mask.any():
-        axes.contour(mask, [0.5], colors=[colour], linewidths=0.9)
+def _fullest(masks: Sequence[Volume], labels: Mapping[str, Sequence[int]]) -> int:
+    """The slice with most of all classes together, each by its share."""
+    total: np.ndarray | float = 0.0
+    for mask in masks:
+        for values in labels.values():
+            area = lies_in(mask.voxels, values).sum((1, 2))
+            total = total + area / max(1, area.sum())
+    return int(np.argmax(total))
 
 
-def _coloured(runs: Sequence[Run]) -> list[tuple[str, Kind]]:
-    kinds = kinds_of(runs)
-    colours = matplotlib.colormaps["tab10" if len(kinds) <= 10 else "tab20"]
-    return [
-        (matplotlib.colors.to_hex(colours(i % colours.N)), kind) for i, kind in enumerate(kinds)
-    ]
+def _contours(
+    axes: Axes,
+    mask: np.ndarray,
+    labels: Mapping[str, Sequence[int]],
+    colours: Mapping[str, str],
+) -> None:
+    for name, values in labels.items():
+        inside = lies_in(mask, values)
+        if inside.any() and not inside.all():
+            axes.contour(inside, [0.5], colors=[colours[name]], linewidths=0.9)
 
 
 def _stacked(kind: Kind) -> str:
     return kind.label.replace("_", "\n").replace(", ", "\n")
 
 
-def _titled(figure: Figure, note: str) -> Figure:
+def _titled(figure: Figure, note: str, legend: Mapping[str, str] | None = None) -> Figure:
+    """The figure with its note above, and below it what its lines are."""
     figure.suptitle(note, fontsize=9, parse_math=False, wrap=True)
-    figure.tight_layout()
+    if legend:
+        lines = [Line2D([], [], color=colour, label=name) for name, colour in legend.items()]
+        columns = min(len(lines), max(2, int(figure.get_figwidth() / 1.8)))
+        drawn = figure.legend(
+            handles=lines, loc="lower center", ncols=columns, fontsize=8, frameon=False
+        )
+        for text in drawn.get_texts():
+            text.set_parse_math(False)
+        rows = -(-len(lines) // columns)
+        height = (0.1 + 0.18 * rows) / figure.get_figheight()
+        figure.tight_layout(rect=(0, height, 1, 1))
+    else:
+        figure.tight_layout()
     return figure

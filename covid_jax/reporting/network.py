@@ -15,6 +15,7 @@ from covid_jax.transfer.strategies import STRATEGIES, frozen_masks, layers_of, o
 
 _NEW, _COPIED, _INK = "#f2f2f2", "#9ecae1", "#333333"
 _FROZEN_HATCH = "////"
+_IN_A_ROW = 5
 _WIDTH, _HEIGHT, _GAP = 0.8, 0.62, 1.45  # of a box; between the middles of columns
 
 
@@ -27,15 +28,21 @@ class Part:
 
 
 def draw_networks(configs: Sequence[Config], titles: Sequence[str]) -> Figure:
-    """The network of each run side by side, with a legend.
+    """The network of each run, five in a row, with a legend.
 
     Each column of boxes is an encoder (going down) or the decoder (coming up); a box is a stage.
     """
-    figure = Figure(figsize=(2.7 * len(configs), 3.9))
-    axes = figure.subplots(1, len(configs), squeeze=False)
-    for place, config, title in zip(axes[0], configs, titles, strict=True):
+    columns = min(len(configs), _IN_A_ROW)
+    rows = -(-len(configs) // columns)
+    stages = max(len(config.model.features_per_stage) for config in configs)
+    figure = Figure(figsize=(2.7 * max(2, columns), 0.4 + (0.35 + 0.72 * (stages + 1)) * rows))
+    places = figure.subplots(rows, columns, squeeze=False).flat
+    for config, title in zip(configs, titles, strict=True):
+        place = next(places)
         draw_network(place, config)
-        place.set_title(title, fontsize=10, color=_INK)
+        place.set_title(title, fontsize=10, color=_INK, parse_math=False)
+    for place in places:
+        place.remove()
     figure.legend(
         handles=[
             Patch(facecolor=_NEW, edgecolor=_INK, label="new"),
@@ -47,7 +54,8 @@ def draw_networks(configs: Sequence[Config], titles: Sequence[str]) -> Figure:
         frameon=False,
         fontsize=9,
     )
-    figure.tight_layout(rect=(0, 0.07, 1, 0.97))
+    height = figure.get_figheight()
+    figure.tight_layout(rect=(0, 0.27 / height, 1, 1 - 0.12 / height))
     return figure
 
 

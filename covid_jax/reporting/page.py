@@ -1,10 +1,11 @@
 """The report of a study: a function of its folders, written into STUDY/report."""
 
 import base64
-import contextlib
 import io
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
@@ -13,18 +14,27 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from covid_jax import __version__
-from covid_jax.config import Config
 from covid_jax.data.geometry import Volume
-from covid_jax.data.preprocess import read_scan
 from covid_jax.data.volume import read_volume
 from covid_jax.errors import UserError
 from covid_jax.evaluation.metrics import PAPER
-from covid_jax.files import read_json, whole_file
+from covid_jax.files import whole_file
 from covid_jax.reporting import figures
-from covid_jax.reporting.cases import ReadCase, lesions, stored_cases
+from covid_jax.reporting.cases import (
+    Case,
+    ReadCase,
+    label_space_of,
+    labels_of,
+    scan_at,
+    stored_cases,
+    value_names,
+)
+from covid_jax.reporting.evidence import Evidence, problems_told, read_evidence
+from covid_jax.reporting.findings import findings
+from covid_jax.reporting.forest import forest
+from covid_jax.reporting.kinds import COLOURS, Kind
 from covid_jax.reporting.network import draw_networks
-from covid_jax.reporting.paper import paper_table
-from covid_jax.reporting.runs import Kind, Run, kinds_of, read_runs
+from covid_jax.reporting.runs import Run, kinds_of
 from covid_jax.reporting.tables import (
     HEADINGS,
     all_tables,
@@ -33,10 +43,19 @@ from covid_jax.reporting.tables import (
     write_tables,
 )
 from covid_jax.reporting.viewer import write_case, write_viewer
-from covid_jax.studies.grid import load_study, scan_name
-from covid_jax.training.provenance import load_provenance
+from covid_jax.reporting.words import counted, p_told
 
-_MOST_NETWORKS = 5  # side by side in one picture
+_MOST_COLUMNS = 6  # of masks in a figure; of more kinds of run there is one a strategy
+_REM_PER_INCH = 5.6  # so that a figure's letters are readable
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure in the page: its address, its width in rem, and what is to be said of it."""
+
+    address: str
+    width: float
+    told: str = ""
 
 
 def write_report(study: Path) -> Path:
@@ -50,34 +69,34 @@ def write_report(study: Path) -> Path:
     Raises:
       UserError: the folder is no study, or no run of it is finished.
     """
-    config = load_study(study)
-    runs, problems = read_runs(study)
+    evidence = read_evidence(study)
+    runs, problems, note = evidence.runs, evidence.problems, evidence.note
     if not runs:
         raise UserError("; ".join([f"{study}: no finished run in it yet", *problems]))
-    report, note = study / "report", honest_note(study, config, problems)
-    cases = stored_cases(study, config, {name for run in runs for name in run.cases}, problems)
-    tables = all_tables(runs)
+    report, data = study / "report", evidence.config.data.datasets
+    names = {name for run in runs for name in run.cases}
+    cases = stored_cases(study, evidence.config, names, problems)
+    tables = all_tables(runs, evidence.paper)
     write_tables(report, runs, tables, note)
     drawn = {
-        "Test cases: best, median and worst by mean DSC": _test_overlays(
-            study, cases, runs, note, problems
-        ),
-        "DSC of every test case": figures.dice_of_cases(runs, note),
-        "DSC against time": figures.dice_against_seconds(runs, note),
-        "Learning curves": figures.learning_curves(runs, note),
-        "What is copied, and what is frozen": _networks(runs),
+        "Test cases: best, median and worst by mean DSC": _test_overlays(evidence, cases),
+        "DSC of every test case": (figures.dice_of_cases(runs, note), ""),
+        "DSC against time": (figures.dice_against_seconds(runs, note), ""),
+        "Learning curves": (figures.learning_curves(runs, note), ""),
+        "What is copied, and what is frozen": (_networks(runs), ""),
     }
-    for scan in config.study.scans:
-        title = f"{Path(scan).name}: another scanner, no reference, no claim"
-        drawn[title] = _scan_overlay(study, Path(scan), runs, note, problems)
+    for scan in evidence.config.study.scans:
+        title = f"{Path(scan).name}: a scan without a reference, so without a score"
+        drawn[title] = _scan_overlay(evidence, Path(scan))
     pictures = {
-        title: _save(
-            figure, report / f"figure_{number}", vector=not any(a.images for a in figure.axes)
-        )
-        for number, (title, figure) in enumerate(drawn.items(), start=1)
+        title: _save(figure, report / f"figure_{number}", told)
+        for number, (title, (figure, told)) in enumerate(drawn.items(), start=1)
         if figure is not None
     }
-    shown = _write_cases(report / "viewer", study, cases, runs, problems)
+    shown = _write_cases(report / "viewer", evidence, cases)
+    space = label_space_of(runs[0].config)
+    names_of_values = value_names(space)
+    colours = figures.class_colours(list(names_of_values.values()))
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("covid_jax.reporting", "templates"),
         autoescape=True,
@@ -85,14 +104,25 @@ def write_report(study: Path) -> Path:
         lstrip_blocks=True,
     )
     page = environment.get_template("report.html").render(
-        title=config.study.title,
+        title=evidence.title,
         note=note,
+        beside_paper=bool(evidence.paper.table_1),
+        findings=findings(runs, data, evidence.synthetic),
+        forest=forest(runs, evidence.paper),
+        colours=COLOURS,
+        strategies=dict.fromkeys(run.kind.strategy for run in runs),
+        labels=list(labels_of(space)),
         tables=tables,
         comparisons={HEADINGS[metric]: comparisons(runs, metric) for metric in PAPER[:3]},
         runs={kind: [run for run in runs if run.kind == kind] for kind in kinds_of(runs)},
+        seeds=len({run.config.seed for run in runs}),
         problems=list(dict.fromkeys(line.replace(f"{study}/", "") for line in problems)),
         pictures=pictures,
         cases=shown,
+        legend={value: (name, colours[name]) for value, name in names_of_values.items()},
+        regions=bool(space.regions),
+        counted=counted,
+        p_told=p_told,
         version=__version__,
     )
     with whole_file(report / "index.html") as partial:
@@ -101,37 +131,20 @@ def write_report(study: Path) -> Path:
 
 
 def terminal_summary(study: Path) -> str:
-    """Table III of a study as text."""
-    return summary_table(read_runs(study)[0], honest_note(study, load_study(study), []))
-
-
-def honest_note(study: Path, config: Config, problems: list[str]) -> str:
-    """The study's note, and which of its datasets are synthetic, whatever the note says.
-
-    Both the prepared data and the runs know that, so it is said although one of them is gone.
-    """
-    synthetic: set[str] = set()
-    for path in sorted(study.glob("prepared/*/dataset.json")):
-        with _told(problems):
-            synthetic |= {path.parent.name} if read_json(path).get("synthetic") else set()
-    for run in sorted(study.glob("runs/*")):
-        with _told(problems):
-            origin = load_provenance(run)
-            while origin:  # of the run, of what it started from, and so on
-                synthetic |= set(origin.get("synthetic", ()))
-                origin = origin.get("pretrained", {})
-    said = f"SYNTHETIC data: {', '.join(sorted(synthetic))}" if synthetic else ""
-    return " | ".join(filter(None, [config.study.note, said]))
+    """Every kind of run of a study as text."""
+    evidence = read_evidence(study)
+    return summary_table(evidence.runs, evidence.paper, evidence.note)
 
 
 def _masks(
-    study: Path, runs: Sequence[Run], case: str, scan: Volume, problems: list[str]
+    evidence: Evidence, runs: Sequence[Run], name: str, case: Case
 ) -> Iterator[tuple[Run, Volume]]:
     """The mask of a case by every run that has one on the grid of its scan."""
     for run in runs:
-        if case in run.cases:
-            with _told(problems):
-                yield run, _mask(study / "runs" / run.name / "predictions", case, run, scan)
+        if name in run.cases:
+            with problems_told(evidence.problems):
+                folder = evidence.folder / "runs" / run.name / "predictions"
+                yield run, _mask(folder, name, run, case.scan)
 
 
 def _mask(folder: Path, case: str, run: Run, scan: Volume) -> Volume:
@@ -144,107 +157,115 @@ def _mask(folder: Path, case: str, run: Run, scan: Volume) -> Volume:
     return mask
 
 
-def _test_overlays(
-    study: Path,
-    cases: dict[str, ReadCase],
-    runs: Sequence[Run],
-    note: str,
-    problems: list[str],
-) -> Figure | None:
-    """Three cases of the first fold under the runs of Table III, or all where it has none."""
-    table_3 = [Kind(row.strategy, row.source) for row in paper_table(3)]
-    fold = min(run.fold for run in runs)
-    first = [run for run in runs if run.fold == fold]
-    shown = {run.kind.strategy: run for run in first if run.kind in table_3}
-    shown = shown or {run.kind.label: run for run in first}
+def _test_overlays(evidence: Evidence, cases: dict[str, ReadCase]) -> tuple[Figure | None, str]:
+    """Three cases of a fold under every kind of run, or a kind of each strategy; and a word on it.
+
+    It is the first of the folds that most kinds have, and of several seeds the first.
+    """
+    kinds = kinds_of(evidence.runs)
+    have = Counter(fold for _, fold in {(run.kind, run.fold) for run in evidence.runs})
+    fold = min(have, key=lambda fold: (-have[fold], fold))
+    here = [run for run in evidence.runs if run.fold == fold]
+    of_kind = {run.kind: run for run in reversed(here)}
+    printed = [row.kind for row in evidence.paper.table_3]
+    chosen = [kind for kind in kinds if kind in of_kind]
+    said = [f"Fold {fold}"]
+    if len(chosen) > _MOST_COLUMNS:
+        by_strategy: dict[str, Kind] = {}
+        for kind in sorted(chosen, key=lambda kind: kind not in printed):
+            by_strategy.setdefault(kind.strategy, kind)
+        chosen = [kind for kind in chosen if kind in by_strategy.values()]
+        said.append(f"one row of each strategy ({len(chosen)} of {len(kinds)} rows)")
+    if lacking := [kind.label for kind in kinds if kind not in of_kind]:
+        said.append(f"not run in this fold: {'; '.join(lacking)}")
+    if len({run.config.seed for run in here}) > 1:
+        said.append(f"seed {min(run.config.seed for run in here)}")
+    shown = {kind.label: of_kind[kind] for kind in chosen}
     dice: dict[str, list[float]] = {}
     for run in shown.values():
-        for case, value in run.values("dsc").items():
-            dice.setdefault(case, []).append(value)
+        for name, value in run.values("dsc").items():
+            dice.setdefault(name, []).append(value)
     ranked = sorted(dice.keys() & cases.keys(), key=lambda case: (-np.mean(dice[case]), case))
-    chosen = dict.fromkeys([*ranked[:1], *ranked[len(ranked) // 2 :][:1], *ranked[-1:]])
-    scans, masks, references = {}, {}, {}
-    for name in chosen:
-        with _told(problems):
-            scan, reference = cases[name]()
-            scans[name], references[name] = scan.voxels, lesions(reference)
-            masks[name] = {
-                column: lesions(mask)
+    overlays = {}
+    for name in dict.fromkeys([*ranked[:1], *ranked[len(ranked) // 2 :][:1], *ranked[-1:]]):
+        with problems_told(evidence.problems):
+            case = cases[name]()
+            masks = {
+                column: mask
                 for column, run in shown.items()
-                for _, mask in _masks(study, [run], name, scan, problems)
+                for _, mask in _masks(evidence, [run], name, case)
             }
-    return figures.overlays(scans, masks, references, list(shown), note) if scans else None
+            overlays[name] = figures.Overlay(case, masks)
+    if not overlays:
+        return None, ""
+    labels = labels_of(label_space_of(evidence.runs[0].config))
+    figure = figures.overlays(overlays, list(shown), labels, evidence.note)
+    return figure, f"{'; '.join(said)}."
 
 
-def _scan_overlay(
-    study: Path, scan: Path, runs: Sequence[Run], note: str, problems: list[str]
-) -> Figure | None:
+def _scan_overlay(evidence: Evidence, path: Path) -> tuple[Figure | None, str]:
     """A scan of config.study.scans under every run that has a mask of it.
 
     The scan is read where it is; without it, or without a mask, there is no picture.
     """
-    with _told(problems):
-        name, volume = scan_name(str(scan)), read_scan(scan)
-        masks: dict[str, np.ndarray] = {}
-        for run in runs:
-            folder = study / "scans" / run.name
+    with problems_told(evidence.problems):
+        name, case = scan_at(evidence.folder, path)
+        masks: dict[str, Volume] = {}
+        several = len({(run.fold, run.config.seed) for run in evidence.runs}) > 1
+        for run in evidence.runs:
+            folder = evidence.folder / "scans" / run.name
             if (folder / f"{name}.nii.gz").is_file():
-                with _told(problems):
-                    masks[run.kind.label] = lesions(_mask(folder, name, run, volume))
+                with problems_told(evidence.problems):
+                    column = run_told(run, evidence.runs) if several else run.kind.label
+                    masks[column] = _mask(folder, name, run, case.scan)
         if masks:
-            return figures.overlays({name: volume.voxels}, {name: masks}, {}, list(masks), note)
-        problems.append(f"{scan}: no mask of it in STUDY/scans yet")
-    return None
+            shown = {name: figures.Overlay(case, masks)}
+            labels = labels_of(label_space_of(evidence.runs[0].config))
+            return figures.overlays(shown, list(masks), labels, evidence.note), ""
+        evidence.problems.append(f"{path}: no mask of it in STUDY/scans yet")
+    return None, ""
+
+
+def run_told(run: Run, runs: Sequence[Run]) -> str:
+    """A run by its kind, fold, and its seed where there are several."""
+    several = len({other.config.seed for other in runs}) > 1
+    return f"{run.kind.label}, fold {run.fold}" + f", seed {run.config.seed}" * several
 
 
 def _networks(runs: Sequence[Run]) -> Figure:
     """The networks of kinds that differ in what they copy or freeze."""
-    different = {
-        (run.kind.strategy, run.config.frozen, run.config.frozen_schedule): run for run in runs
-    }
-    shown = list(different.values())[:_MOST_NETWORKS]
+    different: dict[object, Run] = {}
+    for run in runs:
+        key = (run.kind.strategy, run.config.frozen, run.config.frozen_schedule)
+        different.setdefault(key, run)
+    shown = list(different.values())
     titles = [" ".join(filter(None, [run.kind.strategy, run.kind.variant])) for run in shown]
     return draw_networks([run.config for run in shown], titles)
 
 
-def _write_cases(
-    folder: Path,
-    study: Path,
-    cases: dict[str, ReadCase],
-    runs: Sequence[Run],
-    problems: list[str],
-) -> list[str]:
+def _write_cases(folder: Path, evidence: Evidence, cases: dict[str, ReadCase]) -> list[str]:
     """Writes what the viewer shows; returns the names of its cases, as their files are numbered."""
     write_viewer(folder)
+    values = value_names(label_space_of(evidence.runs[0].config))
     shown: list[str] = []
     for name, read in cases.items():
-        with _told(problems):
-            scan, reference = read()
+        with problems_told(evidence.problems):
+            case = read()
             masks = (
-                (f"{run.kind.label}, fold {run.fold}", lesions(mask))
-                for run, mask in _masks(study, runs, name, scan, problems)
+                (run_told(run, evidence.runs), mask)
+                for run, mask in _masks(evidence, evidence.runs, name, case)
             )
             if first := next(masks, None):
                 path = folder / f"case_{len(shown)}.js"
-                all_masks = itertools.chain([first], masks)
-                write_case(path, name, scan, lesions(reference), all_masks)
+                write_case(path, name, case, itertools.chain([first], masks), values)
                 shown.append(name)
     return shown
 
 
-@contextlib.contextmanager
-def _told(problems: list[str]) -> Iterator[None]:
-    """What cannot be read joins the problems."""
-    try:
-        yield
-    except UserError as error:
-        problems.append(str(error))
-
-
-def _save(figure: Figure, path: Path, vector: bool) -> str:
-    """Saves the figure as PNG, and as SVG if that serves; returns the better as a data: address."""
+def _save(figure: Figure, path: Path, told: str) -> Picture:
+    """Saves the figure as PNG, and as SVG where it is all lines; the page has the better one."""
     matplotlib.rcParams["svg.hashsalt"] = "covid_jax"  # the same file each time
-    address = ""
+    address, vector = "", not any(axes.images for axes in figure.axes)
     for kind, media in {"png": "png", "svg": "svg+xml"}.items():
         if kind == "svg" and not vector:
             continue
@@ -254,4 +275,4 @@ def _save(figure: Figure, path: Path, vector: bool) -> str:
         with whole_file(path.with_suffix(f".{kind}")) as partial:
             partial.write_bytes(buffer.getvalue())
         address = f"data:image/{media};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    return address
+    return Picture(address, round(figure.get_figwidth() * _REM_PER_INCH, 1), told)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -13,23 +13,10 @@ from covid_jax.errors import UserError, listed
 from covid_jax.evaluation.folders import load_metrics
 from covid_jax.evaluation.metrics import unscored
 from covid_jax.files import read_json
-from covid_jax.reporting.paper import paper_table
+from covid_jax.reporting.kinds import Kind
 from covid_jax.training.checkpoint import load_config
 from covid_jax.training.progress import read_log
 from covid_jax.training.provenance import load_provenance
-
-
-class Kind(NamedTuple):
-    """What the runs of one row of a table share."""
-
-    strategy: str
-    source: str
-    variant: str = ""
-
-    @property
-    def label(self) -> str:
-        """Its parts in words: "body, msd"; no source, no word."""
-        return ", ".join(part for part in self if part not in ("", "none"))
 
 
 @dataclass(frozen=True)
@@ -56,7 +43,7 @@ class Run:
 
     @property
     def fold(self) -> int:
-        """Of the paper's."""
+        """By which its cases were split."""
         return self.config.fold
 
     @property
@@ -75,7 +62,7 @@ class Run:
 
 
 def read_runs(study: Path) -> tuple[list[Run], list[str]]:
-    """The finished runs of a study in the order of the paper's Table I, then by name and fold.
+    """The finished runs of a study by kind (Kind.place), fold and name.
 
     Returns:
       them, and a line for each folder in STUDY/runs that is none: unfinished, damaged or foreign.
@@ -94,8 +81,7 @@ def read_runs(study: Path) -> tuple[list[Run], list[str]]:
                     )
             except UserError as error:
                 problems.append(str(error))
-    order = {Kind(row.strategy, row.source): place for place, row in enumerate(paper_table(1))}
-    place = lambda run: (order.get(run.kind, len(order)), run.kind, run.fold, run.name)  # noqa: E731
+    place = lambda run: (run.kind.place, run.fold, run.config.seed, run.name)  # noqa: E731
     return sorted(runs, key=place), problems + uneven_seeds(runs)
 
 

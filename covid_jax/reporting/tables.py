@@ -1,8 +1,9 @@
-"""The runs of a study as the rows of the paper's Tables I to III, beside the paper's numbers."""
+"""The runs of a study as tables: those of the paper beside its numbers where it is of its data."""
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from statistics import median
@@ -10,13 +11,14 @@ from typing import Any
 
 from covid_jax.evaluation.metrics import EXTRAS, METRICS, NOT_OVER_LABELS, PAPER
 from covid_jax.files import whole_file, write_json
-from covid_jax.reporting.paper import Pair, PaperRow, paper_table
-from covid_jax.reporting.runs import Kind, Run, kinds_of
+from covid_jax.reporting.kinds import BASELINE, Kind
+from covid_jax.reporting.paper import FOLDS, Pair, Paper, PaperRow
+from covid_jax.reporting.runs import Run, kinds_of
 from covid_jax.reporting.statistics import Comparison, Summary, Trial, Values, compare, summarise
+from covid_jax.reporting.words import folds_told
 
 HEADINGS = {metric.name: metric.heading for metric in METRICS}
-_BASELINE = Kind("scratch", "none")
-_FOLDS = range(5)
+_NOT_HERE = "not in this study"
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Cell:
 
     runs: tuple[str, ...]
     ours: Summary | None
-    paper: Pair | None
+    paper: Pair | None = None
 
     @property
     def difference(self) -> float | None:
@@ -47,44 +49,87 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Seconds:
+    """Of an epoch of `steps` steps: training alone, the validation after it, and the paper's."""
+
+    training: float
+    validation: float
+    steps: int
+    paper: float | None = None
+
+
+@dataclass(frozen=True)
 class Row:
-    """A kind of run, in all folds or in one, with its cells by column.
+    """A kind of run with its cells by column.
 
     Attributes:
-      seconds: in Table III: an epoch's of training alone, an epoch's validation, its steps, and the
-        paper's for an epoch.
+      folds: whose runs it has; none of a row that the paper alone has.
     """
 
     kind: Kind
+    folds: tuple[int, ...]
     cells: dict[str, Cell]
-    fold: int | None = None
-    seconds: dict[str, float] | None = None
+    seconds: Seconds | None = None
+
+
+@dataclass(frozen=True)
+class Group:
+    """Columns that are shown together, by key with their headings.
+
+    Attributes:
+      folded: what a page says where it folds them away; otherwise they are open.
+    """
+
+    headings: dict[str, str]
+    folded: str = ""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows; and in `groups` the keys of columns that are shown together, with their headings."""
+    """Rows, those of the same folds together; and groups of their columns.
+
+    Attributes:
+      name: of its files.
+      told: what else is to be said of it.
+    """
 
     name: str
     title: str
-    groups: tuple[dict[str, str], ...]
+    groups: tuple[Group, ...]
     rows: tuple[Row, ...]
+    told: str = ""
+
+    @property
+    def sections(self) -> Iterator[tuple[str, list[Row]]]:
+        """The folds of rows, in words, with the rows; so that no column mixes means over others."""
+        for folds, rows in itertools.groupby(self.rows, lambda row: row.folds):
+            yield folds_told(folds) if folds else _NOT_HERE, list(rows)
+
+    @property
+    def beside_paper(self) -> bool:
+        """Whether it has a number of the paper."""
+        return any(cell.paper for row in self.rows for cell in row.cells.values())
 
 
-def all_tables(runs: Sequence[Run]) -> tuple[Table, ...]:
-    """Tables I to III, a fourth of metrics that the paper does not have, and of several labels a
-    fifth with each one's DSC.
+def all_tables(runs: Sequence[Run], paper: Paper) -> tuple[Table, ...]:
+    """Tables I to III, a fourth of metrics that the paper lacks, a fifth of each label's DSC.
 
-    The paper's rows come first, also where no run is there yet, then kinds of run that it lacks.
+    Of several labels alone there is a fifth; of several folds Table III once more by fold. The
+    paper's rows come first, also where no run is there yet, then kinds of run that it lacks.
     """
-    tables = (_table_1(runs), _table_2(runs), _table_3(runs), _table_4(runs))
-    return (*tables, _table_5(runs)) if any(run.labels for run in runs) else tables
+    tables = [_table_1(runs, paper), _table_2(runs, paper), _table_3(runs, paper)]
+    if len(_folds(runs)) > 1:
+        tables.append(_table_3_by_fold(runs, paper))
+    tables.append(_table_4(runs))
+    if any(run.labels for run in runs):
+        tables.append(_table_5(runs))
+    return tuple(tables)
 
 
 def comparisons(runs: Sequence[Run], metric: str) -> dict[Kind, Comparison]:
     """Every kind of run against scratch in the folds and seeds that both have, if any."""
-    scratch = values_of(_of(runs, _BASELINE), metric)
-    others = [kind for kind in kinds_of(runs) if kind != _BASELINE]
+    scratch = values_of(_of(runs, BASELINE), metric)
+    others = [kind for kind in kinds_of(runs) if kind != BASELINE]
     return compare({kind: (values_of(_of(runs, kind), metric), scratch) for kind in others})
 
 
@@ -97,7 +142,7 @@ def values_of(runs: Sequence[Run], metric: str) -> Values:
 def write_tables(report: Path, runs: Sequence[Run], tables: Sequence[Table], note: str) -> None:
     """Writes table_N.csv and table_N.tex, and results.json with all of it; each has the note."""
     for table in tables:
-        rows = [_flat(row) | {"note": note} for row in table.rows]
+        rows = [row | {"note": note} for row in _flat(table)]
         _write(report / f"table_{table.name}.csv", _as_csv(rows))
         _write(report / f"table_{table.name}.tex", as_latex(table, note))
     results = {
@@ -119,148 +164,174 @@ def write_tables(report: Path, runs: Sequence[Run], tables: Sequence[Table], not
             for metric in PAPER
             for kind, comparison in comparisons(runs, metric).items()
         ],
-        **{f"table_{table.name}": [_flat(row) for row in table.rows] for table in tables},
+        **{f"table_{table.name}": _flat(table) for table in tables},
     }
     write_json(report / "results.json", results)
 
 
-def summary_table(runs: Sequence[Run], note: str) -> str:
-    """Table III as text, and other kinds of run over their folds: the paper's in brackets."""
+def summary_table(runs: Sequence[Run], paper: Paper, note: str) -> str:
+    """Every kind of run as text, those of other folds apart: the paper's in brackets."""
     metrics = ("dsc", "nsd", "sensitivity")
-    lines = [["strategy", *(HEADINGS[name] for name in metrics), "s an epoch"]]
-    table_1, table_2, table_3, *_ = all_tables(runs)
-    for row in table_3.rows:
-        assert row.seconds
-        name = row.kind.strategy if "paper" in row.seconds else row.kind.label
-        name += f", fold {row.fold}" if row.fold else ""
-        paper = f" ({row.seconds['paper']:.0f})" if "paper" in row.seconds else ""
-        cells = [_as_text(row.cells[metric]) for metric in metrics]
-        lines.append([name, *cells, f"{row.seconds['training']:.1f}{paper}"])
-    shown = {row.kind for row in table_3.rows}
-    for first, second in zip(table_1.rows, table_2.rows, strict=True):
-        mine = _of(runs, first.kind)
-        if mine and first.kind not in shown:
-            found = (first.cells["dsc_avg"], first.cells["nsd_avg"], second.cells["sensitivity"])
-            seconds = f"{median(run.epoch_seconds for run in mine):.1f}"
-            lines.append([first.kind.label, *map(_as_text, found), seconds])
+    table = _seconds_table(runs, kinds_of(runs), paper, metrics)
+    lines = [["", *(HEADINGS[name] for name in metrics), "s an epoch"]]
+    for folds, rows in table.sections:
+        lines.append([folds, "", "", "", ""])
+        for row in rows:
+            assert row.seconds
+            seconds = f"{row.seconds.training:.1f}"
+            seconds += f" ({row.seconds.paper:.0f})" if row.seconds.paper else ""
+            cells = [_as_text(row.cells[metric]) for metric in metrics]
+            lines.append([row.kind.label, *cells, seconds])
     width = max(len(line[0]) for line in lines)
-    written = [f"{name:{width}}" + "".join(f"{x:>18}" for x in rest) for name, *rest in lines]
+    written = [
+        (f"{name:{width}}" + "".join(f"{x:>16}" for x in rest)).rstrip() for name, *rest in lines
+    ]
     last = "in brackets: the paper's, on full scans, 250 steps an epoch, one V100"
-    return "\n".join([note, *written, last])
+    return "\n".join([note, *written, *[last] * table.beside_paper])
 
 
 def as_latex(table: Table, note: str) -> str:
     """The table for a paper with the package booktabs: ours, and the paper's in brackets."""
     parts = []
     for group in table.groups:
+        columns = len(group.headings)
         lines = [
             r"\begin{table}",
-            rf"\caption{{{_latex(f'{table.title}. {note}')}}}",
-            rf"\begin{{tabular}}{{l{'r' * len(group)}}}",
+            rf"\caption{{{_latex(' '.join(filter(None, [f'{table.title}.', table.told, note])))}}}",
+            rf"\begin{{tabular}}{{l{'r' * columns}}}",
             r"\toprule",
-            " & ".join(["Run", *map(_latex, group.values())]) + r" \\",
-            r"\midrule",
+            " & ".join(["Run", *map(_latex, group.headings.values())]) + r" \\",
         ]
-        for row in table.rows:
-            fold = "" if row.fold is None else f", fold {row.fold}"
-            cells = [_latex_cell(row.cells[key]) for key in group]
-            lines.append(" & ".join([_latex(row.kind.label + fold), *cells]) + r" \\")
+        for folds, rows in table.sections:
+            lines += [r"\midrule", rf"\multicolumn{{{1 + columns}}}{{l}}{{\emph{{{folds}}}}} \\"]
+            for row in rows:
+                cells = [_latex_cell(row.cells[key]) for key in group.headings]
+                lines.append(" & ".join([_latex(row.kind.label), *cells]) + r" \\")
         parts.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""]))
     return "\n".join(parts)
 
 
-def _table_1(runs: Sequence[Run]) -> Table:
+def _table_1(runs: Sequence[Run], paper: Paper) -> Table:
+    metrics, folds = ("dsc", "nsd"), FOLDS if paper.table_1 else _folds(runs)
     rows = []
-    for kind, paper in _kinds(runs, 1).items():
-        cells = {}
-        for metric in ("dsc", "nsd"):
-            folds = paper.folds[metric] if paper else (None,) * len(_FOLDS)
-            mine = _of(runs, kind)
-            for fold in _FOLDS:
-                here = [run for run in mine if run.fold == fold]
-                cells[f"{metric}_fold{fold}"] = _cell(here, metric, folds[fold])
-            cells[f"{metric}_avg"] = _cell(mine, metric, paper.average[metric] if paper else None)
-        rows.append(Row(kind, cells))
-    groups = tuple(
-        {**{f"{m}_fold{k}": f"{HEADINGS[m]}, fold {k}" for k in _FOLDS}, f"{m}_avg": "all folds"}
-        for m in ("dsc", "nsd")
-    )
-    return Table("1", "Table I: DSC and NSD by fold", groups, tuple(rows))
+    for kind, theirs in _kinds(runs, paper, paper.table_1).items():
+        mine = _of(runs, kind)
+        cells = {f"{name}_avg": _cell(mine, name, theirs) for name in metrics}
+        for name, fold in itertools.product(metrics, folds):
+            here = [run for run in mine if run.fold == fold]
+            beside = theirs.over(name, [fold]) if theirs else None
+            cells[f"{name}_fold{fold}"] = replace(_cell(here, name), paper=beside)
+        rows.append(Row(kind, _folds(mine), cells))
+    groups = [Group({f"{name}_avg": HEADINGS[name] for name in metrics})]
+    if len(folds) > 1:
+        for name in metrics:
+            headings = {f"{name}_fold{k}": f"{HEADINGS[name]}, fold {k}" for k in folds}
+            groups.append(Group(headings, folded=f"{HEADINGS[name]} of each fold"))
+    title = "DSC and NSD"
+    return Table("1", _titled("Table I", title, paper), tuple(groups), _by_folds(rows))
 
 
-def _table_2(runs: Sequence[Run]) -> Table:
+def _table_2(runs: Sequence[Run], paper: Paper) -> Table:
     metrics = ("sensitivity", "f1", "accuracy")
     rows = []
-    for kind, paper in _kinds(runs, 2).items():
-        printed = paper.average if paper else {}
-        cells = {name: _cell(_of(runs, kind), name, printed.get(name)) for name in metrics}
-        rows.append(Row(kind, cells))
-    title = "Table II: sensitivity, F1 and accuracy over all folds"
-    return Table("2", title, (_headed(metrics),), tuple(rows))
-
-
-def _table_3(runs: Sequence[Run]) -> Table:
-    metrics = ("dsc", "nsd", "sensitivity")
-    rows = []
-    for kind, paper in _kinds(runs, 3).items():
+    for kind, theirs in _kinds(runs, paper, paper.table_2).items():
         mine = _of(runs, kind)
-        for fold in sorted({run.fold for run in mine}):
-            here = [run for run in mine if run.fold == fold]
-            printed = paper.folds if paper else {}
-            cells = {
-                name: _cell(here, name, printed[name][fold] if printed else None)
-                for name in metrics
-            }
-            seconds = {
-                "training": median(run.epoch_seconds for run in here),
-                "validation": median(run.validation_seconds for run in here),
-                "steps": here[0].config.steps_per_epoch,
-            }
-            if paper:
-                seconds["paper"] = paper.epoch_seconds[fold]
-            rows.append(Row(kind, cells, fold, seconds))
-    title = "Table III: the strategies, and the seconds of an epoch"
-    return Table("3", title, (_headed(metrics),), tuple(rows))
+        rows.append(Row(kind, _folds(mine), {m: _cell(mine, m, theirs) for m in metrics}))
+    title, told = _titled("Table II", "sensitivity, F1 and accuracy", paper), ""
+    if paper.table_2 and any(row.folds not in ((), FOLDS) for row in rows):
+        told = "The paper has F1 and accuracy over its five folds alone."
+    return Table("2", title, (_headed(metrics),), _by_folds(rows), told)
+
+
+def _table_3(runs: Sequence[Run], paper: Paper) -> Table:
+    """The five strategies of the paper, or every kind of run."""
+    kinds = list(_kinds(runs, paper, paper.table_3))
+    table = _seconds_table(runs, kinds, paper, ("dsc", "nsd", "sensitivity"))
+    title = _titled("Table III", "the strategies, and the seconds of an epoch", paper)
+    return replace(table, title=title)
+
+
+def _table_3_by_fold(runs: Sequence[Run], paper: Paper) -> Table:
+    whole = _table_3(runs, paper)
+    kinds = {row.kind for row in whole.rows}
+    rows: list[Row] = []
+    for fold in _folds(runs):
+        here = [run for run in runs if run.fold == fold and run.kind in kinds]
+        of_fold = _seconds_table(here, kinds_of(here), paper, list(whole.groups[0].headings))
+        rows += of_fold.rows
+    groups = (replace(whole.groups[0], folded="The same of each fold"),)
+    return Table("3_folds", f"{whole.title}, by fold", groups, tuple(rows))
+
+
+def _seconds_table(
+    runs: Sequence[Run], kinds: Sequence[Kind], paper: Paper, metrics: Sequence[str]
+) -> Table:
+    """Kinds of run with the seconds of an epoch, which are medians over runs."""
+    rows = []
+    for kind in kinds:
+        mine, theirs = _of(runs, kind), paper.row(kind)
+        folds, seconds = _folds(mine), None
+        if mine:
+            seconds = Seconds(
+                median(run.epoch_seconds for run in mine),
+                median(run.validation_seconds for run in mine),
+                mine[0].config.steps_per_epoch,
+                theirs.seconds(folds) if theirs else None,
+            )
+        cells = {name: _cell(mine, name, theirs) for name in metrics}
+        rows.append(Row(kind, folds, cells, seconds))
+    return Table("3", "", (_headed(metrics),), _by_folds(rows))
 
 
 def _table_4(runs: Sequence[Run]) -> Table:
-    rows = [
-        Row(kind, {name: _cell(_of(runs, kind), name, None) for name in EXTRAS})
-        for kind in kinds_of(runs)
-    ]
-    title = "Not in the paper, over all folds"
-    if any(run.labels for run in runs):
-        title += f"; over labels {NOT_OVER_LABELS}"
-    return Table("4", title, (_headed(EXTRAS),), tuple(rows))
+    several = any(run.labels for run in runs)
+    there = [name for name in EXTRAS if any(run.values(name) for run in runs)]
+    metrics = there if several else EXTRAS
+    rows = []
+    for kind in kinds_of(runs):
+        mine = _of(runs, kind)
+        rows.append(Row(kind, _folds(mine), {name: _cell(mine, name) for name in metrics}))
+    told = f"Over labels {NOT_OVER_LABELS}." if several else ""
+    return Table("4", "Distance and volume", (_headed(metrics),), _by_folds(rows), told)
 
 
 def _table_5(runs: Sequence[Run]) -> Table:
     names = dict.fromkeys(name for run in runs for name in run.labels)
     rows = []
     for kind in kinds_of(runs):
-        of_label = {
-            name: [
-                replace(run, cases=run.labels[name])
-                for run in _of(runs, kind)
-                if name in run.labels
-            ]
-            for name in names
-        }
-        rows.append(Row(kind, {name: _cell(some, "dsc", None) for name, some in of_label.items()}))
-    title = "DSC of each label, over all folds; the other tables have the mean over labels"
-    return Table("5", title, ({name: name for name in names},), tuple(rows))
+        mine, cells = _of(runs, kind), {}
+        for name in names:
+            have = [replace(run, cases=run.labels[name]) for run in mine if name in run.labels]
+            cells[name] = _cell(have, "dsc")
+        rows.append(Row(kind, _folds(mine), cells))
+    groups = (Group({name: name for name in names}),)
+    told = "The other tables have the mean over labels."
+    return Table("5", "DSC of each label", groups, _by_folds(rows), told)
 
 
-def _headed(metrics: Sequence[str]) -> dict[str, str]:
-    return {name: HEADINGS[name] for name in metrics}
+def _titled(number: str, title: str, paper: Paper) -> str:
+    return f"{number}: {title}" if paper.table_1 else title[0].upper() + title[1:]
 
 
-def _kinds(runs: Sequence[Run], number: int) -> dict[Kind, PaperRow | None]:
-    """The kinds of a table's rows with the paper's row: those of the paper, then variants."""
-    kinds: dict[Kind, PaperRow | None] = {
-        Kind(row.strategy, row.source): row for row in paper_table(number)
-    }
-    everywhere = {Kind(row.strategy, row.source) for row in paper_table(1)}
+def _headed(metrics: Sequence[str]) -> Group:
+    return Group({name: HEADINGS[name] for name in metrics})
+
+
+def _folds(runs: Sequence[Run]) -> tuple[int, ...]:
+    return tuple(sorted({run.fold for run in runs}))
+
+
+def _by_folds(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """Those with the most folds first, otherwise as they were."""
+    return tuple(sorted(rows, key=lambda row: (-len(row.folds), row.folds)))
+
+
+def _kinds(
+    runs: Sequence[Run], paper: Paper, printed: Sequence[PaperRow]
+) -> dict[Kind, PaperRow | None]:
+    """The kinds of a table's rows with the paper's row: those of the paper, then what it lacks."""
+    kinds: dict[Kind, PaperRow | None] = {row.kind: row for row in printed}
+    everywhere = {row.kind for row in paper.table_1}
     return kinds | {kind: None for kind in kinds_of(runs) if kind not in everywhere}
 
 
@@ -268,35 +339,44 @@ def _of(runs: Sequence[Run], kind: Kind) -> list[Run]:
     return [run for run in runs if run.kind == kind]
 
 
-def _cell(runs: Sequence[Run], metric: str, paper: Pair | None) -> Cell:
+def _cell(runs: Sequence[Run], metric: str, theirs: PaperRow | None = None) -> Cell:
+    """Of runs, beside the paper's over the same folds, or over all where there are no runs."""
     values = values_of(runs, metric)
-    return Cell(tuple(run.name for run in runs), summarise(values) if values else None, paper)
+    paper = theirs.over(metric, _folds(runs) or FOLDS) if theirs else None
+    names = tuple(run.name for run in runs)
+    return Cell(names, summarise(values) if values else None, paper)
 
 
-def _flat(row: Row) -> dict[str, Any]:
+def _flat(table: Table) -> list[dict[str, Any]]:
+    """The rows as columns and values; those of the paper where the table has any."""
+    return [_flat_row(row, table.beside_paper) for row in table.rows]
+
+
+def _flat_row(row: Row, beside_paper: bool) -> dict[str, Any]:
     flat: dict[str, Any] = {"strategy": row.kind.strategy, "pretrained": row.kind.source}
-    flat["variant"] = row.kind.variant
-    if row.fold is not None:
-        flat["fold"] = row.fold
+    flat |= {"variant": row.kind.variant, "folds": " ".join(map(str, row.folds))}
     for name, cell in row.cells.items():
         ours = asdict(cell.ours) if cell.ours else {of.name: None for of in fields(Summary)}
-        flat["cases"] = ours.pop("count") or 0
+        flat["cases"] = max(flat.get("cases", 0), ours.pop("count") or 0)
         flat |= {f"{name}_{key}": value for key, value in ours.items()}
-        flat[f"paper_{name}_mean"], flat[f"paper_{name}_std"] = cell.paper or (None, None)
-        flat[f"{name}_difference"] = cell.difference
-        flat[f"{name}_excludes_paper"] = cell.outside
+        if beside_paper:
+            flat[f"paper_{name}_mean"], flat[f"paper_{name}_std"] = cell.paper or (None, None)
+            flat[f"{name}_difference"] = cell.difference
+            flat[f"{name}_excludes_paper"] = cell.outside
         flat[f"{name}_runs"] = " ".join(f"runs/{run}" for run in cell.runs)
     if row.seconds:
-        flat["steps_per_epoch"] = row.seconds["steps"]
-        flat["epoch_seconds"] = row.seconds["training"]
-        flat["epoch_seconds_with_validation"] = row.seconds["training"] + row.seconds["validation"]
-        flat["paper_epoch_seconds"] = row.seconds.get("paper")
+        flat["steps_per_epoch"] = row.seconds.steps
+        flat["epoch_seconds"] = row.seconds.training
+        flat["epoch_seconds_with_validation"] = row.seconds.training + row.seconds.validation
+        if beside_paper:
+            flat["paper_epoch_seconds"] = row.seconds.paper
     return flat
 
 
 def _as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, list(rows[0]) if rows else ["note"], lineterminator="\n")
+    columns = dict.fromkeys(key for row in rows for key in row)
+    writer = csv.DictWriter(stream, list(columns), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return stream.getvalue()

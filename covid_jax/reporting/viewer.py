@@ -8,7 +8,7 @@ import base64
 import gzip
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from importlib import resources
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import numpy as np
 
 from covid_jax.data.geometry import Volume, from_spacing, in_file_axes
 from covid_jax.files import whole_file
+from covid_jax.reporting.cases import Case
 from covid_jax.reporting.figures import window_of
 
 _LARGEST = 16_000_000  # voxels of a scan in the viewer
@@ -34,28 +35,40 @@ def write_viewer(folder: Path) -> None:
 def write_case(
     path: Path,
     name: str,
-    scan: Volume,
-    reference: np.ndarray,
-    masks: Iterable[tuple[str, np.ndarray]],
+    case: Case,
+    masks: Iterable[tuple[str, Volume]],
+    values: Collection[int],
 ) -> None:
-    """Writes the script of a case: its scan in its window (8 bits) and the masks of every run.
+    """Writes the script of a case: its channels in their windows (8 bits) and every run's mask.
 
-    Reference and masks are bool (D, H, W) on the scan's grid; the masks come one at a time, each
-    with the name of its run. Of a scan of more than 16 million
+    The masks come one at a time, each with the name of its run, and have the label values of the
+    reference; those that are none of `values` are left out. Of a scan of more than 16 million
     voxels every second (third, ...) row and column is there.
     """
-    step = 1
+    scan, step = case.scan, 1
     while scan.voxels.size / step**2 > _LARGEST:
         step += 1
-    low, high = window_of(scan.voxels)
-    grey = np.clip((scan.voxels - low) / (high - low) * 255, 0, 255).astype(np.uint8)
+
+    def labels(mask: Volume) -> str:
+        shown = np.where(np.isin(mask.voxels, list(values)), mask.voxels, 0)
+        return _encoded(shown, scan, step)
+
     content = {
-        "scan": _encoded(grey, scan, step),
-        "reference": _encoded(reference, scan, step),
-        "masks": {run: _encoded(mask, scan, step) for run, mask in masks},
+        "scans": {
+            channel: _encoded(_grey(volume.voxels), scan, step)
+            for channel, volume in case.channels.items()
+        },
+        "reference": labels(case.reference) if case.reference else None,
+        "masks": {run: labels(mask) for run, mask in masks},
     }
     with whole_file(path) as partial:
         partial.write_text(f"showCase({json.dumps(name)}, {json.dumps(content)});\n")
+
+
+def _grey(voxels: np.ndarray) -> np.ndarray:
+    """In its window, 0 to 255."""
+    low, high = window_of(voxels)
+    return np.clip((voxels - low) / (high - low) * 255, 0, 255).astype(np.uint8)
 
 
 def _encoded(voxels: np.ndarray, scan: Volume, step: int) -> str:

@@ -113,6 +113,6 @@ def test_the_card_has_the_dsc_of_each_of_several_labels():
     assert "2 test cases of the fold, of the mean over labels:" in card
     assert "| lung | 0.900 | 0.100 |" in card
     assert "| tumour (in no mask, though in a reference) | 0.250 | 0.250 |" in card
-    assert "| hd95_mm (of 1 cases) | 2.000 | 0.000 |" in card  # of b, which has no tumour
+    assert "| hd95_mm (of 1 case) | 2.000 | 0.000 |" in card  # of b, which has no tumour
     assert "| volume_difference_ml" not in card
     assert "Over labels there is no volume_difference_ml, nor hd95_mm of a case where" in card

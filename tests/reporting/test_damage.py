@@ -13,10 +13,12 @@ from covid_jax.errors import UserError
 from covid_jax.evaluation.folders import load_metrics
 from covid_jax.evaluation.metrics import mean_over_labels
 from covid_jax.reporting.card import model_card
-from covid_jax.reporting.page import honest_note
+from covid_jax.reporting.evidence import synthetic_data
+from covid_jax.reporting.findings import findings
+from covid_jax.reporting.paper import NOTHING
 from covid_jax.reporting.runs import read_runs
 from covid_jax.reporting.tables import summary_table
-from covid_jax.studies.grid import load_study, plan_steps
+from covid_jax.studies.grid import plan_steps
 from covid_jax.studies.schedule import listed
 from covid_jax.training.checkpoint import load_config
 from covid_jax.training.progress import read_log
@@ -107,12 +109,13 @@ def test_a_run_with_a_damaged_log_is_reported_or_left_out_and_named(study):
 def reported(study, file):
     """Makes what a report says of a study whose `file` is damaged; returns whether a run is out."""
     runs, problems = read_runs(study)
-    note = honest_note(study, load_study(study), problems)
+    synthetic = synthetic_data(study, problems)
     assert OTHER in [run.name for run in runs]
     if len(runs) == 1:
         assert str(file) in problems[0]
     elif file.name != "provenance.json":
-        assert summary_table(runs, note)
+        assert summary_table(runs, NOTHING, "a note")
+        assert findings(runs, ("phantom",), synthetic)
     folder, refusal = file.parent, pytest.raises(UserError, match=f"{file}: (damaged|line)")
     with refusal if len(runs) == 1 else nullcontext():
         read_log(folder)

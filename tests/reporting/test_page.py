@@ -170,8 +170,41 @@ def test_the_viewer_scrolls_through_the_slices(browse):
 def test_tables_are_readable_on_a_phone(browse):
     page, _ = browse(400, WITH_WEBGL)
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    page.evaluate("document.querySelectorAll('details').forEach((part) => { part.open = true; })")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    for part in page.locator(".forest li > *:visible").all():
+        box = part.bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 400
     for cell in page.locator("tbody tr:first-child td:first-child").all():
         assert cell.bounding_box()["height"] < 70  # a name is not broken into letters
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [400, 1200])
+def test_the_figure_on_top_has_its_marks_where_its_numbers_are(browse, width):
+    page, _ = browse(width, WITH_WEBGL)
+    zeros = [box["x"] for box in map(bounds, page.locator(".forest .zero").all())]
+    assert max(zeros) - min(zeros) < 0.5  # one line through all rows
+    row = page.locator(".forest li:not(.axis)").first
+    middle = bounds(row.locator(".track .mark"))
+    interval = bounds(row.locator(".interval"))
+    assert interval["x"] <= middle["x"] + middle["width"] / 2 <= interval["x"] + interval["width"]
+    assert row.locator(".track .hollow").count() == 1  # the paper's, of the paper's cases
+    assert bounds(page.locator(".forest"))["y"] < bounds(page.locator("table").first)["y"]
+    assert "body from msd" in page.locator(".answer").inner_text()
+
+
+def bounds(part):
+    return part.bounding_box()
+
+
+@needs_chromium
+def test_rows_by_fold_are_folded_away(browse):
+    page, _ = browse(1200, WITH_WEBGL)
+    assert page.get_by_text("DSC, fold 3").is_hidden()
+    page.get_by_text("DSC of each fold").click()
+    assert page.get_by_text("DSC, fold 3").is_visible()
 
 
 @pytest.fixture
@@ -199,7 +232,9 @@ def test_a_scan_is_shown_as_it_was_prepared_on_its_own_grid(page_file, covid19_r
     study = page_file.parent.parent
     config, problems = load_study(study), []
     read = stored_cases(study, config, NAMES, problems)[NAMES[0]]
-    scan, reference = read()
+    case = read()
+    scan, reference = case.scan, case.reference
+    assert list(case.channels) == ["CT"]
     (raw,) = (c for c in read_dataset("covid19", covid19_raw).cases if c.name == NAMES[0])
     original, plan = read_scan(raw.images[0]), load_plan(study / "prepared" / "plan.json")
     assert problems == []
@@ -255,7 +290,9 @@ def test_a_scan_that_is_gone_or_has_no_mask_yet_is_named(study, tmp_path):
     mask = replace(volume, voxels=(volume.voxels < -500).astype(np.uint8))
     write_volume(study / "scans" / "body-msd-fold0" / "scan.nii.gz", mask)
     assert not any(str(scan) in line for line in problems_of(study))
-    assert "scan.nii.gz: another scanner" in (study / "report" / "index.html").read_text()
+    assert (
+        "scan.nii.gz: a scan without a reference" in (study / "report" / "index.html").read_text()
+    )
 
 
 def test_synthetic_data_is_named_although_the_prepared_data_is_gone_or_damaged(study):

@@ -7,7 +7,9 @@ import pytest
 
 from covid_jax.config import Config, to_dict
 from covid_jax.evaluation.metrics import EXTRAS, PAPER, summarise
-from covid_jax.reporting.runs import Kind, Run, read_runs, uneven_seeds
+from covid_jax.reporting.kinds import Kind
+from covid_jax.reporting.paper import NOTHING, whole_paper
+from covid_jax.reporting.runs import Run, read_runs, uneven_seeds
 from covid_jax.reporting.tables import (
     all_tables,
     as_latex,
@@ -27,20 +29,21 @@ def run(strategy="scratch", source="none", fold=0, variant="", seed=0, **cases):
 
 
 def test_a_cell_is_ours_beside_the_papers():
-    table = all_tables([run(a=0.70, b=0.71, c=0.72), run(fold=1, a=0.60)])[0]
+    table = all_tables([run(a=0.70, b=0.71, c=0.72), run(fold=1, a=0.60)], whole_paper())[0]
     row = next(row for row in table.rows if row.kind == Kind("scratch", "none"))
     cell = row.cells["dsc_fold0"]
     assert cell.paper == (0.681, 0.205)
     assert cell.ours.mean == pytest.approx(0.71)
     assert cell.difference == pytest.approx(0.71 - 0.681)
     assert cell.outside  # 0.681 does not lie in 0.685 .. 0.735
-    assert not row.cells["dsc_avg"].outside  # but 0.673 does in the wider one of both
+    assert not row.cells["dsc_avg"].outside  # but 0.697 does in the wider one of both
+    assert row.cells["dsc_avg"].paper == (pytest.approx((0.681 + 0.713) / 2), None)
     assert row.cells["dsc_avg"].runs == ("scratch-none--fold0", "scratch-none--fold1")
 
 
 def test_runs_of_several_seeds_are_one_row():
     runs = [run(seed=seed, a=0.5 + 0.1 * seed, b=0.7 + 0.1 * seed) for seed in (0, 1, 2)]
-    first, _, third, *_ = all_tables([*runs, run("body", "multi_lesion", a=0.6, b=0.8)])
+    first, _, third, *_ = all_tables([*runs, run("body", "multi_lesion", a=0.6, b=0.8)], NOTHING)
     row = next(row for row in first.rows if row.kind == Kind("scratch", "none"))
     ours = row.cells["dsc_avg"].ours
     assert (ours.mean, ours.count, ours.seeds) == (pytest.approx(0.7), 2, 3)
@@ -54,13 +57,14 @@ def test_runs_of_several_seeds_are_one_row():
     assert uneven_seeds(runs) == []
 
 
-def test_the_papers_rows_are_all_there_and_other_kinds_come_after():
-    table = all_tables([run("body", "msd", variant="stem", a=0.5)])[0]
+def test_the_papers_rows_are_all_there_behind_those_of_the_study():
+    table = all_tables([run("body", "msd", variant="stem", a=0.5)], whole_paper())[0]
     assert len(table.rows) == 15
-    last = table.rows[-1]
+    last = table.rows[0]
     assert last.kind == Kind("body", "msd", "stem")
     assert (last.cells["dsc_avg"].ours.mean, last.cells["dsc_avg"].paper) == (0.5, None)
-    assert all(row.cells["dsc_avg"].ours is None for row in table.rows[:14])
+    assert all(row.cells["dsc_avg"].ours is None for row in table.rows[1:])
+    assert [told for told, _ in table.sections] == ["fold 0", "not in this study"]
 
 
 def test_scratch_is_what_the_others_are_compared_with():
@@ -75,13 +79,13 @@ def test_only_folds_that_both_have_are_compared():
 
 
 def test_latex_takes_any_note_as_text():
-    table = all_tables([run(a=0.5)])[1]
+    table = all_tables([run(a=0.5)], NOTHING)[1]
     assert r"100 \% of \$5 \& \_x\_" in as_latex(table, "100 % of $5 & _x_")
 
 
 def test_files_carry_the_note(tmp_path):
     runs = [run(a=0.5)]
-    write_tables(tmp_path, runs, all_tables(runs), "SYNTHETIC")
+    write_tables(tmp_path, runs, all_tables(runs, NOTHING), "SYNTHETIC")
     for number in (1, 2, 3):
         assert "SYNTHETIC" in (tmp_path / f"table_{number}.csv").read_text()
         assert "SYNTHETIC" in (tmp_path / f"table_{number}.tex").read_text()
@@ -156,9 +160,77 @@ def test_a_run_whose_data_changed_since_is_reported_with_a_word_on_it(tmp_path):
 def test_of_several_labels_each_has_its_dsc_by_its_name():
     labels = {"lung": {"a": FULL | {"dsc": 0.9}}, "tumour": {"a": FULL | {"dsc": 0.3}}}
     one = dataclasses.replace(run(a=0.6), labels=labels)
-    table = all_tables([one])[-1]
-    assert table.groups == ({"lung": "lung", "tumour": "tumour"},)
+    table = all_tables([one], NOTHING)[-1]
+    assert table.groups[0].headings == {"lung": "lung", "tumour": "tumour"}
     assert [table.rows[0].cells[name].ours.mean for name in labels] == pytest.approx([0.9, 0.3])
-    assert len(all_tables([run(a=0.6)])) == 4
-    assert "over labels there is no volume_difference_ml" in all_tables([one])[3].title
-    assert "0.600" in summary_table([one], "a note")
+    assert len(all_tables([run(a=0.6)], NOTHING)) == 4
+    fourth = all_tables([one], NOTHING)[3]
+    assert "Over labels there is no volume_difference_ml" in fourth.told
+    assert "0.600" in summary_table([one], NOTHING, "a note")
+
+
+def test_a_metric_that_no_case_of_several_labels_has_is_no_column():
+    cases = {"a": FULL | {"volume_difference_ml": None}}
+    one = dataclasses.replace(run(a=0.6), cases=cases, labels={"lung": cases, "tumour": cases})
+    assert list(all_tables([one], NOTHING)[3].groups[0].headings) == ["hd95_mm"]
+
+
+def grid(*folds):
+    kinds = [("scratch", "none"), ("body", "atlas"), ("body", "msd")]
+    return [run(*kind, fold=fold, a=0.5, b=0.6) for kind in kinds for fold in folds]
+
+
+def test_of_other_data_than_the_papers_the_tables_are_the_studys_own(tmp_path):
+    runs = grid(0, 2)
+    tables = all_tables(runs, NOTHING)
+    assert [table.name for table in tables] == ["1", "2", "3", "3_folds", "4"]
+    for table in tables:
+        assert "Table" not in table.title
+        assert {row.kind for row in table.rows} == {one.kind for one in runs}
+        assert not table.beside_paper
+    assert [list(group.headings) for group in tables[0].groups] == [
+        ["dsc_avg", "nsd_avg"],
+        ["dsc_fold0", "dsc_fold2"],
+        ["nsd_fold0", "nsd_fold2"],
+    ]
+    write_tables(tmp_path, runs, tables, "")
+    assert not [path for path in tmp_path.iterdir() if "paper" in path.read_text()]
+    assert "paper" not in summary_table(runs, NOTHING, "")
+
+
+def test_means_over_other_folds_never_stand_in_one_section():
+    runs = [*grid(0, 1), run("multi_encoder", "atlas", fold=1, a=0.7)]
+    for table in all_tables(runs, NOTHING):
+        if table.name != "3_folds":
+            assert [told for told, _ in table.sections] == ["folds 0 and 1", "fold 1"]
+    folds = all_tables(runs, NOTHING)[3]
+    assert [(told, len(rows)) for told, rows in folds.sections] == [("fold 0", 3), ("fold 1", 4)]
+    lines = summary_table(runs, NOTHING, "").splitlines()
+    assert lines.index("fold 1") > lines.index("folds 0 and 1")
+
+
+def test_table_3_has_the_strategies_means_first_and_their_folds_behind():
+    kinds = [("scratch", "none"), ("body", "multi_lesion"), ("body", "msd")]
+    runs = [run(*kind, fold=fold, a=0.5) for kind in kinds for fold in range(5)]
+    _, _, means, folds, _ = all_tables(runs, whole_paper())
+    shown = [row.kind.strategy for row in means.rows if row.folds]
+    assert shown == ["scratch", "body"]
+    assert means.rows[0].cells["dsc"].paper == (0.673, 0.223)
+    assert means.rows[0].seconds.paper == pytest.approx(206, abs=1)
+    assert not means.groups[0].folded
+    assert folds.groups[0].folded
+    assert [row.folds for row in folds.rows] == [(fold,) for fold in range(5) for _ in shown]
+    assert folds.rows[0].seconds.paper == 224
+
+
+def test_rows_have_the_order_of_the_paper_whatever_they_are_called():
+    kinds = [Kind("body", "zebra"), Kind("body", "msd"), Kind("scratch", "none")]
+    kinds += [Kind("scratch", "none", "longer"), Kind("continual", "atlas"), Kind("body", "atlas")]
+    assert [kind.label for kind in sorted(kinds, key=lambda kind: kind.place)] == [
+        "scratch",
+        "continual, atlas",
+        "body, msd",
+        "body, atlas",
+        "body, zebra",
+        "scratch, longer",
+    ]

@@ -1,7 +1,13 @@
 // Shows a case and a run's mask: with NiiVue in three planes, or, without WebGL, one slice at a time.
 const find = (id) => document.getElementById(id);
 const say = (text) => { find("told").textContent = text; };
-let shown = null; // {scan, reference, masks}, each volume a NIfTI file in base64
+const single = Object.keys(CLASSES).length === 1;
+const GREEN = "#00e000", RED = "#ff2020", REFERENCE = "reference";
+// The colours of label values in a mask: of one class those of reference and prediction.
+const inColour = (colour) => Object.fromEntries(
+  Object.entries(CLASSES).map(([value, [, own]]) => [value, rgb(single ? colour : own)]));
+const rgb = (hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
+let shown = null; // {scans, reference, masks}, each volume a NIfTI file in base64
 let draw = null;
 
 function load(address) {
@@ -17,16 +23,43 @@ function load(address) {
 // Called by viewer/case_N.js.
 function showCase(name, content) {
   shown = content;
-  const before = find("run").value;
-  find("run").replaceChildren(...Object.keys(content.masks).map((run) => new Option(run)));
-  if (before in content.masks) find("run").value = before;
+  choose("channel", Object.keys(content.scans));
+  // The reference of several classes is looked at by itself, in the colours of the masks.
+  choose("run", [...Object.keys(content.masks), ...(single ? [] : [REFERENCE])]);
+}
+
+function choose(id, names) {
+  const before = find(id).value;
+  find(id).replaceChildren(...names.map((name) => new Option(name)));
+  if (names.includes(before)) find(id).value = before;
+  find(id).parentElement.hidden = names.length < 2 && id === "channel";
+}
+
+// What lies over the scan: volumes with the colours of their label values.
+function layers() {
+  const run = find("run").value;
+  const mask = run === REFERENCE ? shown.reference : shown.masks[run];
+  const reference = single && find("outline").checked ? [[shown.reference, inColour(GREEN)]] : [];
+  return [...reference, [mask, inColour(RED)]];
+}
+
+function legend() {
+  const lines = single
+    ? Object.values(CLASSES).flatMap(([name]) => [[`${name}, reference`, GREEN], [`${name}, prediction`, RED]])
+    : Object.values(CLASSES);
+  find("legend").replaceChildren(...lines.map(([name, colour]) => {
+    const line = document.createElement("li"), square = document.createElement("i");
+    square.style.background = colour;
+    line.append(square, name);
+    return line;
+  }));
 }
 
 function planes(niivue) {
-  const viewer = new niivue.Niivue({ backColor: [0, 0, 0, 1], crosshairWidth: 0.5, show3Dcrosshair: false,
-    isColorbar: false, dragAndDropEnabled: false });
-  const layer = (base64, name, colormap, cal_max, opacity) =>
-    niivue.NVImage.loadFromBase64({ base64, name, colormap, opacity, cal_min: 0, cal_max });
+  const viewer = new niivue.Niivue({ backColor: [0, 0, 0, 1], crosshairWidth: 0.5, crosshairColor: [1, 1, 1, 0.6], show3Dcrosshair: false,
+    isColorbar: false, showLegend: false, dragAndDropEnabled: false });
+  const volume = (base64, name, opacity) =>
+    niivue.NVImage.loadFromBase64({ base64, name, colormap: "gray", opacity, cal_min: 0, cal_max: 255 });
   let ready = viewer.attachToCanvas(find("canvas")).then(() => {
     viewer.setSliceType(viewer.sliceTypeMultiplanar);
     viewer.opts.multiplanarShowRender = niivue.SHOW_RENDER.NEVER;
@@ -35,10 +68,15 @@ function planes(niivue) {
     ready = ready.then(async () => {
       const at = viewer.volumes.length && viewer.scene.crosshairPos.slice();
       for (const volume of [...viewer.volumes]) viewer.removeVolume(volume);
-      viewer.addVolume(await layer(shown.scan, "scan.nii.gz", "gray", 255, 1));
-      if (find("outline").checked)
-        viewer.addVolume(await layer(shown.reference, "reference.nii.gz", "green", 1, 0.45));
-      viewer.addVolume(await layer(shown.masks[find("run").value], "mask.nii.gz", "red", 1, 0.45));
+      viewer.addVolume(await volume(shown.scans[find("channel").value], "scan.nii.gz", 1));
+      for (const [base64, colours] of layers()) {
+        const mask = await volume(base64, "mask.nii.gz", 0.5);
+        const values = [0, ...Object.keys(colours).map(Number)];
+        const of = (part) => values.map((value) => (value ? colours[value][part] : 0));
+        mask.setColormapLabel({ R: of(0), G: of(1), B: of(2), A: values.map((value) => (value ? 255 : 0)),
+          I: values, labels: values.map(String) });
+        viewer.addVolume(mask);
+      }
       if (at) viewer.scene.crosshairPos = at;
       viewer.drawScene();
       find("viewer").dataset.drawn = find("run").value;
@@ -62,9 +100,9 @@ function slices() {
   find("slider").hidden = false;
   slider.oninput = () => draw();
   return async () => {
-    const scan = await voxelsOf(shown.scan);
-    const reference = await voxelsOf(shown.reference);
-    const mask = await voxelsOf(shown.masks[find("run").value]);
+    const scan = await voxelsOf(shown.scans[find("channel").value]);
+    const over = [];
+    for (const [base64, colours] of layers()) over.push([(await voxelsOf(base64)).values, colours]);
     if (Number(slider.max) !== scan.depth - 1) {
       slider.max = scan.depth - 1;
       slider.value = Math.floor(scan.depth / 2);
@@ -75,10 +113,12 @@ function slices() {
     const area = scan.width * scan.height;
     for (let place = 0; place < area; place++) {
       const voxel = Number(slider.value) * area + place;
-      const grey = scan.values[voxel];
-      const green = find("outline").checked && reference.values[voxel] ? 110 : 0;
-      const red = mask.values[voxel] ? 110 : 0;
-      picture.data.set([grey + red, grey + green, grey - (red + green) / 3, 255], 4 * place);
+      let pixel = Array(3).fill(scan.values[voxel]);
+      for (const [values, colours] of over) {
+        const colour = colours[values[voxel]];
+        if (colour) pixel = pixel.map((grey, part) => (grey + colour[part]) / 2);
+      }
+      picture.data.set([...pixel, 255], 4 * place);
     }
     canvas.getContext("2d").putImageData(picture, 0, 0);
     find("viewer").dataset.drawn = find("run").value;
@@ -87,6 +127,8 @@ function slices() {
 
 async function start() {
   find("slider").hidden = true;
+  find("outline").parentElement.hidden = !single;
+  legend();
   if (document.createElement("canvas").getContext("webgl2")) {
     await load("viewer/niivue.umd.js");
     draw = planes(window.niivue);
@@ -96,7 +138,7 @@ async function start() {
   }
   const open = () => load(`viewer/case_${Number(find("case").value)}.js`).then(draw);
   find("case").onchange = () => open().catch((error) => say(error.message));
-  find("run").onchange = find("outline").onchange = () => draw();
+  find("run").onchange = find("channel").onchange = find("outline").onchange = () => draw();
   await open();
 }
 start().catch((error) => say(error.message));

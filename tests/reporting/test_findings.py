@@ -1,0 +1,162 @@
+"""The three sentences on top of a report say what its numbers say, and no more."""
+
+import numpy as np
+import pytest
+
+from covid_jax.config import Config
+from covid_jax.reporting.findings import findings
+from covid_jax.reporting.runs import Run
+
+SOURCES = ("msd", "structseg", "nsclc", "multi_lesion")
+
+
+def runs_of(kind, gain, folds=(0,), seeds=(0,), cases=16):
+    """Runs of a kind that is better than scratch by `gain` in every case, or not for certain."""
+    strategy, source, *variant = kind
+    rng = np.random.default_rng(0)
+    level = dict(zip(map(str, range(cases)), rng.uniform(0.3, 0.7, cases), strict=True))
+    luck = 0.05 * np.resize([1, -1], cases) * np.linspace(1, 2, cases)  # none, of both signs
+    found = []
+    for fold in folds:
+        for seed in seeds:
+            config = Config(
+                strategy=strategy, source=source, variant="".join(variant), fold=fold, seed=seed
+            )
+            change = luck if gain == 0 and strategy != "scratch" else gain + 0.001 * rng.random()
+            change = np.zeros(cases) if kind == SCRATCH else np.broadcast_to(change, cases)
+            scored = {
+                case: {"dsc": value + by}
+                for (case, value), by in zip(level.items(), change, strict=True)
+            }
+            found.append(Run(f"{kind}{fold}{seed}", config, scored, [], 1.0, 0.0))
+    return found
+
+
+SCRATCH = ("scratch", "none")
+
+
+def study(gains, **how):
+    return [
+        *runs_of(SCRATCH, 0.0, **how),
+        *(r for k, g in gains.items() for r in runs_of(k, g, **how)),
+    ]
+
+
+def said(runs, data=("mine",), synthetic=()):
+    found = findings(runs, data, synthetic)
+    for sentence in (found.what, found.how_much, found.unknown):
+        assert sentence[0].isupper()
+        assert sentence.endswith(".")
+        assert ". " not in sentence
+    return found
+
+
+def test_what_helps_and_what_harms_is_named_with_the_largest_of_both():
+    gains = {("body", "msd"): 0.1, ("body", "nsclc"): 0.05, ("continual", "msd"): -0.02}
+    found = said(study(gains))
+    assert found.what == (
+        "Against scratch, of 3 rows 2 help (body from msd and nsclc), and 1 harms (continual from "
+        "msd)."
+    )
+    assert found.how_much.startswith("The largest gain in DSC is +0.10")
+    assert "p < 0.001 by Holm) for body from msd, and the largest loss is -0.0" in found.how_much
+    assert "where scratch has a mean of 0.5" in found.how_much
+    assert "differ" not in found.unknown
+
+
+def test_where_only_harm_is_done_nothing_is_said_to_help():
+    found = said(study({("body", "msd"): -0.1}))
+    assert found.what == "Against scratch, of 1 row none helps, and 1 harms (body from msd)."
+    assert found.how_much.startswith("The largest loss in DSC is -0.")
+    assert "gain" not in found.how_much
+    assert "Holm" not in found.how_much  # of one row there is nothing to correct
+
+
+def test_where_nothing_is_beyond_chance_no_row_is_said_to_help():
+    found = said(study({("body", "msd"): 0, ("continual", "msd"): 0}))
+    assert found.what.startswith("Nothing helps and nothing harms for certain: of 2 rows none")
+    assert found.how_much.startswith("The largest difference in DSC is ")
+    assert (
+        "whether body from msd and continual from msd differ from scratch (the interval holds 0)"
+        in (found.unknown)
+    )
+
+
+def test_a_row_that_is_lost_by_correction_is_not_certain():
+    kinds = [("body", source, str(k)) for source in SOURCES for k in range(6)]
+    gains = dict.fromkeys(kinds, 0) | {("body", "msd", "one"): 0.1}
+    found = said(study(gains, cases=8))  # p is 0.008, and corrected for 25 rows 0.2
+    assert found.what.startswith("Nothing helps and nothing harms for certain: of 25 rows")
+    assert "whether body from msd (one) differs from it (p is 0.05 or more after correction" in (
+        found.unknown
+    )
+    assert "24 rows differ from scratch" in found.unknown
+
+
+def test_25_rows_are_counted_where_they_are_too_many_to_name():
+    kinds = [(s, f, str(k)) for s in ("body", "continual") for f in SOURCES for k in range(3)]
+    found = said(study(dict.fromkeys(kinds, 0.1) | {("body", "msd", "worse"): -0.1}))
+    assert "of 25 rows 24 help (24 rows), and 1 harms (body from msd (worse))" in found.what
+
+
+def test_variants_of_scratch_and_of_a_source_are_told_apart():
+    gains = {
+        ("scratch", "none", "longer"): 0.1,
+        ("body", "msd"): 0.1,
+        ("body", "msd", "thawed"): 0.1,
+    }
+    found = said(study(gains))
+    assert "(scratch (longer) and body from msd (plain and thawed))" in found.what
+
+
+def test_one_run_alone_is_compared_with_nothing():
+    found = said(runs_of(SCRATCH, 0.0))
+    assert found.what == "Nothing can be said of what helps: scratch alone is there."
+    assert found.how_much.startswith("The mean DSC is that of scratch, 0.")
+    assert found.how_much.endswith(", over fold 0.")
+
+
+def test_without_scratch_nothing_is_said_to_help():
+    runs = runs_of(("body", "msd"), 0.1) + runs_of(("continual", "msd"), 0.2)
+    found = said(runs)
+    assert "no run of scratch is there to compare body from msd and continual from msd with" in (
+        found.what
+    )
+    assert found.how_much.startswith("The highest mean DSC is that of continual from msd, 0.")
+
+
+def test_runs_of_other_folds_than_scratchs_are_not_compared():
+    found = said(runs_of(SCRATCH, 0.0, folds=(0,)) + runs_of(("body", "msd"), 0.1, folds=(1,)))
+    assert "no other run is there in a fold and by a seed that scratch has" in found.what
+
+
+def test_one_seed_and_one_fold_are_not_known_and_of_more_nothing_is_said():
+    gains = {("body", "msd"): 0.1}
+    one = said(study(gains)).unknown
+    assert "how far another seed would move a row (each fold has one)" in one
+    assert "there is one fold" in one
+    more = said(study(gains, folds=(0, 1), seeds=(0, 1, 2))).unknown
+    assert more == "It is not known how it is in scans unlike the 16 test cases here."
+
+
+@pytest.mark.parametrize(
+    ("synthetic", "told"),
+    [
+        (("msd_lung",), "what pre-training on real data would do, as it was on SYNTHETIC msd_lung"),
+        (("mine",), "anything of real scans, as mine is SYNTHETIC"),
+    ],
+)
+def test_what_synthetic_data_cannot_say_is_told(synthetic, told):
+    assert told in said(study({("body", "msd"): 0.1}), synthetic=synthetic).unknown
+
+
+def test_so_few_cases_that_no_p_can_be_small_are_told():
+    found = said(study({("body", "msd"): 0.1}, cases=4))
+    assert found.what.startswith("Nothing helps")
+    assert "(of 4, p is 0.125 at least)" in found.unknown
+
+
+def test_of_one_case_no_interval_is_told():
+    found = said(study({("body", "msd"): 0.1}, cases=1))
+    assert "of one case, so without an interval" in found.how_much
+    assert "95 %" not in found.how_much

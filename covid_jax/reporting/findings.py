@@ -72,8 +72,8 @@ def _what(
         )
     helps = f"{len(gains) or 'none'} help{'s' * (len(gains) < 2)}"
     harms = f"{len(losses) or 'none'} harm{'s' * (len(losses) < 2)}"
-    helps += f" ({_named(gains)})" if gains else ""
-    harms += f" ({_named(losses)})" if losses else ""
+    helps += f" ({_named(gains)})" if 0 < len(gains) <= _MOST_NAMED else ""
+    harms += f" ({_named(losses)})" if 0 < len(losses) <= _MOST_NAMED else ""
     return f"Against scratch, of {rows} {helps}, and {harms}."
 
 

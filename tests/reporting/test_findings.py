@@ -96,7 +96,7 @@ def test_a_row_that_is_lost_by_correction_is_not_certain():
 def test_25_rows_are_counted_where_they_are_too_many_to_name():
     kinds = [(s, f, str(k)) for s in ("body", "continual") for f in SOURCES for k in range(3)]
     found = said(study(dict.fromkeys(kinds, 0.1) | {("body", "msd", "worse"): -0.1}))
-    assert "of 25 rows 24 help (24 rows), and 1 harms (body from msd (worse))" in found.what
+    assert "of 25 rows 24 help, and 1 harms (body from msd (worse))" in found.what
 
 
 def test_variants_of_scratch_and_of_a_source_are_told_apart():

@@ -64,7 +64,10 @@ def test_the_papers_rows_are_all_there_behind_those_of_the_study():
     assert last.kind == Kind("body", "msd", "stem")
     assert (last.cells["dsc_avg"].ours.mean, last.cells["dsc_avg"].paper) == (0.5, None)
     assert all(row.cells["dsc_avg"].ours is None for row in table.rows[1:])
-    assert [told for told, _ in table.sections] == ["fold 0", "not in this study"]
+    assert [told for told, _ in table.sections] == [
+        "fold 0",
+        "not in this study: the paper over folds 0 to 4",
+    ]
 
 
 def test_scratch_is_what_the_others_are_compared_with():

@@ -81,7 +81,7 @@ def dice_of_cases(runs: Sequence[Run], note: str) -> Figure:
         axes.plot([place, place], [found.low, found.high], color=_PREDICTION, linewidth=2, zorder=3)
         axes.scatter([place], [found.mean], marker="_", s=300, color=_PREDICTION, zorder=3)
     axes.set_xticks(range(len(kinds)), [_stacked(kind) for kind in kinds], fontsize=7)
-    axes.set(ylabel="DSC (red: mean, 95 % interval)", ylim=(-0.02, 1))
+    axes.set(ylabel="DSC (red: mean, 95 % interval)", ylim=(-0.02, 1.02))
     return _titled(figure, note)
 
 

@@ -64,17 +64,21 @@ def _what(
             "Nothing can be said of what helps: no other run is there in a fold and by a seed that "
             "scratch has."
         )
-    rows = counted(len(compared), "row")
     if not gains and not losses:
+        none = f"of {len(compared)} rows none differs"
+        if len(compared) == 1:
+            none = f"{_named(compared)} does not differ"
         return (
-            f"Nothing helps and nothing harms for certain: of {rows} none differs from scratch "
-            "by more than chance may do."
+            f"Nothing helps and nothing harms for certain: {none} from scratch by more than "
+            "chance may do."
         )
+    if len(compared) == 1:
+        return f"Against scratch, {_named(compared)} {'helps' if gains else 'harms'}."
     helps = f"{len(gains) or 'none'} help{'s' * (len(gains) < 2)}"
     harms = f"{len(losses) or 'none'} harm{'s' * (len(losses) < 2)}"
     helps += f" ({_named(gains)})" if 0 < len(gains) <= _MOST_NAMED else ""
     harms += f" ({_named(losses)})" if 0 < len(losses) <= _MOST_NAMED else ""
-    return f"Against scratch, of {rows} {helps}, and {harms}."
+    return f"Against scratch, of {len(compared)} rows {helps}, and {harms}."
 
 
 def _how_much(
@@ -96,12 +100,14 @@ def _how_much(
     by = lambda kind: compared[kind].difference  # noqa: E731
     if not gains and not losses:
         largest = max(compared, key=lambda kind: abs(by(kind)))
-        return f"The largest difference in DSC is {_difference(largest, compared)}, {where}."
+        the = "The largest difference" if len(compared) > 1 else "The difference"
+        return f"{the} in DSC is {_difference(largest, compared)}, {where}."
     parts = []
+    most = "largest " * (len(compared) > 1)
     if gains:
-        parts.append(f"The largest gain in DSC is {_difference(max(gains, key=by), compared)}")
+        parts.append(f"The {most}gain in DSC is {_difference(max(gains, key=by), compared)}")
     if losses:
-        start = "the largest loss" if gains else "The largest loss in DSC"
+        start = f"the {most}loss" if gains else f"The {most}loss in DSC"
         parts.append(f"{start} is {_difference(min(losses, key=by), compared)}")
     return f"{', and '.join(parts)}, {where}."
 
@@ -128,7 +134,7 @@ def _unknown(
         lowest = 2 / 2**cases
         if lowest >= _P:
             parts.append(
-                f"anything more by so few test cases (of {cases}, p is {min(1.0, lowest):.3g} at "
+                f"what more test cases would show (of {cases}, p is {min(1.0, lowest):.3g} at "
                 "least)"
             )
     folds = {run.fold for run in runs}

@@ -66,8 +66,8 @@ def test_what_helps_and_what_harms_is_named_with_the_largest_of_both():
 
 def test_where_only_harm_is_done_nothing_is_said_to_help():
     found = said(study({("body", "msd"): -0.1}))
-    assert found.what == "Against scratch, of 1 row none helps, and 1 harms (body from msd)."
-    assert found.how_much.startswith("The largest loss in DSC is -0.")
+    assert found.what == "Against scratch, body from msd harms."
+    assert found.how_much.startswith("The loss in DSC is -0.")
     assert "gain" not in found.how_much
     assert "Holm" not in found.how_much  # of one row there is nothing to correct
 

@@ -25,6 +25,9 @@ from covid_jax.reporting.page import terminal_summary, write_report
 from covid_jax.reporting.paper import NOTHING
 from covid_jax.reporting.runs import Run
 from tests.conftest import tiny
+from tests.reporting.test_page import WITH_WEBGL, WITHOUT_WEBGL, browse, needs_chromium
+
+__all__ = ["browse"]  # a fixture
 
 CLASSES = {"background": 0, "oedema": 1, "necrosis": 2, "enhancing": 3}
 REGIONS = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}
@@ -137,6 +140,27 @@ def test_the_viewer_has_every_channel_and_every_class_by_name_and_colour(study):
     content = json.loads(re.fullmatch(r'showCase\(".*?", (.*)\);\n', script)[1])
     assert list(content["scans"]) == ["T1", "FLAIR"]
     assert len(content["masks"]) == len(KINDS)
+
+
+@pytest.fixture
+def page_file(study):
+    return study / "report" / "index.html"
+
+
+@needs_chromium
+@pytest.mark.parametrize("flags", [WITH_WEBGL, WITHOUT_WEBGL], ids=["webgl", "no webgl"])
+def test_the_viewer_draws_each_channel_and_the_reference_by_itself(browse, flags):
+    page, wrong = browse(400, flags)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    assert page.locator("#outline").is_hidden()
+    assert len(page.locator("#legend li").all()) == 3
+    viewer, seen = page.locator("#viewer"), []
+    for what, name in (("channel", "T1"), ("channel", "FLAIR"), ("run", "reference")):
+        page.select_option(f"#{what}", label=name)
+        page.wait_for_timeout(1000)
+        seen.append(viewer.screenshot())
+    assert len(set(seen)) == 3
+    assert [line for line in wrong if "WebGL" not in line] == []
 
 
 def test_every_table_has_every_kind_of_run_that_ran(study):

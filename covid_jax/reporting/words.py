@@ -23,9 +23,10 @@ def p_told(p: float) -> str:
     """As "0.16", "0.0499", "< 0.001"; never 0.05 of what is below it."""
     if p < 0.001:
         return "< 0.001"
-    return f"{p:.2g}" if (float(f"{p:.2g}") < 0.05) == (p < 0.05) else f"{p:.4g}"
+    texts = (f"{p:.{digits}g}" for digits in range(2, 18))
+    return next(text for text in texts if (float(text) < 0.05) == (p < 0.05))
 
 
-def counted(number: int, noun: str, plural: str = "") -> str:
+def counted(number: int, noun: str) -> str:
     """As "1 case", "2 cases"."""
-    return f"{number} {noun if number == 1 else plural or f'{noun}s'}"
+    return f"{number} {noun}" + "s" * (number != 1)

@@ -6,6 +6,7 @@ import pytest
 from covid_jax.config import Config
 from covid_jax.reporting.findings import findings
 from covid_jax.reporting.runs import Run
+from covid_jax.reporting.words import counted, folds_told, p_told
 
 SOURCES = ("msd", "structseg", "nsclc", "multi_lesion")
 
@@ -160,3 +161,21 @@ def test_of_one_case_no_interval_is_told():
     found = said(study({("body", "msd"): 0.1}, cases=1))
     assert "of one case, so without an interval" in found.how_much
     assert "95 %" not in found.how_much
+
+
+@pytest.mark.parametrize(
+    ("p", "text"),
+    [(1.0, "1"), (0.16, "0.16"), (0.04985, "0.0498"), (0.05, "0.05"), (0.0009, "< 0.001")],
+)
+def test_p_is_never_told_to_be_what_it_is_below(p, text):
+    assert p_told(p) == text
+
+
+def test_one_is_no_plural_and_folds_are_told_in_words():
+    assert [counted(n, "case") for n in (0, 1, 2)] == ["0 cases", "1 case", "2 cases"]
+    assert [folds_told(f) for f in ((3,), (0, 2), (4, 0, 1, 2, 3), (0, 1, 4))] == [
+        "fold 3",
+        "folds 0 and 2",
+        "folds 0 to 4",
+        "folds 0, 1 and 4",
+    ]

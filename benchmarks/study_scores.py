@@ -19,11 +19,10 @@ from benchmarks.tables import study_table
 from covid_jax.command import as_process, run_command
 from covid_jax.errors import UserError
 from covid_jax.files import read_json
-from covid_jax.reporting.page import honest_note
-from covid_jax.reporting.runs import kinds_of, read_runs
+from covid_jax.reporting.evidence import read_evidence
+from covid_jax.reporting.runs import Run, kinds_of
 from covid_jax.reporting.statistics import summarise
 from covid_jax.reporting.tables import comparisons, values_of
-from covid_jax.studies.grid import load_study
 
 _METRICS = ("dsc", "nsd")
 
@@ -33,9 +32,8 @@ _NAME = flags.DEFINE_string("name", None, "What the result file is called.", _FL
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the result file.", _FLAGS)
 
 
-def rows_of(study: Path) -> list[dict[str, Any]]:
-    """A line for each kind of run that is finished in a study's folder."""
-    runs, _ = read_runs(study)
+def rows_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """A line for each kind of run."""
     against = {metric: comparisons(runs, metric) for metric in _METRICS}
     rows = []
     for kind in kinds_of(runs):
@@ -59,17 +57,18 @@ def work() -> None:
     if not (_STUDY.value and _NAME.value and _OUTPUT.value):
         raise UserError("--study, --name or --output is missing (see --help)")
     study = Path(_STUDY.value)
-    config, rows = load_study(study), rows_of(study)
-    if not rows:
+    evidence = read_evidence(study)
+    if not evidence.runs:
         raise UserError(f"{study}: no finished run in it yet")
+    rows, settings = rows_of(evidence.runs), evidence.config
     records = [read_json(path) for path in sorted((study / "steps").glob("*.json"))]
     environment.save(
         Path(_OUTPUT.value) / f"study_{_NAME.value}.json",
         rows,
-        title=config.study.title,
-        note=honest_note(study, config, []),
-        folds=config.study.folds,
-        seeds=config.study.seeds or (config.seed,),
+        title=evidence.title,
+        note=evidence.note,
+        folds=settings.study.folds,
+        seeds=settings.study.seeds or (settings.seed,),
         steps=len(records),
         steps_seconds=sum(record.get("seconds", 0.0) for record in records),
     )

@@ -81,10 +81,11 @@ def local(jobs: int, fresh: bool = False, lock: Collection[int] = ()) -> Iterato
     A worker does one step after another, so that what it imported and compiled serves them all;
     one whose step died is followed by another. `fresh` ones do a single step. Of one step at a
     time what it prints is shown as well. Each of several workers has a GPU of its own; more than
-    there are GPUs share them, and their memory. Where the study is killed, its workers hold `lock`
-    (see lock.py) until their steps have saved.
+    there are GPUs share them, and their memory. Without a GPU each has its share of the cores, on
+    which it loses less than if all wanted all of them. Where the study is killed, its workers hold
+    `lock` (see lock.py) until their steps have saved.
     """
-    executor = _Local(jobs, fresh, lock, _gpus(), {})
+    executor = _Local(jobs, fresh, lock, _gpus(), _cores(), {})
     try:
         yield executor
     finally:
@@ -98,6 +99,7 @@ class _Local:
     fresh: bool
     lock: Collection[int]
     gpus: Sequence[str]
+    cores: Sequence[int]
     workers: "dict[int, _Worker]"
 
     def room(self, running: Collection[Job]) -> int:
@@ -113,8 +115,9 @@ class _Local:
                 worker = None
             if worker is None:
                 environment = _environment(order.slot, self.jobs, self.gpus)
+                cores = () if self.gpus else share_of_cores(order.slot, self.jobs, self.cores)
                 try:
-                    worker = _Worker(environment, order.log, self.lock)
+                    worker = _Worker(environment, cores, order.log, self.lock)
                 except OSError as error:
                     yield _NoWorker(f"{sys.executable} cannot be started ({error.strerror})")
                     continue
@@ -134,14 +137,33 @@ def _environment(slot: int, jobs: int, gpus: Sequence[str]) -> dict[str, str]:
     return environment
 
 
+def share_of_cores(slot: int, jobs: int, cores: Sequence[int]) -> Sequence[int]:
+    """The cores of the worker in a slot; none where it may have all."""
+    if jobs == 1 or not cores:
+        return ()
+    if len(cores) < jobs:
+        return (cores[slot % len(cores)],)
+    return cores[slot * len(cores) // jobs : (slot + 1) * len(cores) // jobs]
+
+
 class _Worker:
     """A process of studies/worker.py, and whether it can be given a step."""
 
-    def __init__(self, environment: Mapping[str, str], log: Path, lock: Collection[int]) -> None:
-        """With a log for what it says where it cannot start; raises an OSError if it does not."""
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        cores: Sequence[int],
+        log: Path,
+        lock: Collection[int],
+    ) -> None:
+        """On these cores, or any; `log` has what it says where it ends before it takes a step.
+
+        Raises:
+          OSError: it cannot be started.
+        """
         with log.open("ab") as file:
             self._process = subprocess.Popen(
-                [sys.executable, "-u", "-m", "covid_jax.studies.worker"],
+                [sys.executable, "-u", "-m", "covid_jax.studies.worker", *map(str, cores)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=file,
@@ -238,6 +260,11 @@ class _InWorker:
 def _killed(number: int) -> str:
     memory = ", as the system does where memory is short" if number == signal.SIGKILL else ""
     return f"its process was killed by signal {number} ({signal.strsignal(number)}){memory}"
+
+
+def _cores() -> list[int]:
+    """Of this process; none where the system does not tell."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
 
 def _gpus() -> list[str]:

@@ -1,6 +1,6 @@
 """A process that does one step of a study after another; what it imports and compiles stays.
 
-    python -m covid_jax.studies.worker
+    python -m covid_jax.studies.worker [CORE ...]
 
 Each line that it reads is an order, ["covid_jax.train", "--workdir=...", ...] and a log file, which
 gets all that the step prints; it answers with the step's exit status. A step that ends in a fault
@@ -51,6 +51,8 @@ def _read(orders: Iterable[str], taken: SimpleQueue[str], busy: threading.Event)
 
 if __name__ == "__main__":
     quieten()
+    if cores := [int(core) for core in sys.argv[1:]]:
+        os.sched_setaffinity(0, cores)  # before JAX and OpenMP count them
     # Copies that no child has; the steps have nothing to read.
     orders, answers = (os.fdopen(os.dup(n), mode) for n, mode in ((0, "r"), (1, "w")))
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

@@ -16,7 +16,7 @@ import pytest
 from covid_jax.errors import REQUEUE_STATUS, StoppedError, UserError
 from covid_jax.files import write_json
 from covid_jax.lock import is_held, only_here
-from covid_jax.studies.executors import local
+from covid_jax.studies.executors import local, share_of_cores
 from covid_jax.studies.grid import Step
 from covid_jax.studies.schedule import listed, run_steps, states
 from covid_jax.studies.slurm import elapsed_seconds
@@ -150,7 +150,7 @@ STUDY = """
 import pathlib, signal, sys
 from covid_jax.errors import StoppedError, stop_signals_go_to
 from covid_jax.lock import only_here
-from covid_jax.studies.executors import local
+from covid_jax.studies.executors import local, share_of_cores
 from covid_jax.studies.grid import Step
 from covid_jax.studies.schedule import STUDY_STOPS, run_steps
 def stop(*_): raise StoppedError("the study")
@@ -418,3 +418,31 @@ def test_a_worker_that_cannot_start_fails_its_step_and_the_others_are_tried(
 )
 def test_slurm_tells_times_in_days_hours_minutes_and_seconds(elapsed, seconds):
     assert elapsed_seconds(elapsed) == seconds
+
+
+@pytest.mark.parametrize(
+    ("cores", "jobs", "shares"),
+    [
+        ([4, 5], 1, [()]),
+        ([4, 5], 2, [[4], [5]]),
+        ([0, 1, 2, 3, 4], 2, [[0, 1], [2, 3, 4]]),
+        ([4, 5], 3, [(4,), (5,), (4,)]),
+        ([], 2, [(), ()]),  # the system does not tell
+    ],
+)
+def test_workers_without_a_gpu_share_the_cores(cores, jobs, shares):
+    assert [share_of_cores(slot, jobs, cores) for slot in range(jobs)] == shares
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system tells no cores")
+@pytest.mark.parametrize("gpus", ["", "0"])
+def test_a_worker_has_its_cores_before_its_step_begins_and_beside_a_gpu_all(
+    folder, monkeypatch, gpus
+):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+    tells = "import os, pathlib, time; time.sleep(0.5)\n"
+    tells += "pathlib.Path('{}').write_text(str(sorted(os.sched_getaffinity(0))))"
+    assert run([step(folder, name, tells.format(name)) for name in ("a", "b")], folder, 2) == {}
+    every = sorted(os.sched_getaffinity(0))
+    found = [json.loads((folder / name).read_text()) for name in ("a", "b")]
+    assert found == [every if gpus else list(share_of_cores(n, 2, every)) or every for n in (0, 1)]

@@ -27,7 +27,7 @@ def announce_device() -> None:
     platform, count = devices[0].platform, len(devices)
     if platform == "cpu":
         several = f"{count} virtual devices, " if count > 1 else ""
-        print(f"device: cpu, {several}{cores()} cores", flush=True)
+        print(f"device: cpu, {several}{len(cores())} cores", flush=True)
     else:
         print(f"device: {count} x {devices[0].device_kind} ({platform})", flush=True)
     if missed := missed_gpu(platform, chosen):
@@ -36,7 +36,7 @@ def announce_device() -> None:
 
 def announce_cpu() -> None:
     """Prints that a command computes with NumPy, in processes on the CPU."""
-    print(f"device: cpu, {cores()} cores (this command uses no GPU)", flush=True)
+    print(f"device: cpu, {len(cores())} cores (this command uses no GPU)", flush=True)
 
 
 def announce_device_of_children() -> None:
@@ -44,7 +44,7 @@ def announce_device_of_children() -> None:
     chosen = _chosen()
     plugin = any(find_spec(f"jax_cuda{version}_plugin") for version in (12, 13))
     platform = "gpu" if plugin and chosen != "cpu" and _gpus(_DEVICES) else chosen or "cpu"
-    driver = f", driver {nvidia_driver()}" if platform == "gpu" else f", {cores()} cores"
+    driver = f", driver {nvidia_driver()}" if platform == "gpu" else f", {len(cores())} cores"
     print(f"device of the runs: {platform}{driver}", flush=True)
     if missed := missed_gpu(platform, chosen):
         print(missed, flush=True)
@@ -78,9 +78,11 @@ def nvidia_driver(file: Path = _DRIVER) -> str | None:
     return found[1] if found else None
 
 
-def cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def cores() -> list[int]:
+    """The numbers of those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return [*range(os.cpu_count() or 1)]
 
 
 def _chosen() -> str:

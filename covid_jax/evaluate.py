@@ -11,7 +11,6 @@ dataset.json says to ignore, are left out.
 
 import itertools
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from absl import flags
 
 from covid_jax.command import as_process, run_command
 from covid_jax.data.scans import files_in, masks_in
-from covid_jax.device import announce_cpu
+from covid_jax.device import announce_cpu, cores
 from covid_jax.errors import UserError, listed
 from covid_jax.evaluation.folders import (
     check_output,
@@ -45,7 +44,7 @@ _TOLERANCE_MM = flags.DEFINE_float(
     "tolerance_mm", 3.0, "Tolerance of NSD in mm.", lower_bound=0, flag_values=_FLAGS
 )
 _NUM_PROCESSES = flags.DEFINE_integer(
-    "num_processes", os.cpu_count(), "Cases to work on at once.", lower_bound=1, flag_values=_FLAGS
+    "num_processes", len(cores()), "Cases to work on at once.", lower_bound=1, flag_values=_FLAGS
 )
 _SKIP_BAD = flags.DEFINE_bool(
     "skip_bad", False, "Go on past masks that cannot be scored; they are listed at the end.", _FLAGS

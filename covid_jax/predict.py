@@ -18,7 +18,6 @@ scans before are kept.
 import functools
 import glob
 import itertools
-import os
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -41,7 +40,7 @@ from covid_jax.data.preprocess import (
 from covid_jax.data.processes import each
 from covid_jax.data.scans import cases_in, refuse_among
 from covid_jax.data.volume import files_of
-from covid_jax.device import announce_device
+from covid_jax.device import announce_device, cores
 from covid_jax.errors import StoppedError, UserError, listed, writing
 from covid_jax.files import digest, refuse_inside
 from covid_jax.inference.ensemble import open_ensemble
@@ -80,7 +79,7 @@ _INTENSITIES = flags.DEFINE_enum(
     _FLAGS,
 )
 _NUM_PROCESSES = flags.DEFINE_integer(
-    "num_processes", os.cpu_count(), "Scans to check at once.", lower_bound=1, flag_values=_FLAGS
+    "num_processes", len(cores()), "Scans to check at once.", lower_bound=1, flag_values=_FLAGS
 )
 
 

@@ -22,7 +22,6 @@ or as_is. Other channels are normalised as their names in dataset.json say to nn
 """
 
 import functools
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +38,7 @@ from covid_jax.data.phantom import LESIONS, write_raw_dataset
 from covid_jax.data.plan import Plan, check_plan, load_plan
 from covid_jax.data.planner import CONFIGURATIONS, PLANNERS, Planning, topology_of
 from covid_jax.data.preparation import prepare_dataset
-from covid_jax.device import announce_cpu
+from covid_jax.device import announce_cpu, cores
 from covid_jax.errors import UserError
 from covid_jax.nnunet.model_folder import nnunet_plan
 from covid_jax.training.checkpoint import load_config
@@ -87,7 +86,7 @@ _SYNTHETIC = flags.DEFINE_bool(
 )
 _NUM_CASES = flags.DEFINE_integer("num_cases", 10, "Number of synthetic cases.", flag_values=_FLAGS)
 _NUM_PROCESSES = flags.DEFINE_integer(
-    "num_processes", os.cpu_count(), "Cases to work on at once.", lower_bound=1, flag_values=_FLAGS
+    "num_processes", len(cores()), "Cases to work on at once.", lower_bound=1, flag_values=_FLAGS
 )
 _CHECK_ONLY = flags.DEFINE_bool(
     "check_only", False, "Tell what would be done, and do nothing.", _FLAGS

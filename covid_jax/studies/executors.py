@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from covid_jax.device import cores
 from covid_jax.studies.grid import Step
 
 _GRACE_SECONDS = 10.0  # for a worker without a step to end by itself
@@ -85,7 +86,7 @@ def local(jobs: int, fresh: bool = False, lock: Collection[int] = ()) -> Iterato
     which it loses less than if all wanted all of them. Where the study is killed, its workers hold
     `lock` (see lock.py) until their steps have saved.
     """
-    executor = _Local(jobs, fresh, lock, _gpus(), _cores(), {})
+    executor = _Local(jobs, fresh, lock, _gpus(), cores(), {})
     try:
         yield executor
     finally:
@@ -115,9 +116,9 @@ class _Local:
                 worker = None
             if worker is None:
                 environment = _environment(order.slot, self.jobs, self.gpus)
-                cores = () if self.gpus else share_of_cores(order.slot, self.jobs, self.cores)
+                share = () if self.gpus else share_of_cores(order.slot, self.jobs, self.cores)
                 try:
-                    worker = _Worker(environment, cores, order.log, self.lock)
+                    worker = _Worker(environment, share, order.log, self.lock)
                 except OSError as error:
                     yield _NoWorker(f"{sys.executable} cannot be started ({error.strerror})")
                     continue
@@ -139,7 +140,7 @@ def _environment(slot: int, jobs: int, gpus: Sequence[str]) -> dict[str, str]:
 
 def share_of_cores(slot: int, jobs: int, cores: Sequence[int]) -> Sequence[int]:
     """The cores of the worker in a slot; none where it may have all."""
-    if jobs == 1 or not cores:
+    if jobs == 1:
         return ()
     if len(cores) < jobs:
         return (cores[slot % len(cores)],)
@@ -260,11 +261,6 @@ class _InWorker:
 def _killed(number: int) -> str:
     memory = ", as the system does where memory is short" if number == signal.SIGKILL else ""
     return f"its process was killed by signal {number} ({signal.strsignal(number)}){memory}"
-
-
-def _cores() -> list[int]:
-    """Of this process; none where the system does not tell."""
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
 
 def _gpus() -> list[str]:

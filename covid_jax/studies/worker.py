@@ -51,8 +51,8 @@ def _read(orders: Iterable[str], taken: SimpleQueue[str], busy: threading.Event)
 
 if __name__ == "__main__":
     quieten()
-    if cores := [int(core) for core in sys.argv[1:]]:
-        os.sched_setaffinity(0, cores)  # before JAX and OpenMP count them
+    if len(sys.argv) > 1 and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, map(int, sys.argv[1:]))  # before JAX and OpenMP count them
     # Copies that no child has; the steps have nothing to read.
     orders, answers = (os.fdopen(os.dup(n), mode) for n, mode in ((0, "r"), (1, "w")))
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

@@ -232,7 +232,7 @@ def device_here() -> dict[str, Any]:
     device = jax.devices()[0]
     here = {"kind": device.device_kind, "driver": nvidia_driver(), "jax": jax.__version__}
     # A CPU's sums are cut by its cores.
-    return here | ({"cores": cores()} if device.platform == "cpu" else {})
+    return here | ({"cores": len(cores())} if device.platform == "cpu" else {})
 
 
 def note_device(workdir: Path) -> None:

@@ -427,7 +427,6 @@ def test_slurm_tells_times_in_days_hours_minutes_and_seconds(elapsed, seconds):
         ([4, 5], 2, [[4], [5]]),
         ([0, 1, 2, 3, 4], 2, [[0, 1], [2, 3, 4]]),
         ([4, 5], 3, [(4,), (5,), (4,)]),
-        ([], 2, [(), ()]),  # the system does not tell
     ],
 )
 def test_workers_without_a_gpu_share_the_cores(cores, jobs, shares):

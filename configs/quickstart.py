@@ -43,7 +43,8 @@ def get_config(name: str = "scratch") -> Config:
             title="Quickstart: the five transfer strategies on COVID-19 CT",
             note="20 real cases, reduced; pre-training synthetic",
             folds=(0,),
-            runs=("scratch", "continual", "body", "frozen_encoder", "multi_encoder"),
+            # The longest of those that wait for the pre-training is begun first.
+            runs=("scratch", "multi_encoder", "continual", "body", "frozen_encoder"),
             raw=RawDirs(covid19=str(_EXAMPLES / "covid19")),
             scans=(str(_EXAMPLES / "lidc" / "LIDC-IDRI-0001"),),
         ),

@@ -13,6 +13,7 @@ from typing import Literal
 
 import grain
 import numpy as np
+from absl import flags
 
 from covid_jax.config import IGNORED, OUTSIDE
 from covid_jax.data.processes import without_signals
@@ -132,6 +133,7 @@ class Sampler:
         steps = grain.MapDataset.range(start, stop)
         dataset = steps.map(partial(self.batch, samples=samples)).to_iter_dataset(ahead)
         if workers:
+            flags.FLAGS.mark_as_parsed()  # grain asks these, and commands have flags of their own
             dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
         with closing(iter(dataset)) as batches:
             # Workers start with the first batch, and no signal to stop can end them.

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from absl import flags
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -60,15 +59,6 @@ def test_a_batch_depends_on_its_step_alone():
     assert same(straight[3], one.batch(3))
 
 
-@pytest.fixture
-def parsed_flags():
-    """As in a command: grain's worker processes ask its flags."""
-    flags.FLAGS.mark_as_parsed()
-    yield
-    flags.FLAGS.unparse_flags()
-
-
-@pytest.mark.usefixtures("parsed_flags")
 @pytest.mark.parametrize("workers", [1, 8])
 def test_worker_processes_make_the_batches_that_threads_make(workers, tmp_path):
     rng = np.random.default_rng(0)

@@ -18,6 +18,7 @@ from typing import Protocol
 from covid_jax.device import cores
 from covid_jax.studies.grid import Step
 
+_WORKER = "covid_jax.studies.worker"
 _GRACE_SECONDS = 10.0  # for a worker without a step to end by itself
 
 
@@ -148,7 +149,7 @@ def share_of_cores(slot: int, jobs: int, cores: Sequence[int]) -> Sequence[int]:
 
 
 class _Worker:
-    """A process of studies/worker.py, and whether it can be given a step."""
+    """A process of studies/worker.py."""
 
     def __init__(
         self,
@@ -162,17 +163,29 @@ class _Worker:
         Raises:
           OSError: it cannot be started.
         """
-        with log.open("ab") as file:
-            self._process = subprocess.Popen(
-                [sys.executable, "-u", "-m", "covid_jax.studies.worker", *map(str, cores)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=file,
-                env=environment,
-                pass_fds=lock,
-                process_group=0,  # Ctrl-C reaches the study alone, which asks each step once
-            )
-        self.lives = True
+        answers, theirs = os.pipe()  # not their stdout, where anything may print
+        self._answers = os.fdopen(answers, "rb")
+        try:
+            with log.open("ab") as file:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-u", "-m", _WORKER, str(theirs), *map(str, cores)],
+                    stdin=subprocess.PIPE,
+                    stdout=file,
+                    stderr=file,
+                    env=environment,
+                    pass_fds=(*lock, theirs),
+                    process_group=0,  # Ctrl-C reaches the study alone, which asks each step once
+                )
+        except OSError:
+            self._answers.close()
+            raise
+        finally:
+            os.close(theirs)
+
+    @property
+    def lives(self) -> bool:
+        """Whether it can be given a step."""
+        return self._process.poll() is None
 
     def begin(self, order: Order) -> None:
         """Gives it a step."""
@@ -185,13 +198,10 @@ class _Worker:
 
     def answer(self, wait: bool) -> int | None:
         """The exit status of its step; None while that is not known and not to be waited for."""
-        answers = self._process.stdout
-        assert answers
-        if not (wait or select.select([answers], [], [], 0)[0]):
+        if not (wait or select.select([self._answers], [], [], 0)[0]):
             return None
-        if line := answers.readline():
+        if line := self._answers.readline():
             return int(line)
-        self.lives = False
         return self._process.wait()
 
     def stop(self) -> None:
@@ -200,7 +210,7 @@ class _Worker:
 
     def end(self) -> None:
         """Ends it; it has no step."""
-        for pipe in (self._process.stdin, self._process.stdout):
+        for pipe in (self._process.stdin, self._answers):
             assert pipe
             with contextlib.suppress(BrokenPipeError):
                 pipe.close()

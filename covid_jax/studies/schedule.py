@@ -6,6 +6,7 @@ cluster, or how it ended and in what time.
 
 import itertools
 import os
+import re
 import shlex
 import signal
 import time
@@ -252,7 +253,8 @@ def _last_words(log: Path) -> str:
         return errors[-1].removeprefix("error: ")
     if _TRACEBACK in lines:
         last = len(lines) - lines[::-1].index(_TRACEBACK)
-        lines = [line for line in lines[last:] if not line.startswith(" ")][:1] or lines
+        # Not the source, nor the marks below it, which need not be indented.
+        lines = [line for line in lines[last:] if re.match(r"[A-Za-z_]", line)][:1] or lines
     return lines[-1] if lines else ""
 
 

@@ -1,11 +1,11 @@
 """A process that does one step of a study after another; what it imports and compiles stays.
 
-    python -m covid_jax.studies.worker [CORE ...]
+    python -m covid_jax.studies.worker ANSWERS [CORE ...]
 
 Each line that it reads is an order, ["covid_jax.train", "--workdir=...", ...] and a log file, which
-gets all that the step prints; it answers with the step's exit status. A step that ends in a fault
-of the program ends the process with it; where who gave the orders is gone, the step is asked to
-save and end. See studies/executors.py, which starts it.
+gets all that the step prints; a line with its exit status goes to the file descriptor ANSWERS. A
+step that ends in a fault of the program ends the process with it; where who gave the orders is
+gone, the step is asked to save and end. See studies/executors.py, which starts it.
 """
 
 import importlib
@@ -51,9 +51,11 @@ def _read(orders: Iterable[str], taken: SimpleQueue[str], busy: threading.Event)
 
 if __name__ == "__main__":
     quieten()
-    if len(sys.argv) > 1 and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, map(int, sys.argv[1:]))  # before JAX and OpenMP count them
-    # Copies that no child has; the steps have nothing to read.
-    orders, answers = (os.fdopen(os.dup(n), mode) for n, mode in ((0, "r"), (1, "w")))
+    answers, *cores = map(int, sys.argv[1:])
+    if cores and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cores)  # before JAX and OpenMP count them
+    # A copy that no child has; the steps have nothing to read.
+    orders = os.dup(0)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    serve(orders, answers)
+    os.set_inheritable(answers, False)
+    serve(os.fdopen(orders), os.fdopen(answers, "w"))

@@ -445,3 +445,35 @@ def test_a_worker_has_its_cores_before_its_step_begins_and_beside_a_gpu_all(
     every = sorted(os.sched_getaffinity(0))
     found = [json.loads((folder / name).read_text()) for name in ("a", "b")]
     assert found == [every if gpus else list(share_of_cores(n, 2, every)) or every for n in (0, 1)]
+
+
+def test_a_worker_that_died_between_two_steps_is_replaced(folder):
+    tells = "import os, pathlib; pathlib.Path('first').write_text(str(os.getpid()))"
+    first, second = step(folder, "first", tells), step(folder, "second", makes("second"))
+    with local(1) as executor:
+        assert run_steps([first], folder, executor) == {}
+        os.kill(int((folder / "first").read_text()), signal.SIGKILL)
+        time.sleep(0.2)
+        assert run_steps([second], folder, executor) == {}
+
+
+def test_what_a_workers_python_prints_as_it_starts_is_no_answer(folder, monkeypatch):
+    (folder / "sitecustomize.py").write_text("print('hello')")
+    monkeypatch.setenv("PYTHONPATH", f"{folder}:{os.environ.get('PYTHONPATH', '')}")
+    assert run([step(folder, "one", makes("one"))], folder) == {}
+    assert "hello" in (folder / "steps" / "one.txt").read_text()
+
+
+TRACEBACK = """Traceback (most recent call last):
+  File "futures.py", line 449, in result
+    return self.__get_result()
+^^^^^^^
+ValueError: why
+--------------------
+For simplicity, a library has removed its frames.
+"""
+
+
+def test_the_cause_of_a_fault_is_what_was_raised_and_no_line_of_the_source(folder):
+    fails = step(folder, "one", f"import sys; sys.stderr.write({TRACEBACK!r}); sys.exit(1)")
+    assert run([fails], folder) == {"one": "ValueError: why"}

@@ -29,12 +29,16 @@ from covid_jax.errors import (
 Main = Callable[[Sequence[str]], int]
 
 _ONE_WISH_SECONDS = 5.0  # in which several signals are one, as Ctrl-C's and then a study's
+_ONE_AT_A_TIME = threading.RLock()  # flags and sys.argv are the process's
 _HELP = {"--help", "-help", "--helpfull", "-h"}
 
 
 def as_process(main: Main) -> NoReturn:
     """Runs a command as what this process is for: with its arguments, to its exit status."""
     quieten()
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed: the next file would take its number
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
     try:
         status = main(sys.argv[1:])
         sys.stdout.flush()
@@ -61,7 +65,7 @@ def run_command(
 
     A UserError becomes one line, and 1. STOP_SIGNALS raise a StoppedError in it, which becomes one
     line too, and REQUEUE_STATUS. `check_arguments` sees the arguments before absl does, for
-    mistakes that absl ends in a traceback.
+    mistakes that absl ends in a traceback. Calls in several threads wait for each other.
 
     Args:
       usage: what --help prints above the flags.
@@ -74,7 +78,7 @@ def run_command(
     try:
         if check_arguments:
             check_arguments(arguments)
-        with _parsed(own, arguments), _stopped_by_signals():
+        with _ONE_AT_A_TIME, _parsed(own, arguments), _stopped_by_signals():
             told, status = _outcome(work)
     except UserError as error:
         told, status = f"error: {error}", 1

@@ -31,6 +31,7 @@ UNWRITABLE = (
     errno.ENOTEMPTY,
     errno.ENAMETOOLONG,
     errno.ELOOP,
+    errno.EFBIG,
 )
 
 

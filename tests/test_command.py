@@ -182,6 +182,7 @@ def test_no_call_has_the_flags_of_the_one_before():
             1,
             "error: mask: No space left on device;",
         ),
+        (OSError(27, "File too large", "mask"), 1, "error: mask: File too large;"),
     ],
 )
 def test_however_a_call_ends_nothing_of_it_is_left(ends, status, told, capsys):
@@ -213,3 +214,32 @@ def test_a_reader_that_has_seen_enough_ends_a_command_without_a_word():
         check=False,
     )
     assert (finished.returncode, finished.stderr) == (128 + signal.SIGPIPE, "")
+
+
+def test_calls_in_several_threads_wait_for_each_other():
+    ended = {}
+    threads = [
+        threading.Thread(target=lambda n=n: ended.update({n: call(f"--number={n}")}))
+        for n in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert ended == {n: (0, [n, None, [f"--number={n}"]]) for n in range(8)}
+
+
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
+def test_a_command_works_without_what_it_would_read_and_print(closed, tmp_path):
+    """And no file of its own gets their numbers, which a child would take for its input."""
+    work = f"print('x', file=open('{tmp_path}/done', 'w')) or print(open('/dev/null').fileno())"
+    program = f"{COMMAND}as_process(lambda given: run_command(lambda: {work}, OWN, None, given))"
+    program = program.replace("open('/dev/null').fileno()", "1 / (open('/dev/null').fileno() > 2)")
+    finished = subprocess.run(
+        ["bash", "-c", f'exec "$0" -c "$1" {closed}', sys.executable, program],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert (tmp_path / "done").read_text() == "x\n"

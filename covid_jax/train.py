@@ -143,7 +143,7 @@ def set_up(config: Config, workdir: Path) -> Run:
 
     # The parameters: new, some of them replaced by pre-trained ones, some of them frozen.
     image_shape = (1, *config.data.patch_size, config.model.in_channels)
-    new = new_params(program.network, config.seed, image_shape)
+    new = new_params(program.network, config.seed, image_shape, config.fold)
     params = initial_params(
         STRATEGIES[config.strategy], new, load_pretrained(config), config.first_conv
     )

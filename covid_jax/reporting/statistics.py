@@ -148,11 +148,11 @@ def _seeds(values: Values) -> int:
 def _interval(values: Values) -> tuple[float, float, float]:
     """(mean, low, high): the interval of the mean over cases and seeds.
 
-    The variance of the mean is the sum of two: over cases, each weighing as often as it is tested,
-    and over the seeds of each fold, whose runs are independent. Both are estimated of few, so the
-    interval is Student's, with the degrees of freedom of a sum (Satterthwaite 1946). What a case
-    and a seed have only together is in both, and makes it a little wide. Of one case there is no
-    interval, and low and high are the mean.
+    Its half is that of two independent parts, each Student's, added as squares: over cases, each
+    weighing as often as it is tested, and over the seeds of each fold, whose runs are independent.
+    All folds tell how far seeds spread, those with one seed too have to bear it. Where few seeds
+    tell little the interval is wide; and what a case and a seed have only together is in both
+    parts. Of one case there is no interval, and low and high are the mean.
     """
     of_case = list(by_case(values).values())
     counts = np.array([len(each) for each in of_case])
@@ -162,17 +162,18 @@ def _interval(values: Values) -> tuple[float, float, float]:
     if cases == 1:
         return mean, mean, mean
     by_cases = float(cases / (cases - 1) * ((sums - mean * counts) ** 2).sum() / total**2)
-    parts = [(by_cases, cases - 1)]
-    tested: dict[int, int] = {}
-    for trial, of_trial in values.items():
-        tested[trial.fold] = tested.get(trial.fold, 0) + len(of_trial)
-    for fold, means in _means_by_fold(values).items():
-        if len(means) > 1:
-            share = tested[fold] / total
-            parts.append((float(share**2 * np.var(means, ddof=1) / len(means)), len(means) - 1))
-    variance = sum(part for part, _ in parts)
-    if not variance:
-        return mean, mean, mean
-    freedom = variance**2 / sum(part**2 / of for part, of in parts)
-    half = float(stats.t.ppf((1 + _LEVEL) / 2, freedom) * np.sqrt(variance))
+    half = _half(by_cases, cases - 1)
+    of_folds = _means_by_fold(values)
+    if freedom := sum(len(means) - 1 for means in of_folds.values()):
+        tested = dict.fromkeys(of_folds, 0)
+        for trial, of_trial in values.items():
+            tested[trial.fold] += len(of_trial)
+        spread = sum(np.var(means) * len(means) for means in of_folds.values()) / freedom
+        weight = sum((tested[f] / total) ** 2 / len(means) for f, means in of_folds.items())
+        half = float(np.hypot(half, _half(float(spread * weight), freedom)))
     return mean, mean - half, mean + half
+
+
+def _half(variance: float, freedom: int) -> float:
+    """Of Student's interval around a mean of this variance, by its degrees of freedom."""
+    return float(stats.t.ppf((1 + _LEVEL) / 2, freedom) * np.sqrt(variance))

@@ -49,10 +49,17 @@ def _clip(gradient: Tree, norm: float) -> Tree:
     return jax.tree.map(lambda leaf: leaf * scale, gradient)
 
 
-def new_params(network: nn.Module, seed: int, image_shape: tuple[int, ...]) -> Tree:
-    """New parameters of a network for images of a shape (N, D, H, W, C)."""
+def new_params(network: nn.Module, seed: int, image_shape: tuple[int, ...], fold: int = 0) -> Tree:
+    """New parameters of a network for images of a shape (N, D, H, W, C).
+
+    Each fold draws its own by one seed, else a seed's luck would be that of all folds, and their
+    mean no better known than one of them. Fold 0 draws by the seed alone.
+    """
     with jax.default_device(cpu_device()):
-        return _init(network)(jax.random.key(seed), jnp.zeros(image_shape))["params"]
+        key = jax.random.key(seed)
+        if fold:
+            key = jax.random.fold_in(key, fold)
+        return _init(network)(key, jnp.zeros(image_shape))["params"]
 
 
 @functools.lru_cache(maxsize=_NETWORKS)

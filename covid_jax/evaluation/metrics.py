@@ -6,6 +6,7 @@ the Hausdorff distance has no value there. Where no voxel is counted nothing has
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -72,6 +73,7 @@ class Metric:
       over_labels: of which labels of a case the mean is: "all"; those that a mask "has" (of what
         is not there, nothing can be missed), and of none where one of them has no value; "none".
       in_paper: whether the paper reports it.
+      within: between which values it lies.
     """
 
     name: str
@@ -79,6 +81,7 @@ class Metric:
     of: Callable[[Compared], float | None]
     over_labels: Literal["all", "has", "none"] = "all"
     in_paper: bool = False
+    within: tuple[float, float] = (0.0, 1.0)
 
 
 def segmentation_metrics(
@@ -213,24 +216,37 @@ METRICS = (
         lambda c: accuracy(*(mask[c.counted] for mask in c.masks)),
         in_paper=True,
     ),
-    Metric("hd95_mm", "HD95, mm", lambda c: hausdorff_95(c.surfaces), over_labels="has"),
+    Metric(
+        "hd95_mm",
+        "HD95, mm",
+        lambda c: hausdorff_95(c.surfaces),
+        over_labels="has",
+        within=(0.0, math.inf),
+    ),
     Metric(
         "volume_difference_ml",
         "Volume over reference, ml",
         lambda c: volume_difference(*c.masks, c.spacing_mm),
         over_labels="none",  # too much of one label would make up for too little of another
+        within=(-math.inf, math.inf),
     ),
 )
 """In the order of metrics.json and tables."""
 
 PAPER = tuple(metric.name for metric in METRICS if metric.in_paper)
 EXTRAS = tuple(metric.name for metric in METRICS if not metric.in_paper)
-NOT_OVER_LABELS = (
-    f"there is no {', '.join(m.name for m in METRICS if m.over_labels == 'none')}, nor "
-    f"{', '.join(m.name for m in METRICS if m.over_labels == 'has')} of a case where one mask "
-    "alone has a label"
-)
-"""What a mean over labels does not have, in words."""
+
+
+def not_over_labels(called: Callable[[Metric], str], noun: str = "label") -> str:
+    """What a mean over labels does not have, in words; `called` is how a metric is named there."""
+    never, not_always = (
+        ", ".join(called(metric) for metric in METRICS if metric.over_labels == which)
+        for which in ("none", "has")
+    )
+    return f"there is no {never}, nor {not_always} of a case where one mask alone has a {noun}"
+
+
+NOT_OVER_LABELS = not_over_labels(lambda metric: metric.name)
 
 
 def _nearest(elements: np.ndarray, others: np.ndarray, spacing_mm: np.ndarray) -> np.ndarray:

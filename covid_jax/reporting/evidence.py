@@ -7,7 +7,7 @@ from pathlib import Path
 
 from covid_jax.config import Config
 from covid_jax.data.datasets import published_splits
-from covid_jax.errors import UserError
+from covid_jax.errors import UserError, listed
 from covid_jax.files import read_json
 from covid_jax.reporting.paper import NOTHING, Paper, whole_paper
 from covid_jax.reporting.runs import Run, read_runs
@@ -26,6 +26,7 @@ class Evidence:
         from.
       paper: what of the paper stands beside it.
       problems: lines on what is missing or damaged; whoever reads on adds to them.
+      lacking: a line on the runs that were asked for and are not finished; empty without such.
     """
 
     folder: Path
@@ -34,6 +35,7 @@ class Evidence:
     synthetic: frozenset[str]
     paper: Paper
     problems: list[str]
+    lacking: str = ""
 
     @property
     def note(self) -> str:
@@ -53,7 +55,26 @@ def read_evidence(study: Path) -> Evidence:
     runs, problems = read_runs(study)
     synthetic = synthetic_data(study, problems)
     paper = whole_paper() if of_the_papers_cases(config, runs, synthetic) else NOTHING
-    return Evidence(study, config, tuple(runs), synthetic, paper, problems)
+    lacking = lacking_runs(study, config, runs)
+    return Evidence(study, config, tuple(runs), synthetic, paper, problems, lacking)
+
+
+def lacking_runs(study: Path, config: Config, runs: Sequence[Run]) -> str:
+    """How many runs a study was asked for and has, and which it lacks by STUDY/configs."""
+    asked = config.study
+    of_each = len(asked.folds) * max(1, len(asked.seeds))
+    here = [
+        run
+        for run in runs
+        if run.fold in asked.folds and run.config.seed in (asked.seeds or [run.config.seed])
+    ]
+    total = len(asked.runs) * of_each
+    if len(here) >= total:
+        return ""
+    names = {path.stem for path in (study / "configs").glob("*-fold*.json")}
+    names -= {run.name for run in runs}
+    which = f" (not {listed(names)})" if names else ""
+    return f"{total} runs were asked for, {len(here)} are there{which}"
 
 
 def of_the_papers_cases(config: Config, runs: Sequence[Run], synthetic: Collection[str]) -> bool:

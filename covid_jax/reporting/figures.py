@@ -6,6 +6,7 @@ from statistics import median
 
 import matplotlib
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -14,12 +15,13 @@ from matplotlib.ticker import MaxNLocator
 from covid_jax.data.geometry import Volume
 from covid_jax.label_space import lies_in
 from covid_jax.reporting.cases import Case
-from covid_jax.reporting.kinds import Kind, looks
+from covid_jax.reporting.kinds import looks
 from covid_jax.reporting.runs import Run, kinds_of
-from covid_jax.reporting.statistics import by_case, summarise
-from covid_jax.reporting.tables import values_of
+from covid_jax.reporting.statistics import by_case
+from covid_jax.reporting.tables import summary_of, values_of
 
 LUNG_WINDOW_HU = (-1250.0, 250.0)
+_WIDTH = 5.6  # inches of a figure that a phone shows whole
 _AIR_HU = -700.0
 _REFERENCE, _PREDICTION, _CASE = "#35b779", "#ff5a36", "#31688e"
 _CLASSES = (
@@ -38,11 +40,11 @@ _CLASSES = (
 
 def learning_curves(runs: Sequence[Run], note: str) -> Figure:
     """Training loss and validation Dice of every kind of run by epoch, the mean over its runs."""
-    figure = Figure(figsize=(10, 3.8))
-    left, right = figure.subplots(1, 2)
+    figure = Figure(figsize=(_WIDTH, 7.2))
+    upper, lower = figure.subplots(2, 1)
     for kind, look in looks(kinds_of(runs)).items():
         logs = [run.log for run in runs if run.kind == kind]
-        for axes, name in ((left, "loss"), (right, "validation_dice")):
+        for axes, name in ((upper, "loss"), (lower, "validation_dice")):
             of_epoch: dict[int, list[float]] = {}  # of runs that may be longer than others
             for log in logs:
                 for epoch, line in enumerate(log, start=1):
@@ -57,41 +59,43 @@ def learning_curves(runs: Sequence[Run], note: str) -> Figure:
                 color=look.colour,
                 label=kind.label,
             )
-    for axes in (left, right):
+    for axes in (upper, lower):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    left.set(xlabel="epoch", ylabel="training loss")
-    right.set(xlabel="epoch", ylabel="Dice over validation patches", ylim=(0, 1))
-    right.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-    return _titled(figure, note)
+    upper.set(ylabel="training loss")
+    lower.set(xlabel="epoch", ylabel="Dice over validation patches", ylim=(0, 1))
+    return _titled(figure, note, *lower.get_legend_handles_labels())
 
 
 def dice_of_cases(runs: Sequence[Run], note: str) -> Figure:
     """The DSC of each test case, the mean over its folds and seeds; a line follows a case."""
     kinds = kinds_of(runs)
-    of_kind = [values_of([run for run in runs if run.kind == kind], "dsc") for kind in kinds]
-    figure = Figure(figsize=(max(6.5, 0.85 * len(kinds)), 4))
-    axes = figure.subplots()
-    of_case = [by_case(values) for values in of_kind]
+    of_kind = [[run for run in runs if run.kind == kind] for kind in kinds]
+    figure = Figure(figsize=(_WIDTH, 1.6 + 0.36 * len(kinds)))
+    axes, places = figure.subplots(), range(len(kinds))
+    of_case = [by_case(values_of(own, "dsc")) for own in of_kind]
     for case in sorted(set().union(*of_case)):
         line = np.array([np.mean(cases.get(case, [np.nan])) for cases in of_case])
-        axes.plot(range(len(kinds)), line, "-", color="0.8", linewidth=0.8, zorder=1)
-        axes.scatter(range(len(kinds)), line, s=14, color=_CASE, zorder=2)
-    for place, values in enumerate(of_kind):
-        found = summarise(values)
-        axes.plot([place, place], [found.low, found.high], color=_PREDICTION, linewidth=2, zorder=3)
-        axes.scatter([place], [found.mean], marker="_", s=300, color=_PREDICTION, zorder=3)
-    axes.set_xticks(range(len(kinds)), [_stacked(kind) for kind in kinds], fontsize=7)
-    axes.set(ylabel="DSC (red: mean, 95 % interval)", ylim=(-0.02, 1.02))
+        axes.plot(line, places, "-", color="0.8", linewidth=0.8, zorder=1)
+        axes.scatter(line, places, s=14, color=_CASE, zorder=2)
+    for place, own in enumerate(of_kind):
+        if found := summary_of(own, "dsc"):
+            reach = [found.low, found.high]
+            axes.plot(reach, [place, place], color=_PREDICTION, linewidth=2, zorder=3)
+            axes.scatter([found.mean], [place], marker="|", s=200, color=_PREDICTION, zorder=3)
+    axes.set_yticks(places, [kind.label for kind in kinds], fontsize=8)
+    axes.invert_yaxis()
+    axes.set(xlabel="DSC (red: mean, 95 % interval)", xlim=(-0.02, 1.02))
     return _titled(figure, note)
 
 
 def dice_against_seconds(runs: Sequence[Run], note: str) -> Figure:
     """Mean DSC against seconds an epoch: the trade-off of the paper's Table III."""
-    figure = Figure(figsize=(7, 4))
+    figure = Figure(figsize=(_WIDTH, 5))
     axes = figure.subplots()
     for kind, look in looks(kinds_of(runs)).items():
         mine = [run for run in runs if run.kind == kind]
-        found = summarise(values_of(mine, "dsc"))
+        found = summary_of(mine, "dsc")
+        assert found  # a run without any score is none
         seconds = median(run.epoch_seconds for run in mine)
         reach = [[found.mean - found.low], [found.high - found.mean]]
         axes.errorbar(
@@ -105,8 +109,9 @@ def dice_against_seconds(runs: Sequence[Run], note: str) -> Figure:
         )
     axes.set(xlabel="seconds an epoch, training alone", ylabel="mean DSC, 95 % interval")
     axes.margins(x=0.2, y=0.2)
-    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-    return _titled(figure, note)
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low, -0.02), min(high, 1.02))
+    return _titled(figure, note, *axes.get_legend_handles_labels())
 
 
 def window_of(voxels: np.ndarray) -> tuple[float, float]:
@@ -184,8 +189,8 @@ def overlays(
             legend |= {f"{name}, reference": _REFERENCE for name in labels}
     else:
         legend = colours
-    _titled(figure, note, legend)
-    return figure
+    lines = [Line2D([], [], color=colour) for colour in legend.values()]
+    return _titled(figure, note, lines, list(legend))
 
 
 def _fullest(masks: Sequence[Volume], labels: Mapping[str, Sequence[int]]) -> int:
@@ -210,18 +215,15 @@ def _contours(
             axes.contour(inside, [0.5], colors=[colours[name]], linewidths=0.9)
 
 
-def _stacked(kind: Kind) -> str:
-    return kind.label.replace("_", "\n").replace(", ", "\n")
-
-
-def _titled(figure: Figure, note: str, legend: Mapping[str, str] | None = None) -> Figure:
+def _titled(
+    figure: Figure, note: str, lines: Sequence[Artist] = (), names: Sequence[str] = ()
+) -> Figure:
     """The figure with its note above, and below it what its lines are."""
     figure.suptitle(note, fontsize=9, parse_math=False, wrap=True)
-    if legend:
-        lines = [Line2D([], [], color=colour, label=name) for name, colour in legend.items()]
+    if lines:
         columns = min(len(lines), max(2, int(figure.get_figwidth() / 1.8)))
         drawn = figure.legend(
-            handles=lines, loc="lower center", ncols=columns, fontsize=8, frameon=False
+            lines, names, loc="lower center", ncols=columns, fontsize=8, frameon=False
         )
         for text in drawn.get_texts():
             text.set_parse_math(False)

@@ -14,7 +14,7 @@ from covid_jax.reporting.kinds import BASELINE, Kind, Look, looks
 from covid_jax.reporting.paper import Paper
 from covid_jax.reporting.runs import Run
 from covid_jax.reporting.statistics import Comparison
-from covid_jax.reporting.tables import comparisons
+from covid_jax.reporting.tables import compared_told, comparisons
 
 _MARGIN = 0.04  # of the axis, on both sides
 
@@ -41,11 +41,20 @@ class ForestRow:
 
 @dataclass(frozen=True)
 class Forest:
-    """Rows, where 0 is in % of the axis, and ticks: where, and what is written there."""
+    """Rows, where 0 is in % of the axis, and ticks: where, and what is written there.
 
-    rows: tuple[ForestRow, ...]
+    Attributes:
+      sections: rows over the same folds and seeds, with what these are.
+    """
+
+    sections: tuple[tuple[str, tuple[ForestRow, ...]], ...]
     zero: float
     ticks: tuple[tuple[float, str], ...]
+
+    @property
+    def rows(self) -> tuple[ForestRow, ...]:
+        """Those of all sections."""
+        return tuple(row for _, rows in self.sections for row in rows)
 
 
 def forest(runs: Sequence[Run], paper: Paper) -> Forest | None:
@@ -53,13 +62,9 @@ def forest(runs: Sequence[Run], paper: Paper) -> Forest | None:
     compared = comparisons(runs, "dsc")
     if not compared:
         return None
-    folds = {
-        kind: sorted({run.fold for run in runs if run.kind == kind})
-        for kind in (BASELINE, *compared)
-    }
     papers = {
-        kind: paper.difference(kind, BASELINE, [k for k in folds[kind] if k in folds[BASELINE]])
-        for kind in compared
+        kind: paper.difference(kind, BASELINE, sorted({trial.fold for trial in found.trials}))
+        for kind, found in compared.items()
     }
     values = [0.0, *(value for value in papers.values() if value is not None)]
     values += [value for found in compared.values() for value in (found.low, found.high)]
@@ -74,20 +79,23 @@ def forest(runs: Sequence[Run], paper: Paper) -> Forest | None:
     ticks = [float(tick) for tick in locator.tick_values(low, low + reach)]
     digits = max(2, *(len(f"{tick:.4f}".rstrip("0").partition(".")[2]) for tick in ticks))
     marks = looks(compared)
+    rows = {
+        kind: ForestRow(
+            kind,
+            marks[kind],
+            found,
+            certain(found),
+            place(found.low),
+            place(found.difference),
+            place(found.high),
+            papers[kind],
+            None if (theirs := papers[kind]) is None else place(theirs),
+        )
+        for kind, found in compared.items()
+    }
     return Forest(
-        rows=tuple(
-            ForestRow(
-                kind,
-                marks[kind],
-                found,
-                certain(found),
-                place(found.low),
-                place(found.difference),
-                place(found.high),
-                papers[kind],
-                None if (theirs := papers[kind]) is None else place(theirs),
-            )
-            for kind, found in compared.items()
+        sections=tuple(
+            (told, tuple(rows[kind] for kind in kinds)) for told, kinds in compared_told(compared)
         ),
         zero=place(0.0),
         ticks=tuple(

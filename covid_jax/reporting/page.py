@@ -38,12 +38,15 @@ from covid_jax.reporting.runs import Run, kinds_of
 from covid_jax.reporting.tables import (
     HEADINGS,
     all_tables,
+    compared_told,
     comparisons,
+    label_noun,
+    machines_told,
     summary_table,
     write_tables,
 )
 from covid_jax.reporting.viewer import write_case, write_viewer
-from covid_jax.reporting.words import counted, p_told
+from covid_jax.reporting.words import counted, p_told, seen_told
 
 _MOST_COLUMNS = 6  # of masks in a figure; of more kinds of run there is one a strategy
 _REM_PER_INCH = 5.6  # so that a figure's letters are readable
@@ -51,9 +54,10 @@ _REM_PER_INCH = 5.6  # so that a figure's letters are readable
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure in the page: its address, its width in rem, and what is to be said of it."""
+    """A figure in the page: its address, its file, its width in rem, and what is said of it."""
 
     address: str
+    file: str
     width: float
     told: str = ""
 
@@ -79,9 +83,9 @@ def write_report(study: Path) -> Path:
     tables = all_tables(runs, evidence.paper)
     write_tables(report, runs, tables, note)
     drawn = {
-        "Test cases: best, median and worst by mean DSC": _test_overlays(evidence, cases),
+        **_test_overlays(evidence, cases),
         "DSC of every test case": (figures.dice_of_cases(runs, note), ""),
-        "DSC against time": (figures.dice_against_seconds(runs, note), ""),
+        "DSC against time": (figures.dice_against_seconds(runs, note), machines_told(runs)),
         "Learning curves": (figures.learning_curves(runs, note), ""),
         "What is copied, and what is frozen": (_networks(runs), ""),
     }
@@ -93,6 +97,7 @@ def write_report(study: Path) -> Path:
         for number, (title, (figure, told)) in enumerate(drawn.items(), start=1)
         if figure is not None
     }
+    compared = {metric: comparisons(runs, metric) for metric in PAPER[:3]}
     shown = _write_cases(report / "viewer", evidence, cases)
     space = label_space_of(runs[0].config)
     names_of_values = value_names(space)
@@ -112,17 +117,20 @@ def write_report(study: Path) -> Path:
         colours=COLOURS,
         strategies=dict.fromkeys(run.kind.strategy for run in runs),
         labels=list(labels_of(space)),
+        noun=label_noun(runs),
+        lacking=evidence.lacking,
         tables=tables,
-        comparisons={HEADINGS[metric]: comparisons(runs, metric) for metric in PAPER[:3]},
+        comparisons={HEADINGS[metric]: of for metric, of in compared.items()},
+        compared=compared_told(compared[PAPER[0]]),
         runs={kind: [run for run in runs if run.kind == kind] for kind in kinds_of(runs)},
         seeds=len({run.config.seed for run in runs}),
         problems=list(dict.fromkeys(line.replace(f"{study}/", "") for line in problems)),
         pictures=pictures,
         cases=shown,
         legend={value: (name, colours[name]) for value, name in names_of_values.items()},
-        regions=bool(space.regions),
         counted=counted,
         p_told=p_told,
+        seen_told=seen_told,
         version=__version__,
     )
     with whole_file(report / "index.html") as partial:
@@ -131,9 +139,10 @@ def write_report(study: Path) -> Path:
 
 
 def terminal_summary(study: Path) -> str:
-    """Every kind of run of a study as text."""
+    """Every kind of run of a study as text, and what it lacks."""
     evidence = read_evidence(study)
-    return summary_table(evidence.runs, evidence.paper, evidence.note)
+    table = summary_table(evidence.runs, evidence.paper, evidence.note)
+    return "\n".join(filter(None, [table, evidence.lacking]))
 
 
 def _masks(
@@ -157,7 +166,9 @@ def _mask(folder: Path, case: str, run: Run, scan: Volume) -> Volume:
     return mask
 
 
-def _test_overlays(evidence: Evidence, cases: dict[str, ReadCase]) -> tuple[Figure | None, str]:
+def _test_overlays(
+    evidence: Evidence, cases: dict[str, ReadCase]
+) -> dict[str, tuple[Figure | None, str]]:
     """Three cases of a fold under every kind of run, or a kind of each strategy; and a word on it.
 
     It is the first of the folds that most kinds have, and of several seeds the first.
@@ -169,7 +180,7 @@ def _test_overlays(evidence: Evidence, cases: dict[str, ReadCase]) -> tuple[Figu
     of_kind = {run.kind: run for run in reversed(here)}
     printed = [row.kind for row in evidence.paper.table_3]
     chosen = [kind for kind in kinds if kind in of_kind]
-    said = [f"Fold {fold}"]
+    said = []
     if len(chosen) > _MOST_COLUMNS:
         by_strategy: dict[str, Kind] = {}
         for kind in sorted(chosen, key=lambda kind: kind not in printed):
@@ -196,11 +207,17 @@ def _test_overlays(evidence: Evidence, cases: dict[str, ReadCase]) -> tuple[Figu
                 for _, mask in _masks(evidence, [run], name, case)
             }
             overlays[name] = figures.Overlay(case, masks)
+    title = f"Test cases of fold {fold}: best, median and worst by mean DSC"
     if not overlays:
-        return None, ""
+        return {title: (None, "")}
     labels = labels_of(label_space_of(evidence.runs[0].config))
     figure = figures.overlays(overlays, list(shown), labels, evidence.note)
-    return figure, f"{'; '.join(said)}."
+    return {title: (figure, _sentence(said))}
+
+
+def _sentence(parts: Sequence[str]) -> str:
+    text = "; ".join(parts)
+    return f"{text[0].upper()}{text[1:]}." if text else ""
 
 
 def _scan_overlay(evidence: Evidence, path: Path) -> tuple[Figure | None, str]:
@@ -265,7 +282,7 @@ def _write_cases(folder: Path, evidence: Evidence, cases: dict[str, ReadCase]) -
 def _save(figure: Figure, path: Path, told: str) -> Picture:
     """Saves the figure as PNG, and as SVG where it is all lines; the page has the better one."""
     matplotlib.rcParams["svg.hashsalt"] = "covid_jax"  # the same file each time
-    address, vector = "", not any(axes.images for axes in figure.axes)
+    address, file, vector = "", "", not any(axes.images for axes in figure.axes)
     for kind, media in {"png": "png", "svg": "svg+xml"}.items():
         if kind == "svg" and not vector:
             continue
@@ -275,4 +292,5 @@ def _save(figure: Figure, path: Path, told: str) -> Picture:
         with whole_file(path.with_suffix(f".{kind}")) as partial:
             partial.write_bytes(buffer.getvalue())
         address = f"data:image/{media};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    return Picture(address, round(figure.get_figwidth() * _REM_PER_INCH, 1), told)
+        file = path.with_suffix(f".{kind}").name
+    return Picture(address, file, round(figure.get_figwidth() * _REM_PER_INCH, 1), told)

@@ -1,6 +1,6 @@
 """The runs of a study, read from its folders; and what of the folders cannot be read."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -11,12 +11,18 @@ import numpy as np
 from covid_jax.config import Config
 from covid_jax.errors import UserError, listed
 from covid_jax.evaluation.folders import load_metrics
-from covid_jax.evaluation.metrics import unscored
+from covid_jax.evaluation.metrics import BOTH_EMPTY, NO_REFERENCE, unscored
 from covid_jax.files import read_json
+from covid_jax.lock import is_held
+from covid_jax.reporting.cases import label_space_of, labels_of
 from covid_jax.reporting.kinds import Kind
+from covid_jax.reporting.statistics import Trial
+from covid_jax.reporting.words import counted, seen_told
 from covid_jax.training.checkpoint import load_config
 from covid_jax.training.progress import read_log
 from covid_jax.training.provenance import load_provenance
+
+_NONE_THERE = (BOTH_EMPTY, NO_REFERENCE)
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,9 @@ class Run:
       validation_seconds: the same of the validation steps.
       labels: where there are several, each one's metrics of each test case, by its name; those in
         `cases` are the means over them.
+      without: of each label, the cases whose reference has none of it.
+      seen: the test cases that its network, or one that it started from, was trained on.
+      machine: what it was trained on, in words; empty where nobody knows.
     """
 
     name: str
@@ -40,11 +49,19 @@ class Run:
     epoch_seconds: float
     validation_seconds: float
     labels: dict[str, dict[str, dict[str, float | None]]] = field(default_factory=dict)
+    without: dict[str, frozenset[str]] = field(default_factory=dict)
+    seen: tuple[str, ...] = ()
+    machine: str = ""
 
     @property
     def fold(self) -> int:
         """By which its cases were split."""
         return self.config.fold
+
+    @property
+    def trial(self) -> Trial:
+        """Which run of its kind it is."""
+        return Trial(self.config.fold, self.config.seed)
 
     @property
     def kind(self) -> Kind:
@@ -65,13 +82,14 @@ def read_runs(study: Path) -> tuple[list[Run], list[str]]:
     """The finished runs of a study by kind (Kind.place), fold and name.
 
     Returns:
-      them, and a line for each folder in STUDY/runs that is none: unfinished, damaged or foreign.
+      them, and a line for each folder in STUDY/runs that is none (unfinished, damaged or foreign),
+      and for each step that failed or did not end.
     """
-    runs, problems = [], []
+    runs, problems, ends = [], [], unended_steps(study)
     for folder in sorted((study / "runs").glob("*")):
         if folder.is_dir():
             try:
-                run, origin = _read_run(folder), load_provenance(folder)
+                run, origin = _read_run(folder, ends.pop(folder.name, "")), load_provenance(folder)
                 runs.append(run)
                 problems += _changed_since(study, folder, origin)
                 if any("earlier_lengths" in o for o in (origin, origin.get("pretrained", {}))):
@@ -79,10 +97,34 @@ def read_runs(study: Path) -> tuple[list[Run], list[str]]:
                         f"runs/{folder.name}: it, or its pre-training, went on to other epochs "
                         "than it began with; it is not as long as the others"
                     )
+                if run.seen:
+                    problems.append(
+                        f"runs/{folder.name}: {seen_told(run.seen)} of fold {run.fold} "
+                        f"({listed(run.seen)}), itself or what it started from; scores of them are "
+                        "no test"
+                    )
             except UserError as error:
                 problems.append(str(error))
     place = lambda run: (run.kind.place, run.fold, run.config.seed, run.name)  # noqa: E731
-    return sorted(runs, key=place), problems + uneven_seeds(runs)
+    others = [f"steps/{name}.txt: {how}" for name, how in ends.items()]
+    return sorted(runs, key=place), problems + others + uneven_seeds(runs)
+
+
+def unended_steps(study: Path) -> dict[str, str]:
+    """Of each step that failed or did not end, how it stands."""
+    found, working = {}, is_held(study)
+    for path in sorted((study / "steps").glob("*.json")):
+        try:
+            record = read_json(path)
+        except UserError as error:
+            found[path.stem] = str(error)
+            continue
+        if record.get("state") == "failed":
+            found[path.stem] = f"failed: {record.get('cause')}"
+        elif record.get("state") == "running":
+            job = f"its job {record['job']} was not seen ending" if "job" in record else ""
+            found[path.stem] = job or ("is at work" if working else "was interrupted")
+    return found
 
 
 def uneven_seeds(runs: Sequence[Run]) -> list[str]:
@@ -123,22 +165,25 @@ def kinds_of(runs: Sequence[Run]) -> list[Kind]:
     return list(dict.fromkeys(run.kind for run in runs))
 
 
-def _read_run(folder: Path) -> Run:
+def _read_run(folder: Path, end: str) -> Run:
+    """The run in a folder; `end` says how its step stands if it did not end well."""
     name = f"runs/{folder.name}"
     if not (folder / "config.json").is_file():
-        raise UserError(f"{name}: no config.json, not a run")
+        raise UserError(f"{name}: {end or 'no config.json, not a run'}")
     config = load_config(folder)
     log = read_log(folder)
     if not (folder / "metrics.json").is_file():
         done = log[-1]["step"] if log else 0
         total = config.epochs * config.steps_per_epoch
-        raise UserError(f"{name}: not finished, step {done} of {total} is the last logged")
+        so_far = f"not finished, step {done} of {total} is the last logged"
+        raise UserError("; ".join(filter(None, [f"{name}: {so_far}", end])))
     metrics = load_metrics(folder / "metrics.json")
     if not log:
         raise UserError(f"{name}: no epoch in its log.jsonl")
     if len(unscored(metrics)) == len(metrics["cases"]):
         raise UserError(f"{name}: no test case has a score, every voxel of them is ignored")
-    timed = log[1:] or log
+    timed, origin = log[1:] or log, load_provenance(folder)
+    of_label = metrics.get("labels") or dict.fromkeys(labels_of(label_space_of(config)), metrics)
     return Run(
         name=folder.name,
         config=config,
@@ -147,4 +192,19 @@ def _read_run(folder: Path) -> Run:
         epoch_seconds=median(line["seconds"] for line in timed),
         validation_seconds=median(line.get("validation_seconds", 0.0) for line in timed),
         labels={name: of["cases"] for name, of in metrics.get("labels", {}).items()},
+        without={
+            name: frozenset(c for c, which in of["empty"].items() if which in _NONE_THERE)
+            for name, of in of_label.items()
+        },
+        seen=tuple(case for case in origin.get("seen_before", ()) if case in metrics["cases"]),
+        machine=" then ".join(dict.fromkeys(map(_machine, origin.get("devices", ())))),
+    )
+
+
+def _machine(device: Mapping[str, Any]) -> str:
+    """As "cpu with 2 cores", "NVIDIA H100 of which it had 0.45"."""
+    cores, fraction = device.get("cores"), device.get("memory_fraction")
+    with_cores = f" with {counted(cores, 'core')}" if isinstance(cores, int) else ""
+    return f"{device.get('kind')}{with_cores}" + (
+        f" of which it had {fraction}" if fraction else ""
     )

@@ -7,8 +7,9 @@ all that it has in every trial, and by the seeds that happened to be drawn in ea
 compare one value a case, the mean over its trials.
 """
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -52,35 +53,50 @@ class Comparison:
 
     Attributes:
       difference: its mean minus the baseline's, with the interval over cases and seeds.
+      baseline: the baseline's mean.
       p: of the paired Wilcoxon test over cases, two-sided; 1 where all pairs are equal.
       p_holm: the same for all comparisons of a study at once (Holm).
+      lowest_p: what p_holm cannot fall below in any of them, of so few cases.
       count: of the cases.
-      seeds: in each fold, at most.
+      ahead: in how many of them it has more than the baseline, in the mean over trials.
+      trials: those that both have.
+      seen: of the cases, those that a network was trained on, whose scores are no test.
     """
 
     difference: float
     low: float
     high: float
+    baseline: float
     p: float
     p_holm: float
+    lowest_p: float
     count: int
-    seeds: int
+    ahead: int
+    trials: tuple[Trial, ...]
+    seen: tuple[str, ...] = ()
 
+
+Bounds = tuple[float, float]
+EVERYWHERE = (-math.inf, math.inf)
 
 Name = TypeVar("Name", bound=Hashable)
 Values = Mapping[Trial, Mapping[str, float]]
 """Of each trial, a value of each of its cases."""
 
 
-def summarise(values: Values) -> Summary:
-    """Mean, deviations and interval of a metric. There is at least one value."""
+def summarise(values: Values, within: Bounds = EVERYWHERE) -> Summary:
+    """Mean, deviations and interval of a metric. There is at least one value.
+
+    The interval is cut at the bounds of the metric: no mean lies beyond them, so it has the truth
+    as often as before.
+    """
     of_fold: dict[tuple[int, str], list[float]] = {}
     for trial, cases in values.items():
         for case, value in cases.items():
             of_fold.setdefault((trial.fold, case), []).append(value)
     by_fold = _means_by_fold(values)
     pooled = [np.var(means, ddof=1) for means in by_fold.values() if len(means) > 1]
-    mean, low, high = _interval(values)
+    mean, low, high = _interval(values, within)
     return Summary(
         mean=mean,
         std=float(np.std([np.mean(each) for each in of_fold.values()])),
@@ -92,10 +108,15 @@ def summarise(values: Values) -> Summary:
     )
 
 
-def compare(pairs: Mapping[Name, tuple[Values, Values]]) -> dict[Name, Comparison]:
-    """The first of each pair against the second, its baseline, over what both have."""
-    found: dict[Name, tuple[tuple[float, float, float], int, int]] = {}
-    p_values: dict[Name, float] = {}
+def compare(
+    pairs: Mapping[Name, tuple[Values, Values]], within: Bounds = EVERYWHERE
+) -> dict[Name, Comparison]:
+    """The first of each pair against the second, its baseline, over what both have.
+
+    Intervals are cut at what two values within the bounds can differ by.
+    """
+    reach = within[1] - within[0]
+    found: dict[Name, Comparison] = {}
     for name, (of_name, baseline) in pairs.items():
         differences = {
             trial: {case: cases[case] - before[case] for case in cases if case in before}
@@ -106,12 +127,23 @@ def compare(pairs: Mapping[Name, tuple[Values, Values]]) -> dict[Name, Compariso
         if not differences:
             continue
         of_case = [float(np.mean(each)) for each in by_case(differences).values()]
-        p_values[name] = float(stats.wilcoxon(of_case).pvalue) if any(of_case) else 1.0
-        found[name] = _interval(differences), len(of_case), _seeds(differences)
-    adjusted = dict(zip(p_values, holm(list(p_values.values())), strict=True))
+        paired = [baseline[trial][case] for trial, cases in differences.items() for case in cases]
+        p = float(stats.wilcoxon(of_case).pvalue) if any(of_case) else 1.0
+        found[name] = Comparison(
+            *_interval(differences, (-reach, reach)),
+            baseline=float(np.mean(paired)),
+            p=p,
+            p_holm=p,
+            lowest_p=2 / 2 ** len(of_case),  # where all signs are alike
+            count=len(of_case),
+            ahead=sum(value > 0 for value in of_case),
+            trials=tuple(sorted(differences)),
+        )
+    adjusted = holm([each.p for each in found.values()])
+    lowest = min([1.0, *(len(found) * each.lowest_p for each in found.values())])
     return {
-        name: Comparison(*interval, p_values[name], adjusted[name], count, seeds)
-        for name, (interval, count, seeds) in found.items()
+        name: replace(each, p_holm=p, lowest_p=lowest)
+        for (name, each), p in zip(found.items(), adjusted, strict=True)
     }
 
 
@@ -145,8 +177,8 @@ def _seeds(values: Values) -> int:
     return max(len(means) for means in _means_by_fold(values).values())
 
 
-def _interval(values: Values) -> tuple[float, float, float]:
-    """(mean, low, high): the interval of the mean over cases and seeds.
+def _interval(values: Values, within: Bounds) -> tuple[float, float, float]:
+    """(mean, low, high): the interval of the mean over cases and seeds, cut at its bounds.
 
     Its half is that of two independent parts, each Student's, added as squares: over cases, each
     weighing as often as it is tested, and over the seeds of each fold, whose runs are independent.
@@ -171,7 +203,7 @@ def _interval(values: Values) -> tuple[float, float, float]:
         spread = sum(np.var(means) * len(means) for means in of_folds.values()) / freedom
         weight = sum((tested[f] / total) ** 2 / len(means) for f, means in of_folds.items())
         half = float(np.hypot(half, _half(float(spread * weight), freedom)))
-    return mean, mean - half, mean + half
+    return mean, max(mean - half, within[0]), min(mean + half, within[1])
 
 
 def _half(variance: float, freedom: int) -> float:

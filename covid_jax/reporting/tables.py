@@ -3,21 +3,25 @@
 import csv
 import io
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
-from covid_jax.evaluation.metrics import EXTRAS, METRICS, NOT_OVER_LABELS, PAPER
+from covid_jax.evaluation.metrics import EXTRAS, METRICS, PAPER, not_over_labels
 from covid_jax.files import whole_file, write_json
 from covid_jax.reporting.kinds import BASELINE, Kind
 from covid_jax.reporting.paper import FOLDS, Pair, Paper, PaperRow
 from covid_jax.reporting.runs import Run, kinds_of
 from covid_jax.reporting.statistics import Comparison, Summary, Trial, Values, compare, summarise
-from covid_jax.reporting.words import folds_told
+from covid_jax.reporting.words import counted, p_told, seen_told, told, trials_told
 
 HEADINGS = {metric.name: metric.heading for metric in METRICS}
+_WITHIN = {metric.name: metric.within for metric in METRICS}
+Trials = tuple[Trial, ...]
+R = TypeVar("R")
 _NOT_HERE = "not in this study: the paper over folds 0 to 4"
 
 
@@ -63,13 +67,25 @@ class Row:
     """A kind of run with its cells by column.
 
     Attributes:
-      folds: whose runs it has; none of a row that the paper alone has.
+      trials: whose runs it has; none of a row that the paper alone has.
+      seen: the test cases that a network of the row was trained on, whose scores are no test.
     """
 
     kind: Kind
-    folds: tuple[int, ...]
+    trials: Trials
     cells: dict[str, Cell]
     seconds: Seconds | None = None
+    seen: tuple[str, ...] = ()
+
+    @property
+    def folds(self) -> tuple[int, ...]:
+        """Whose runs it has."""
+        return tuple(sorted({trial.fold for trial in self.trials}))
+
+    @property
+    def label(self) -> str:
+        """The kind in words, with a word on test cases that were seen."""
+        return self.kind.label + (f" ({seen_told(self.seen)})" if self.seen else "")
 
 
 @dataclass(frozen=True)
@@ -77,16 +93,18 @@ class Group:
     """Columns that are shown together, by key with their headings.
 
     Attributes:
-      folded: what a page says where it folds them away; otherwise they are open.
+      title: of these columns, where the table has others.
+      folded: a page folds them away.
     """
 
     headings: dict[str, str]
-    folded: str = ""
+    title: str = ""
+    folded: bool = False
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows, those of the same folds together; and groups of their columns.
+    """Rows, those of the same folds and seeds together; and groups of their columns.
 
     Attributes:
       name: of its files.
@@ -100,15 +118,27 @@ class Table:
     told: str = ""
 
     @property
-    def sections(self) -> Iterator[tuple[str, list[Row]]]:
-        """The folds of rows, in words, with the rows; so that no column mixes means over others."""
-        for folds, rows in itertools.groupby(self.rows, lambda row: row.folds):
-            yield folds_told(folds) if folds else _NOT_HERE, list(rows)
+    def sections(self) -> list[tuple[str, list[Row]]]:
+        """The rows by trials; so that no column mixes means over others."""
+        return by_trials(self.rows, lambda row: row.trials)
 
     @property
     def beside_paper(self) -> bool:
         """Whether it has a number of the paper."""
         return any(cell.paper for row in self.rows for cell in row.cells.values())
+
+
+def by_trials(rows: Iterable[R], trials_of: Callable[[R], Trials]) -> list[tuple[str, list[R]]]:
+    """Rows over the same folds and seeds together, those over the most first, with what these are.
+
+    Rows over others are not to be compared with them.
+    """
+    rows = sorted(rows, key=lambda row: (-len(trials_of(row)), trials_of(row)))
+    seeds = len({trial.seed for row in rows for trial in trials_of(row)}) > 1
+    return [
+        (trials_told(trials, seeds) if trials else _NOT_HERE, list(alike))
+        for trials, alike in itertools.groupby(rows, trials_of)
+    ]
 
 
 def all_tables(runs: Sequence[Run], paper: Paper) -> tuple[Table, ...]:
@@ -130,17 +160,55 @@ def comparisons(runs: Sequence[Run], metric: str) -> dict[Kind, Comparison]:
     """Every kind of run against scratch in the folds and seeds that both have, if any."""
     scratch = values_of(_of(runs, BASELINE), metric)
     others = [kind for kind in kinds_of(runs) if kind != BASELINE]
-    return compare({kind: (values_of(_of(runs, kind), metric), scratch) for kind in others})
+    pairs = {kind: (values_of(_of(runs, kind), metric), scratch) for kind in others}
+    compared = compare(pairs, _WITHIN[metric])
+    for kind, found in compared.items():
+        both = [run for run in runs if run.kind in (kind, BASELINE) and run.trial in found.trials]
+        compared[kind] = replace(found, seen=_seen(both))
+    return compared
+
+
+def compared_told(compared: Mapping[Kind, Comparison]) -> list[tuple[str, list[Kind]]]:
+    """The kinds that were compared over the same folds and seeds together, with what these are."""
+    return by_trials(compared, lambda kind: compared[kind].trials)
 
 
 def values_of(runs: Sequence[Run], metric: str) -> Values:
     """Of each of these runs, its fold and seed with the value of every case that has one."""
-    found = {Trial(run.fold, run.config.seed): run.values(metric) for run in runs}
+    found = {run.trial: run.values(metric) for run in runs}
     return {trial: values for trial, values in found.items() if values}
 
 
+def summary_of(runs: Sequence[Run], metric: str) -> Summary | None:
+    """A metric over these runs; None where no case has it."""
+    values = values_of(runs, metric)
+    return summarise(values, _WITHIN[metric]) if values else None
+
+
+def machines_told(runs: Sequence[Run]) -> str:
+    """A sentence where runs were trained on other machines; empty where all are alike."""
+    counts = Counter(run.machine for run in runs if run.machine)
+    if len(counts) < 2:
+        return ""
+    of_each = told(f"{counted(n, 'run')} on {machine}" for machine, n in counts.items())
+    return f"Seconds are of unlike machines ({of_each}), and are not to be compared."
+
+
 def write_tables(report: Path, runs: Sequence[Run], tables: Sequence[Table], note: str) -> None:
-    """Writes table_N.csv and table_N.tex, and results.json with all of it; each has the note."""
+    """Writes table_N.csv and table_N.tex, and results.json with all of it; each has the note.
+
+    Besides table_against_scratch, where anything is compared.
+    """
+    compared = {metric: comparisons(runs, metric) for metric in PAPER}
+    against = [
+        _flat_comparison(kind, metric, found)
+        for metric, of_metric in compared.items()
+        for kind, found in of_metric.items()
+    ]
+    if against:
+        rows = [row | {"note": note} for row in against]
+        _write(report / "table_against_scratch.csv", _as_csv(rows))
+        _write(report / "table_against_scratch.tex", _latex_against(compared, note))
     for table in tables:
         rows = [row | {"note": note} for row in _flat(table)]
         _write(report / f"table_{table.name}.csv", _as_csv(rows))
@@ -154,23 +222,22 @@ def write_tables(report: Path, runs: Sequence[Run], tables: Sequence[Table], not
                 "fold": run.fold,
                 "seed": run.config.seed,
                 "cases": run.cases,
+                "labels": run.labels,
+                "seen_before": run.seen,
+                "machine": run.machine,
                 "epoch_seconds": run.epoch_seconds,
                 "validation_seconds": run.validation_seconds,
             }
             for run in runs
         ],
-        "against_scratch": [
-            {**kind._asdict(), "metric": metric, **asdict(comparison)}
-            for metric in PAPER
-            for kind, comparison in comparisons(runs, metric).items()
-        ],
+        "against_scratch": against,
         **{f"table_{table.name}": _flat(table) for table in tables},
     }
     write_json(report / "results.json", results)
 
 
 def summary_table(runs: Sequence[Run], paper: Paper, note: str) -> str:
-    """Every kind of run as text, those of other folds apart: the paper's in brackets."""
+    """Every kind of run as text, those of other folds or seeds apart: the paper's in brackets."""
     metrics = ("dsc", "nsd", "sensitivity")
     table = _seconds_table(runs, kinds_of(runs), paper, metrics)
     lines = [["", *(HEADINGS[name] for name in metrics), "s an epoch"]]
@@ -181,34 +248,88 @@ def summary_table(runs: Sequence[Run], paper: Paper, note: str) -> str:
             seconds = f"{row.seconds.training:.1f}"
             seconds += f" ({row.seconds.paper:.0f})" if row.seconds.paper else ""
             cells = [_as_text(row.cells[metric]) for metric in metrics]
-            lines.append([row.kind.label, *cells, seconds])
+            lines.append([row.label, *cells, seconds])
     width = max(len(line[0]) for line in lines)
     written = [
         (f"{name:{width}}" + "".join(f"{x:>16}" for x in rest)).rstrip() for name, *rest in lines
     ]
     last = "in brackets: the paper's, on full scans, 250 steps an epoch, one V100"
-    return "\n".join([note, *written, *[last] * table.beside_paper])
+    return "\n".join(filter(None, [note, *written, last * table.beside_paper, table.told]))
 
 
 def as_latex(table: Table, note: str) -> str:
     """The table for a paper with the package booktabs: ours, and the paper's in brackets."""
-    parts = []
-    for group in table.groups:
-        columns = len(group.headings)
-        lines = [
-            r"\begin{table}",
-            rf"\caption{{{_latex(' '.join(filter(None, [f'{table.title}.', table.told, note])))}}}",
-            rf"\begin{{tabular}}{{l{'r' * columns}}}",
-            r"\toprule",
-            " & ".join(["Run", *map(_latex, group.headings.values())]) + r" \\",
-        ]
-        for folds, rows in table.sections:
-            lines += [r"\midrule", rf"\multicolumn{{{1 + columns}}}{{l}}{{\emph{{{folds}}}}} \\"]
-            for row in rows:
-                cells = [_latex_cell(row.cells[key]) for key in group.headings]
-                lines.append(" & ".join([_latex(row.kind.label), *cells]) + r" \\")
-        parts.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""]))
-    return "\n".join(parts)
+    cells = [cell for row in table.rows for cell in row.cells.values()]
+    seeds = any(cell.ours and cell.ours.seed_std is not None for cell in cells)
+    what = "Mean and standard deviation over cases" + ", and that over seeds" * seeds
+    what += "; in brackets the mean of the paper" * table.beside_paper
+    return "\n".join(
+        _latex_table(
+            [
+                f"{', '.join(filter(None, [table.title, group.title]))}.",
+                f"{what}.",
+                table.told,
+                note,
+            ],
+            [*group.headings.values()],
+            {
+                told: {
+                    row.label: [_latex_cell(row.cells[key]) for key in group.headings] for row in of
+                }
+                for told, of in table.sections
+            },
+        )
+        for group in table.groups
+    )
+
+
+def _latex_against(compared: Mapping[str, Mapping[Kind, Comparison]], note: str) -> str:
+    first = next(iter(compared.values()))
+    what = (
+        "Mean difference to scratch with its 95 % interval, over the folds, seeds and cases that "
+        "both have; p of the paired Wilcoxon test over cases after Holm's correction."
+    )
+    headings = [text for metric in compared for text in (HEADINGS[metric], "p")]
+    rows = {
+        told: {
+            kind.label: [_latex_pair(of.get(kind)) for of in compared.values()] for kind in kinds
+        }
+        for told, kinds in compared_told(first)
+    }
+    return _latex_table(["Against scratch.", what, note], headings, rows)
+
+
+def _latex_pair(found: Comparison | None) -> str:
+    """Two cells: the difference, and its p."""
+    if found is None:
+        return "-- & --"
+    interval = f"{found.low:+.3f} to {found.high:+.3f}"
+    of_one = found.count == 1
+    return (
+        f"${found.difference:+.3f}$"
+        + f" ({interval})" * (not of_one)
+        + f" & ${p_told(found.p_holm)}$"
+    )
+
+
+def _latex_table(
+    caption: Sequence[str],
+    headings: Sequence[str],
+    sections: Mapping[str, Mapping[str, Sequence[str]]],
+) -> str:
+    """Sections of rows with cells; only these are LaTeX already."""
+    lines = [
+        r"\begin{table}",
+        rf"\caption{{{_latex(' '.join(filter(None, caption)))}}}",
+        rf"\begin{{tabular}}{{l{'r' * len(headings)}}}",
+        r"\toprule",
+        " & ".join(["Run", *map(_latex, headings)]) + r" \\",
+    ]
+    for title, rows in sections.items():
+        whole = rf"\multicolumn{{{1 + len(headings)}}}{{l}}{{\emph{{{_latex(title)}}}}}"
+        lines += [r"\midrule", rf"{whole} \\"]
+        lines += [" & ".join([_latex(name), *cells]) + r" \\" for name, cells in rows.items()]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
 
 
 def _table_1(runs: Sequence[Run], paper: Paper) -> Table:
@@ -221,14 +342,14 @@ def _table_1(runs: Sequence[Run], paper: Paper) -> Table:
             here = [run for run in mine if run.fold == fold]
             beside = theirs.over(name, [fold]) if theirs else None
             cells[f"{name}_fold{fold}"] = replace(_cell(here, name), paper=beside)
-        rows.append(Row(kind, _folds(mine), cells))
+        rows.append(_row(kind, mine, cells))
     groups = [Group({f"{name}_avg": HEADINGS[name] for name in metrics})]
     if len(folds) > 1:
         for name in metrics:
             headings = {f"{name}_fold{k}": f"{HEADINGS[name]}, fold {k}" for k in folds}
-            groups.append(Group(headings, folded=f"{HEADINGS[name]} of each fold"))
-    title = "DSC and NSD"
-    return Table("1", _titled("Table I", title, paper), tuple(groups), _by_folds(rows))
+            groups.append(Group(headings, f"{HEADINGS[name]} of each fold", folded=True))
+    title = _titled("Table I", "DSC and NSD", paper)
+    return Table("1", title, tuple(groups), _in_order(rows), _empty_told(runs))
 
 
 def _table_2(runs: Sequence[Run], paper: Paper) -> Table:
@@ -236,11 +357,11 @@ def _table_2(runs: Sequence[Run], paper: Paper) -> Table:
     rows = []
     for kind, theirs in _kinds(runs, paper, paper.table_2).items():
         mine = _of(runs, kind)
-        rows.append(Row(kind, _folds(mine), {m: _cell(mine, m, theirs) for m in metrics}))
+        rows.append(_row(kind, mine, {m: _cell(mine, m, theirs) for m in metrics}))
     title, told = _titled("Table II", "sensitivity, F1 and accuracy", paper), ""
     if paper.table_2 and any(row.folds not in ((), FOLDS) for row in rows):
         told = "The paper has F1 and accuracy over its five folds alone."
-    return Table("2", title, (_headed(metrics),), _by_folds(rows), told)
+    return Table("2", title, (_headed(metrics),), _in_order(rows), told)
 
 
 def _table_3(runs: Sequence[Run], paper: Paper) -> Table:
@@ -259,8 +380,8 @@ def _table_3_by_fold(runs: Sequence[Run], paper: Paper) -> Table:
         here = [run for run in runs if run.fold == fold and run.kind in kinds]
         of_fold = _seconds_table(here, kinds_of(here), paper, list(whole.groups[0].headings))
         rows += of_fold.rows
-    groups = (replace(whole.groups[0], folded="The same of each fold"),)
-    return Table("3_folds", f"{whole.title}, by fold", groups, tuple(rows))
+    groups = (replace(whole.groups[0], title="The same of each fold", folded=True),)
+    return Table("3_folds", f"{whole.title}, by fold", groups, tuple(rows), whole.told)
 
 
 def _seconds_table(
@@ -279,8 +400,9 @@ def _seconds_table(
                 theirs.seconds(folds) if theirs else None,
             )
         cells = {name: _cell(mine, name, theirs) for name in metrics}
-        rows.append(Row(kind, folds, cells, seconds))
-    return Table("3", "", (_headed(metrics),), _by_folds(rows))
+        rows.append(_row(kind, mine, cells, seconds))
+    shown = [run for run in runs if run.kind in kinds]
+    return Table("3", "", (_headed(metrics),), _in_order(rows), machines_told(shown))
 
 
 def _table_4(runs: Sequence[Run]) -> Table:
@@ -290,9 +412,11 @@ def _table_4(runs: Sequence[Run]) -> Table:
     rows = []
     for kind in kinds_of(runs):
         mine = _of(runs, kind)
-        rows.append(Row(kind, _folds(mine), {name: _cell(mine, name) for name in metrics}))
-    told = f"Over labels {NOT_OVER_LABELS}." if several else ""
-    return Table("4", "Distance and volume", (_headed(metrics),), _by_folds(rows), told)
+        rows.append(_row(kind, mine, {name: _cell(mine, name) for name in metrics}))
+    noun = label_noun(runs)
+    lacks = not_over_labels(lambda metric: metric.heading.partition(",")[0], noun)
+    told = f"Over {noun}s {lacks}." if several else ""
+    return Table("4", "Distance and volume", (_headed(metrics),), _in_order(rows), told)
 
 
 def _table_5(runs: Sequence[Run]) -> Table:
@@ -303,10 +427,31 @@ def _table_5(runs: Sequence[Run]) -> Table:
         for name in names:
             have = [replace(run, cases=run.labels[name]) for run in mine if name in run.labels]
             cells[name] = _cell(have, "dsc")
-        rows.append(Row(kind, _folds(mine), cells))
-    groups = (Group({name: name for name in names}),)
-    told = "The other tables have the mean over labels."
-    return Table("5", "DSC of each label", groups, _by_folds(rows), told)
+        rows.append(_row(kind, mine, cells))
+    groups, noun = (Group({name: name for name in names}),), label_noun(runs)
+    told = f"The other tables have the mean over {noun}s. {_empty_told(runs)}".strip()
+    return Table("5", f"DSC of each {noun}", groups, _in_order(rows), told)
+
+
+def label_noun(runs: Sequence[Run]) -> str:
+    """What the parts of a mask are that are scored: "label" or "region"."""
+    return "region" if any(run.config.label_space.regions for run in runs) else "label"
+
+
+def _empty_told(runs: Sequence[Run]) -> str:
+    """How cases count whose reference lacks a label, where there are such."""
+    total = {case for run in runs for case in run.cases}
+    without: dict[str, frozenset[str]] = {}
+    for name, cases in ((name, cases) for run in runs for name, cases in run.without.items()):
+        without[name] = without.get(name, frozenset()) | cases
+    lacks = [f"{len(cases)} without {name}" for name, cases in without.items() if cases]
+    if not lacks:
+        return ""
+    noun = label_noun(runs)
+    return (
+        f"Where neither mask has a {noun} its DSC and NSD are 1, and 0 where one alone has it; of "
+        f"{counted(len(total), 'reference')} there are {told(lacks)}."
+    )
 
 
 def _titled(number: str, title: str, paper: Paper) -> str:
@@ -321,9 +466,19 @@ def _folds(runs: Sequence[Run]) -> tuple[int, ...]:
     return tuple(sorted({run.fold for run in runs}))
 
 
-def _by_folds(rows: Sequence[Row]) -> tuple[Row, ...]:
-    """Those with the most folds first, otherwise as they were."""
-    return tuple(sorted(rows, key=lambda row: (-len(row.folds), row.folds)))
+def _row(
+    kind: Kind, runs: Sequence[Run], cells: dict[str, Cell], seconds: Seconds | None = None
+) -> Row:
+    return Row(kind, tuple(sorted(run.trial for run in runs)), cells, seconds, _seen(runs))
+
+
+def _seen(runs: Sequence[Run]) -> tuple[str, ...]:
+    return tuple(sorted({case for run in runs for case in run.seen}))
+
+
+def _in_order(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """As the sections have them."""
+    return tuple(row for _, of in by_trials(rows, lambda row: row.trials) for row in of)
 
 
 def _kinds(
@@ -341,10 +496,9 @@ def _of(runs: Sequence[Run], kind: Kind) -> list[Run]:
 
 def _cell(runs: Sequence[Run], metric: str, theirs: PaperRow | None = None) -> Cell:
     """Of runs, beside the paper's over the same folds, or over all where there are no runs."""
-    values = values_of(runs, metric)
     paper = theirs.over(metric, _folds(runs) or FOLDS) if theirs else None
     names = tuple(run.name for run in runs)
-    return Cell(names, summarise(values) if values else None, paper)
+    return Cell(names, summary_of(runs, metric), paper)
 
 
 def _flat(table: Table) -> list[dict[str, Any]]:
@@ -354,7 +508,8 @@ def _flat(table: Table) -> list[dict[str, Any]]:
 
 def _flat_row(row: Row, beside_paper: bool) -> dict[str, Any]:
     flat: dict[str, Any] = {"strategy": row.kind.strategy, "pretrained": row.kind.source}
-    flat |= {"variant": row.kind.variant, "folds": " ".join(map(str, row.folds))}
+    flat |= {"variant": row.kind.variant, **_flat_trials(row.trials)}
+    flat["seen_before"] = " ".join(row.seen)
     for name, cell in row.cells.items():
         ours = asdict(cell.ours) if cell.ours else {of.name: None for of in fields(Summary)}
         flat["cases"] = max(flat.get("cases", 0), ours.pop("count") or 0)
@@ -371,6 +526,17 @@ def _flat_row(row: Row, beside_paper: bool) -> dict[str, Any]:
         if beside_paper:
             flat["paper_epoch_seconds"] = row.seconds.paper
     return flat
+
+
+def _flat_comparison(kind: Kind, metric: str, found: Comparison) -> dict[str, Any]:
+    flat = {**kind._asdict(), "metric": metric, **asdict(found)}
+    return flat | _flat_trials(flat.pop("trials")) | {"seen": " ".join(flat["seen"])}
+
+
+def _flat_trials(trials: Trials) -> dict[str, str]:
+    """The folds and seeds, each once, with blanks between."""
+    of_each = {"folds": {fold for fold, _ in trials}, "seeds": {seed for _, seed in trials}}
+    return {name: " ".join(map(str, sorted(numbers))) for name, numbers in of_each.items()}
 
 
 def _as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -396,7 +562,8 @@ def _latex_cell(cell: Cell) -> str:
     if cell.ours is None:
         return "--"
     paper = f" ({cell.paper[0]:.3f})" if cell.paper else ""
-    return rf"{cell.ours.mean:.3f} $\pm$ {cell.ours.std:.3f}{paper}"
+    seeds = "" if cell.ours.seed_std is None else rf" $\pm$ {cell.ours.seed_std:.3f}"
+    return rf"{cell.ours.mean:.3f} $\pm$ {cell.ours.std:.3f}{seeds}{paper}"
 
 
 def _latex(text: str) -> str:

@@ -1,5 +1,6 @@
 """What a run was made of, as its provenance.json keeps it, and what of that changed since."""
 
+import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -236,8 +237,14 @@ def device_here() -> dict[str, Any]:
 
 
 def note_device(workdir: Path) -> None:
-    """Adds this device to those that the run was trained on, in provenance.json."""
+    """Adds this device to those that the run was trained on, in provenance.json.
+
+    With the fraction of a GPU's memory that the process may have, which it has not to itself then.
+    """
     path, here = workdir / "provenance.json", device_here()
+    fraction = os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", "")
+    if fraction and "cores" not in here:
+        here |= {"memory_fraction": fraction}
     origin = load_provenance(workdir)
     devices = origin.get("devices", [])
     if devices[-1:] != [here]:

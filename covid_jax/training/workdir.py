@@ -90,7 +90,11 @@ def claim_workdir(
     if known and not accept_changes:
         what = "data or program"
         if not changed and config.deterministic and devices:
-            changed, what = differences(device_here(), devices[-1]), "the device"
+            here = device_here()
+            there = {
+                name: value for name, value in devices[-1].items() if name != "memory_fraction"
+            }
+            changed, what = differences(here, there), "the device"
         if changed:
             raise UserError(
                 f"{workdir}: {what} changed since the run began ({'; '.join(changed)}); "

@@ -1,12 +1,14 @@
 """The three sentences on top of a report say what its numbers say, and no more."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from covid_jax.config import Config
 from covid_jax.reporting.findings import findings
 from covid_jax.reporting.runs import Run
-from covid_jax.reporting.words import counted, folds_told, p_told
+from covid_jax.reporting.words import counted, folds_told, p_told, trials_told
 
 SOURCES = ("msd", "structseg", "nsclc", "multi_lesion")
 
@@ -60,8 +62,12 @@ def test_what_helps_and_what_harms_is_named_with_the_largest_of_both():
         "msd)."
     )
     assert found.how_much.startswith("The largest gain in DSC is +0.10")
-    assert "p < 0.001 by Holm) for body from msd, and the largest loss is -0.0" in found.how_much
-    assert "where scratch has a mean of 0.5" in found.how_much
+    assert "on scratch's 0.5" in found.how_much
+    assert (
+        "p < 0.001 by Holm, ahead in 16 of 16 cases) for body from msd, and the largest loss is "
+        in (found.how_much)
+    )
+    assert "ahead in 0 of 16 cases) for continual from msd" in found.how_much
     assert "differ" not in found.unknown
 
 
@@ -86,11 +92,16 @@ def test_where_nothing_is_beyond_chance_no_row_is_said_to_help():
 def test_a_row_that_is_lost_by_correction_is_not_certain():
     kinds = [("body", source, str(k)) for source in SOURCES for k in range(6)]
     gains = dict.fromkeys(kinds, 0) | {("body", "msd", "one"): 0.1}
-    found = said(study(gains, cases=8))  # p is 0.008, and corrected for 25 rows 0.2
+    runs = study(gains, cases=10)
+    weak = next(run for run in runs if run.kind.variant == "one")
+    for case in ("0", "1"):  # so p is 0.02, and corrected for 25 rows 0.5
+        weak.cases[case] = {"dsc": weak.cases[case]["dsc"] - 0.11 + 0.001 * int(case)}
+    found = said(runs)
     assert found.what.startswith("Nothing helps and nothing harms for certain: of 25 rows")
-    assert "whether body from msd (one) differs from it (p is 0.05 or more after correction" in (
-        found.unknown
-    )
+    assert (
+        "whether body from msd (one) differs from scratch (p is 0.05 or more after correction for "
+        "25 rows)"
+    ) in found.unknown
     assert "24 rows differ from scratch" in found.unknown
 
 
@@ -134,7 +145,7 @@ def test_runs_of_other_folds_than_scratchs_are_not_compared():
 def test_one_seed_and_one_fold_are_not_known_and_of_more_nothing_is_said():
     gains = {("body", "msd"): 0.1}
     one = said(study(gains)).unknown
-    assert "how far another seed would move a row (each fold has one)" in one
+    assert "how far another seed would move a row (one seed a fold does not tell)" in one
     assert "there is one fold" in one
     more = said(study(gains, folds=(0, 1), seeds=(0, 1, 2))).unknown
     assert more == "It is not known how it is in scans unlike the 16 test cases here."
@@ -151,10 +162,66 @@ def test_what_synthetic_data_cannot_say_is_told(synthetic, told):
     assert told in said(study({("body", "msd"): 0.1}), synthetic=synthetic).unknown
 
 
-def test_so_few_cases_that_no_p_can_be_small_are_told():
-    found = said(study({("body", "msd"): 0.1}, cases=4))
-    assert found.what.startswith("Nothing helps")
-    assert "(of 4, p is 0.125 at least)" in found.unknown
+@pytest.mark.parametrize(
+    ("rows", "cases", "told"),
+    [
+        ([("body", "msd")], 4, "of 4, p cannot fall below 0.12."),
+        ([("body", "msd"), ("body", "nsclc")], 6, "of 6, p cannot fall below 0.062 for 2 rows."),
+    ],
+)
+def test_so_few_cases_that_no_p_can_be_small_are_told(rows, cases, told):
+    found = said(study(dict.fromkeys(rows, 0.1), cases=cases))
+    assert found.what == f"There are too few test cases to tell what helps: {told}"
+    assert f"ahead in {cases} of {cases} cases" in found.how_much
+    assert "what more test cases would show" in found.unknown
+    assert "p is" not in found.unknown
+
+
+def test_a_difference_stands_beside_what_scratch_has_in_the_same_runs():
+    scratch = runs_of(SCRATCH, 0.0, folds=(0, 1))
+    for case, scores in scratch[1].cases.items():  # another fold, that body does not have
+        scratch[1].cases[case] = {"dsc": scores["dsc"] / 10}
+    mean = np.mean([scores["dsc"] for scores in scratch[0].cases.values()])
+    found = said([*scratch, *runs_of(("body", "msd"), 0.1)])
+    assert f"on scratch's {mean:.3f} (" in found.how_much
+
+
+def test_rows_over_other_folds_and_seeds_say_over_which():
+    runs = study({("body", "msd"): 0.05}, folds=(0, 1)) + runs_of(("body", "nsclc"), 0.1)
+    assert said(runs).how_much.endswith("for body from nsclc over fold 0.")
+    runs = study({("body", "msd"): 0.05}, seeds=(0, 1)) + runs_of(("body", "nsclc"), 0.1)
+    assert said(runs).how_much.endswith("for body from nsclc over fold 0, seed 0.")
+    assert "over" not in said(study({("body", "msd"): 0.05}, folds=(0, 1))).how_much
+
+
+def test_seeds_are_those_of_what_is_compared():
+    runs = study({("body", "msd"): 0.1}, seeds=(0, 1)) + runs_of(("body", "nsclc"), 0.1)
+    told = said(runs).unknown
+    assert "another seed would move body from nsclc (one seed a fold does not tell)" in told
+    assert "another seed would move body from msd (two seeds a fold tell little)" in told
+    alone = runs_of(SCRATCH, 0.0, seeds=(0, 1)) + runs_of(("body", "msd"), 0.1)
+    assert "move a row (one seed a fold does not tell)" in said(alone).unknown
+
+
+def seeing(runs, *cases):
+    return [dataclasses.replace(run, seen=cases) for run in runs]
+
+
+def test_a_row_that_was_tested_on_cases_it_was_trained_on_is_not_said_to_help():
+    leaked = seeing(runs_of(("body", "net"), 0.2), "3", "5")
+    alone = said([*runs_of(SCRATCH, 0.0), *leaked])
+    assert alone.what == (
+        "Nothing can be said of what helps: networks of body from net or of scratch were trained "
+        "on 2 test cases (3, 5)."
+    )
+    assert "16 cases, networks trained on 2 test cases) for body from net" in alone.how_much
+    beside = said([*study({("body", "msd"): 0.1}), *leaked])
+    assert beside.what == "Against scratch, body from msd helps."
+    assert beside.how_much.endswith("for body from msd.")
+    assert (
+        "how body from net would do on new cases (networks were trained on 2 test cases: 3, 5)"
+        in (beside.unknown)
+    )
 
 
 def test_of_one_case_no_interval_is_told():
@@ -179,3 +246,16 @@ def test_one_is_no_plural_and_folds_are_told_in_words():
         "folds 0 to 4",
         "folds 0, 1 and 4",
     ]
+
+
+@pytest.mark.parametrize(
+    ("trials", "told"),
+    [
+        ([(0, 0), (0, 1)], "fold 0, seeds 0 and 1"),
+        ([(0, 0), (1, 0)], "folds 0 and 1, seed 0"),
+        ([(0, 0), (0, 1), (0, 2), (1, 0)], "fold 0, seeds 0 to 2; fold 1, seed 0"),
+    ],
+)
+def test_folds_and_seeds_are_told_in_words(trials, told):
+    assert trials_told(trials, seeds=True) == told
+    assert "seed" not in trials_told(trials, seeds=False)

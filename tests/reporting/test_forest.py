@@ -1,5 +1,7 @@
 """The figure on top of a report has every row where its numbers are."""
 
+import dataclasses
+
 import pytest
 
 from covid_jax.reporting.forest import forest
@@ -33,6 +35,22 @@ def test_every_row_is_drawn_strategies_by_colour_and_sources_by_mark(variants):
     assert first.path == last.path
     if variants == 1:
         assert len({row.look.path for row in drawn.rows}) == len(SOURCES)
+
+
+def test_rows_over_other_folds_stand_apart():
+    runs = study({("body", "msd"): 0.1}, folds=(0, 1)) + runs_of(("body", "nsclc"), 0.1)
+    sections = forest(runs, NOTHING).sections
+    assert [(told, [row.kind.source for row in rows]) for told, rows in sections] == [
+        ("folds 0 and 1", ["msd"]),
+        ("fold 0", ["nsclc"]),
+    ]
+
+
+def test_a_row_of_cases_that_were_trained_on_is_pale():
+    runs = study({("body", "msd"): 0.1})
+    assert forest(runs, NOTHING).rows[0].certain
+    runs[1] = dataclasses.replace(runs[1], seen=("3",))
+    assert not forest(runs, NOTHING).rows[0].certain
 
 
 def test_what_is_beyond_chance_is_told_from_what_is_not():

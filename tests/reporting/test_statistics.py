@@ -60,6 +60,26 @@ def test_a_gain_in_every_case_is_found_and_none_where_there_is_none():
     assert found["same"].low == found["same"].high == 0
 
 
+def test_an_interval_ends_where_its_values_do():
+    values = one_trial({"a": 0.0, "b": 1.0})
+    assert summarise(values).low < 0
+    cut = summarise(values, (0.0, 1.0))
+    assert (cut.low, cut.mean, cut.high) == (0, 0.5, 1)
+    other = one_trial({"a": 0.9, "b": 0.1})
+    found = compare({"other": (other, values)}, (0.0, 1.0))["other"]
+    assert (found.low, found.high) == (-1, 1)
+
+
+def test_a_comparison_tells_what_it_is_of():
+    baseline = {Trial(0): {"x": 0.2, "y": 0.4, "z": 0.3}, Trial(1): {"x": 0.9}}
+    other = {Trial(0): {"x": 0.3, "y": 0.5, "z": 0.1}}
+    found = compare({"one": (other, baseline), "two": (other, baseline)})["one"]
+    assert found.baseline == pytest.approx(0.3)
+    assert (found.ahead, found.count, found.trials) == (2, 3, (Trial(0),))
+    assert found.lowest_p == pytest.approx(2 * 2 / 2**3)  # of two rows, by Holm
+    assert found.p_holm >= found.lowest_p
+
+
 def test_only_trials_and_cases_that_both_have_are_compared():
     baseline = {Trial(0, 0): {"x": 0.5}, Trial(1, 0): {"y": 0.5}}
     found = compare(

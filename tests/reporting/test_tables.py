@@ -1,12 +1,15 @@
 """Tables I to III: ours beside the paper's, with what is missing shown as missing."""
 
+import csv
 import dataclasses
 import json
+import shutil
 
 import pytest
 
-from covid_jax.config import Config, to_dict
+from covid_jax.config import Config, StudyConfig, to_dict
 from covid_jax.evaluation.metrics import EXTRAS, PAPER, summarise
+from covid_jax.reporting.evidence import lacking_runs
 from covid_jax.reporting.kinds import Kind
 from covid_jax.reporting.paper import NOTHING, whole_paper
 from covid_jax.reporting.runs import Run, read_runs, uneven_seeds
@@ -141,6 +144,71 @@ def test_a_folder_that_is_no_finished_run_is_named_and_the_rest_is_read(study, w
     assert problems[0].removeprefix(f"{study}/").startswith(told), problems
 
 
+@pytest.mark.parametrize("started", [True, False])
+def test_a_step_that_failed_is_named_with_its_cause(study, started):
+    folder = study / "runs" / "scratch-none-fold1"
+    shutil.rmtree(folder)
+    (study / "steps").mkdir()
+    record = {"state": "failed", "cause": "out of memory"}
+    (study / "steps" / f"{folder.name}.json").write_text(json.dumps(record))
+    if started:
+        folder.mkdir()
+    _, problems = read_runs(study)
+    assert len(problems) == 1
+    assert problems[0].endswith("failed: out of memory")
+    assert folder.name in problems[0]
+
+
+def test_a_step_that_was_killed_is_told_so(study):
+    (study / "runs" / "scratch-none-fold1" / "metrics.json").unlink()
+    (study / "steps").mkdir()
+    (study / "steps" / "scratch-none-fold1.json").write_text('{"state": "running"}')
+    _, problems = read_runs(study)
+    assert problems == [
+        "runs/scratch-none-fold1: not finished, step 250 of 500 is the last logged; was interrupted"
+    ]
+
+
+def test_a_run_knows_its_machine_and_which_cases_were_trained_on(study):
+    origin = {
+        "data": {},
+        "synthetic": [],
+        "seen_before": ["a", "of another version"],
+        "devices": [{"kind": "cpu", "cores": 1}, {"kind": "GPU", "memory_fraction": "0.450"}],
+    }
+    path = study / "runs" / "scratch-none-fold1" / "provenance.json"
+    path.write_text(json.dumps(origin))
+    runs, problems = read_runs(study)
+    assert [(run.seen, run.machine) for run in runs] == [
+        ((), ""),
+        (("a",), "cpu with 1 core then GPU of which it had 0.450"),
+    ]
+    assert problems == [
+        "runs/scratch-none-fold1: trained on 1 test case of fold 1 (a), itself or what it started "
+        "from; scores of them are no test"
+    ]
+
+
+def test_cases_without_the_one_label_are_known(study):
+    path = study / "runs" / "scratch-none-fold1" / "metrics.json"
+    path.write_text(json.dumps(summarise({"a": FULL, "b": FULL}, {"b": "both masks"}, 3.0)))
+    runs, _ = read_runs(study)
+    assert [set().union(*run.without.values()) for run in runs] == [set(), {"b"}]
+
+
+def test_a_study_that_is_half_done_says_what_it_lacks(study):
+    config = Config(study=StudyConfig(runs=("scratch", "body-msd"), folds=(0, 1)))
+    (study / "configs").mkdir()
+    for name in ("scratch-none-fold0", "body-msd-fold1", "pretraining-msd"):
+        (study / "configs" / f"{name}.json").write_text("{}")
+    runs, _ = read_runs(study)
+    assert lacking_runs(study, config, runs) == (
+        "4 runs were asked for, 2 are there (not body-msd-fold1)"
+    )
+    whole = dataclasses.replace(config, study=dataclasses.replace(config.study, runs=("scratch",)))
+    assert lacking_runs(study, whole, runs) == ""
+
+
 def test_a_run_whose_data_changed_since_is_reported_with_a_word_on_it(tmp_path):
     folder = tmp_path / "runs" / "scratch-none-fold0"
     case = tmp_path / "prepared" / "covid19" / "cases" / "a"
@@ -168,7 +236,7 @@ def test_of_several_labels_each_has_its_dsc_by_its_name():
     assert [table.rows[0].cells[name].ours.mean for name in labels] == pytest.approx([0.9, 0.3])
     assert len(all_tables([run(a=0.6)], NOTHING)) == 4
     fourth = all_tables([one], NOTHING)[3]
-    assert "Over labels there is no volume_difference_ml" in fourth.told
+    assert "Over labels there is no Volume over reference, nor HD95 of a case" in fourth.told
     assert "0.600" in summary_table([one], NOTHING, "a note")
 
 
@@ -210,6 +278,92 @@ def test_means_over_other_folds_never_stand_in_one_section():
     assert [(told, len(rows)) for told, rows in folds.sections] == [("fold 0", 3), ("fold 1", 4)]
     lines = summary_table(runs, NOTHING, "").splitlines()
     assert lines.index("fold 1") > lines.index("folds 0 and 1")
+
+
+def test_rows_of_other_seeds_stand_apart():
+    runs = [run(seed=seed, a=0.1 + seed, b=0.2) for seed in (0, 1)]
+    runs.append(run("body", "msd", a=0.1, b=0.2))
+    apart = ["fold 0, seeds 0 and 1", "fold 0, seed 0"]
+    for table in all_tables(runs, NOTHING):
+        assert [told for told, _ in table.sections] == apart
+    lines = summary_table(runs, NOTHING, "").splitlines()
+    assert lines.index(apart[1]) > lines.index(apart[0])
+
+
+def test_a_row_that_was_tested_on_cases_it_was_trained_on_says_so(tmp_path):
+    leaked = dataclasses.replace(run("body", "net", a=0.9, b=0.9), seen=("b",))
+    runs = [run(a=0.5, b=0.6), leaked]
+    tables = all_tables(runs, NOTHING)
+    write_tables(tmp_path, runs, tables, "")
+    said = "body, net (trained on 1 test case)"
+    assert said in summary_table(runs, NOTHING, "")
+    assert said in (tmp_path / "table_1.tex").read_text()
+    (row,) = [row for row in rows_in(tmp_path / "table_1.csv") if row["strategy"] == "body"]
+    assert row["seen_before"] == "b"
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert [each["seen_before"] for each in results["runs"]] == [[], ["b"]]
+    assert {each["seen"] for each in results["against_scratch"]} == {"b"}
+
+
+def rows_in(path):
+    return list(csv.DictReader(path.open()))
+
+
+def test_the_comparison_with_scratch_is_a_file_of_its_own(tmp_path):
+    runs = [run(a=0.5, b=0.6), run("body", "msd", a=0.75, b=0.6)]
+    write_tables(tmp_path, runs, all_tables(runs, NOTHING), "a note")
+    row = rows_in(tmp_path / "table_against_scratch.csv")[0]
+    assert (row["strategy"], row["source"], row["metric"]) == ("body", "msd", "dsc")
+    assert (row["difference"], row["ahead"], row["folds"]) == ("0.125", "1", "0")
+    assert {"low", "high", "p", "p_holm", "baseline", "seeds", "note"} <= row.keys()
+    text = (tmp_path / "table_against_scratch.tex").read_text()
+    assert r"body, msd & $+0.125$ (-1.000 to +1.000) & $1$" in text
+    assert "a note" in text
+
+
+def test_results_have_every_label_of_every_case(tmp_path):
+    labels = {"lung": {"a": FULL | {"dsc": 0.9}}, "tumour": {"a": FULL | {"dsc": 0.3}}}
+    runs = [dataclasses.replace(run(a=0.6), labels=labels)]
+    write_tables(tmp_path, runs, all_tables(runs, NOTHING), "")
+    (one,) = json.loads((tmp_path / "results.json").read_text())["runs"]
+    assert one["labels"]["tumour"]["a"]["dsc"] == 0.3
+
+
+def test_latex_says_what_its_numbers_are_and_each_table_which_it_is():
+    runs = [
+        run(seed=seed, fold=fold, a=0.2 + 0.1 * seed, b=0.6) for seed in (0, 1) for fold in (0, 1)
+    ]
+    text = as_latex(all_tables(runs, NOTHING)[0], "")
+    captions = [line for line in text.splitlines() if line.startswith(r"\caption")]
+    assert len(set(captions)) == len(captions) == 3
+    assert "DSC of each fold" in captions[1]
+    assert all("standard deviation over cases, and that over seeds" in line for line in captions)
+    assert r"scratch & 0.425 $\pm$ 0.175 $\pm$ 0.035 &" in text
+    assert "seeds" not in as_latex(all_tables([run(a=0.5)], NOTHING)[0], "")
+
+
+def test_cases_without_a_label_are_counted_under_the_scores():
+    labels = {name: {"a": FULL, "b": FULL} for name in ("lung", "cyst")}
+    without = {"lung": frozenset(), "cyst": frozenset({"b"})}
+    runs = [dataclasses.replace(run(a=0.6, b=0.6), labels=labels, without=without)]
+    first, *_, fifth = all_tables(runs, NOTHING)
+    assert first.told == (
+        "Where neither mask has a label its DSC and NSD are 1, and 0 where one alone has it; of "
+        "2 references there are 1 without cyst."
+    )
+    assert first.told in fifth.told
+    assert all_tables([run(a=0.6)], NOTHING)[0].told == ""
+
+
+def test_seconds_of_unlike_machines_are_told_not_to_compare():
+    one, two = (
+        dataclasses.replace(run(fold=n, a=0.6), machine=f"cpu with {n} cores") for n in (1, 2)
+    )
+    third = all_tables([one, two], NOTHING)[2]
+    told = "unlike machines (1 run on cpu with 1 cores and 1 run on cpu with 2 cores)"
+    assert told in third.told
+    assert told in summary_table([one, two], NOTHING, "")
+    assert all_tables([one], NOTHING)[2].told == ""
 
 
 def test_table_3_has_the_strategies_means_first_and_their_folds_behind():

@@ -199,7 +199,7 @@ def _difference(kind: Kind, compared: Mapping[Kind, Comparison]) -> str:
     cases) for body from msd"; over which folds and seeds, where other rows have others.
     """
     found = compared[kind]
-    p = f"p {p_told(found.p_holm)}" + " by Holm" * (len(compared) > 1)
+    p = f"p {p_told(found.p_holm)}" + " by Holm" * (found.p_holm != found.p)
     interval = f"95 % interval {found.low:+.3f} to {found.high:+.3f}"
     if found.count == 1:
         interval = "of one case, so without an interval"

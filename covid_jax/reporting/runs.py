@@ -106,7 +106,7 @@ def read_runs(study: Path) -> tuple[list[Run], list[str]]:
             except UserError as error:
                 problems.append(str(error))
     place = lambda run: (run.kind.place, run.fold, run.config.seed, run.name)  # noqa: E731
-    others = [f"steps/{name}.txt: {how}" for name, how in ends.items()]
+    others = [f"{name}: {how} (steps/{name}.txt)" for name, how in ends.items()]
     return sorted(runs, key=place), problems + others + uneven_seeds(runs)
 
 

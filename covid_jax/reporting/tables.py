@@ -444,13 +444,18 @@ def _empty_told(runs: Sequence[Run]) -> str:
     without: dict[str, frozenset[str]] = {}
     for name, cases in ((name, cases) for run in runs for name, cases in run.without.items()):
         without[name] = without.get(name, frozenset()) | cases
-    lacks = [f"{len(cases)} without {name}" for name, cases in without.items() if cases]
+    of = f"of {counted(len(total), 'reference')}"
+    lacks = [
+        f"{len(cases)} {of} {'has' if len(cases) == 1 else 'have'} no {name}"
+        for name, cases in without.items()
+        if cases
+    ]
     if not lacks:
         return ""
     noun = label_noun(runs)
     return (
-        f"Where neither mask has a {noun} its DSC and NSD are 1, and 0 where one alone has it; of "
-        f"{counted(len(total), 'reference')} there are {told(lacks)}."
+        f"Where neither mask has a {noun} its DSC and NSD are 1, and 0 where one alone has it: "
+        f"{told(lacks)}."
     )
 
 

@@ -244,7 +244,7 @@ def note_device(workdir: Path) -> None:
     path, here = workdir / "provenance.json", device_here()
     fraction = os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", "")
     if fraction and "cores" not in here:
-        here |= {"memory_fraction": fraction}
+        here = here | {"memory_fraction": fraction}
     origin = load_provenance(workdir)
     devices = origin.get("devices", [])
     if devices[-1:] != [here]:

@@ -170,6 +170,14 @@ def test_every_table_has_every_kind_of_run_that_ran(study):
         assert {(r["strategy"], r["pretrained"], r["variant"]) for r in rows} == set(KINDS)
 
 
+def test_regions_are_called_regions(study):
+    page = (study / "report" / "index.html").read_text()
+    regions = bool(read_evidence(study).runs[0].config.label_space.regions)
+    assert ("DSC of each region" in page, "mean over 3 regions" in page) == (regions, regions)
+    assert ("DSC of each label" in page, "mean over 3 labels" in page) == (not regions, not regions)
+    assert "volume_difference_ml" not in page
+
+
 def test_every_network_is_drawn(study):
     drawn = (study / "report" / "figure_5.svg").read_text()
     for title in ("scratch", "continual", "body stem", "body decoder", "multi_encoder"):
@@ -191,7 +199,7 @@ def test_the_figure_of_masks_has_every_strategy_every_channel_and_every_class(st
     names = list(labels_of(read_evidence(study).runs[0].config.label_space))
     assert [text.get_text() for text in legend.get_texts()] == names
     page = (study / "report" / "index.html").read_text()
-    assert "one row of each strategy (5 of 7 rows)" in page  # and what is left out is told
+    assert "One row of each strategy (5 of 7 rows)" in page  # and what is left out is told
 
 
 def contours(figure, column):

@@ -19,7 +19,7 @@ from covid_jax.data.volume import read_volume, write_volume
 from covid_jax.evaluation.folders import evaluate_folders, save_metrics
 from covid_jax.files import write_json
 from covid_jax.reporting.cases import stored_cases
-from covid_jax.reporting.page import write_report
+from covid_jax.reporting.page import terminal_summary, write_report
 from covid_jax.studies.grid import load_study
 from tests.conftest import ROOT
 
@@ -172,6 +172,8 @@ def test_tables_are_readable_on_a_phone(browse):
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
     page.evaluate("document.querySelectorAll('details').forEach((part) => { part.open = true; })")
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    for part in page.locator("figure.picture img").all():
+        assert bounds(part)["width"] <= 400  # whole, and to be opened in full
     for part in page.locator(".forest li > *:visible").all():
         box = part.bounding_box()
         assert box["x"] >= 0
@@ -310,6 +312,15 @@ def test_a_run_of_a_newer_version_is_named(study):
     write_json(path, json.loads(path.read_text()) | {"teacher": 1})
     line = "runs/scratch-none-fold0/config.json: config has no field teacher; a newer version"
     assert any(one.startswith(line) for one in problems_of(study))
+
+
+def test_a_study_that_is_half_done_says_so_on_its_page_and_in_the_terminal(page_file):
+    assert "70 runs were asked for, 2 are there" in page_file.read_text()
+    assert "70 runs were asked for, 2 are there" in terminal_summary(page_file.parent.parent)
+
+
+def test_the_figure_of_masks_says_of_which_fold_it_is(page_file):
+    assert "Test cases of fold 0: best, median and worst by mean DSC" in page_file.read_text()
 
 
 def test_the_page_leads_from_every_number_to_its_run(page_file):

@@ -59,6 +59,18 @@ def test_a_run_may_go_on_on_another_device_and_keeps_both(tmp_path):
     assert devices(tmp_path) == [H200, device_here()]
 
 
+def test_a_share_of_a_gpu_is_told_and_is_no_other_device(tmp_path, monkeypatch):
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.450")
+    monkeypatch.setattr("covid_jax.training.provenance.device_here", lambda: H200)
+    monkeypatch.setattr("covid_jax.training.workdir.device_here", lambda: H200)
+    config = tiny(dtype="float32", deterministic=True)
+    claim_workdir(tmp_path, config, PLAN)
+    note_device(tmp_path)
+    assert devices(tmp_path) == [H200 | {"memory_fraction": "0.450"}]
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION")
+    claim_workdir(tmp_path, config, PLAN)
+
+
 @pytest.mark.parametrize("device", [H200, {"kind": "cpu", "cores": 64}], ids=["GPU", "cores"])
 def test_a_deterministic_run_may_not_unless_it_is_told_to(tmp_path, device):
     config = tiny(dtype="float32", deterministic=True)

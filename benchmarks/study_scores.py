@@ -21,8 +21,7 @@ from covid_jax.errors import UserError
 from covid_jax.files import read_json
 from covid_jax.reporting.evidence import read_evidence
 from covid_jax.reporting.runs import Run, kinds_of
-from covid_jax.reporting.statistics import summarise
-from covid_jax.reporting.tables import comparisons, values_of
+from covid_jax.reporting.tables import comparisons, summary_of
 
 _METRICS = ("dsc", "nsd")
 
@@ -45,7 +44,9 @@ def rows_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
             "steps_per_epoch": own[0].config.steps_per_epoch,
         }
         for metric in _METRICS:
-            row[metric] = asdict(summarise(values_of(own, metric)))
+            summary = summary_of(own, metric)
+            assert summary  # a finished run has a score
+            row[metric] = asdict(summary)
             if kind in against[metric]:
                 row[f"{metric}_against_scratch"] = asdict(against[metric][kind])
         rows.append(row)

@@ -71,7 +71,9 @@ def lacking_runs(study: Path, config: Config, runs: Sequence[Run]) -> str:
     total = len(asked.runs) * of_each
     if len(here) >= total:
         return ""
+    folds = {str(fold) for fold in asked.folds}
     names = {path.stem for path in (study / "configs").glob("*-fold*.json")}
+    names = {name for name in names if name.rpartition("-fold")[2].partition("-")[0] in folds}
     names -= {run.name for run in runs}
     which = f" (not {listed(names)})" if names else ""
     return f"{total} runs were asked for, {len(here)} are there{which}"

@@ -263,24 +263,16 @@ def as_latex(table: Table, note: str) -> str:
     seeds = any(cell.ours and cell.ours.seed_std is not None for cell in cells)
     what = "Mean and standard deviation over cases" + ", and that over seeds" * seeds
     what += "; in brackets the mean of the paper" * table.beside_paper
-    return "\n".join(
-        _latex_table(
-            [
-                f"{', '.join(filter(None, [table.title, group.title]))}.",
-                f"{what}.",
-                table.told,
-                note,
-            ],
-            [*group.headings.values()],
-            {
-                told: {
-                    row.label: [_latex_cell(row.cells[key]) for key in group.headings] for row in of
-                }
-                for told, of in table.sections
-            },
-        )
-        for group in table.groups
-    )
+    parts = []
+    for group in table.groups:
+        titles = [table.title, group.title] if len(table.groups) > 1 else [table.title]
+        caption = [f"{', '.join(filter(None, titles))}. {what}.", table.told, note]
+        sections = {
+            over: {row.label: [_latex_cell(row.cells[key]) for key in group.headings] for row in of}
+            for over, of in table.sections
+        }
+        parts.append(_latex_table(caption, [*group.headings.values()], sections))
+    return "\n".join(parts)
 
 
 def _latex_against(compared: Mapping[str, Mapping[Kind, Comparison]], note: str) -> str:

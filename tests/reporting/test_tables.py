@@ -198,7 +198,7 @@ def test_cases_without_the_one_label_are_known(study):
 def test_a_study_that_is_half_done_says_what_it_lacks(study):
     config = Config(study=StudyConfig(runs=("scratch", "body-msd"), folds=(0, 1)))
     (study / "configs").mkdir()
-    for name in ("scratch-none-fold0", "body-msd-fold1", "pretraining-msd"):
+    for name in ("scratch-none-fold0", "body-msd-fold1", "body-msd-fold4", "pretraining-msd"):
         (study / "configs" / f"{name}.json").write_text("{}")
     runs, _ = read_runs(study)
     assert lacking_runs(study, config, runs) == (

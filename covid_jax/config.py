@@ -6,14 +6,17 @@ and not frozen: ml_collections' config_flags sets the overridden fields in place
 those of another that it loads, and nobody else does.
 """
 
+import contextlib
 import dataclasses
 import functools
 import importlib.util
+import inspect
 import itertools
 import json
 import re
+import traceback
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,8 +73,25 @@ PAPER_RUNS = (
 """The rows of the paper's Table I."""
 
 
+class _NoFieldError(AttributeError):
+    """A field was set that there is none of."""
+
+
+class _Settings:
+    """What can be set to nothing but its fields: a slip in a name is an error where it is made."""
+
+    if not typing.TYPE_CHECKING:  # which sees it for itself, unless there is this method
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            names = [f.name for f in dataclasses.fields(self)]
+            if name not in names:
+                kind = type(self).__name__
+                raise _NoFieldError(f"{kind} has no field {name!r}; it has {_listed(names)}")
+            super().__setattr__(name, value)
+
+
 @dataclass(unsafe_hash=True)
-class UNetConfig:
+class UNetConfig(_Settings):
     """Topology of the network, under nnU-Net's names. The default is the benchmark's network.
 
     What is empty is the plan's (left_to_plan).
@@ -111,7 +131,7 @@ class UNetConfig:
 
 
 @dataclass(unsafe_hash=True)
-class OptimizerConfig:
+class OptimizerConfig(_Settings):
     """nnU-Net's SGD: Nesterov momentum, L2 weight decay, clipped gradients, poly schedule."""
 
     learning_rate: float = 0.01
@@ -122,7 +142,7 @@ class OptimizerConfig:
 
 
 @dataclass(unsafe_hash=True)
-class DataConfig:
+class DataConfig(_Settings):
     """Prepared data, and what a batch is cut from it."""
 
     prepared_dir: str = ""  # folder that prepare wrote
@@ -135,7 +155,7 @@ class DataConfig:
 
 
 @dataclass(unsafe_hash=True)
-class LossConfig:
+class LossConfig(_Settings):
     """Dice + cross-entropy with deep supervision, as nnU-Net."""
 
     # Sum the Dice terms over the batch before the ratio; None: where the plan has it so.
@@ -147,7 +167,7 @@ class LossConfig:
 
 
 @dataclass(unsafe_hash=True)
-class MeshConfig:
+class MeshConfig(_Settings):
     """Devices along the batch (`data`) and along the depth of the patch (`space`)."""
 
     data: int = 1
@@ -155,7 +175,7 @@ class MeshConfig:
 
 
 @dataclass(unsafe_hash=True)
-class InferenceConfig:
+class InferenceConfig(_Settings):
     """Sliding windows over whole scans."""
 
     step_size: float = 0.5  # of a window, between windows
@@ -172,7 +192,7 @@ class InferenceConfig:
 
 
 @dataclass(unsafe_hash=True)
-class RawDirs:
+class RawDirs(_Settings):
     """Raw data of a study; an empty folder name stands for synthetic phantoms in that layout.
 
     Of nnU-Net's layout there are none.
@@ -211,7 +231,7 @@ def layout_of(dataset: str) -> str:
 
 
 @dataclass(unsafe_hash=True)
-class StudyConfig:
+class StudyConfig(_Settings):
     """The grid of runs of study.py, and how its report is titled."""
 
     title: str = ""  # of the report; "": it is called after the data
@@ -228,7 +248,7 @@ class StudyConfig:
 
 
 @dataclass(unsafe_hash=True)
-class Config:
+class Config(_Settings):
     """One run of one strategy: what `python -m covid_jax.train --config=...` trains."""
 
     seed: int = 0
@@ -624,16 +644,16 @@ def run_from_flag(own: flags.FlagValues, name: str) -> Config:
 
 def _complete(config: Config) -> Config:
     """`config` as its flags have left it, validated."""
+    check_types(config, "config")
     config.data.datasets = _each_name(config.data.datasets)
     config.study.runs = _each_name(config.study.runs)
     validate(config)
     return config
 
 
-def _each_name(names: tuple[Any, ...]) -> tuple[Any, ...]:
+def _each_name(names: tuple[str, ...]) -> tuple[str, ...]:
     """The names of a flag, where "a,b" are two: ml_collections takes them for one."""
-    split = (name.split(",") if isinstance(name, str) else [name] for name in names)
-    return tuple(itertools.chain.from_iterable(split))
+    return tuple(itertools.chain.from_iterable(name.split(",") for name in names))
 
 
 def check_config_arguments(arguments: Sequence[str]) -> None:
@@ -668,6 +688,9 @@ def load_config_file(spec: str) -> Config:
     """The Config of `FILE.py[:ARGUMENT]`, or of a run's config.json.
 
     What the latter says of its datasets' channels and labels is left out: others have others.
+
+    Raises:
+      UserError: it is neither, or fails; a fault of this program that it meets stays as it is.
     """
     file, _, argument = spec.partition(":")
     path = Path(file)
@@ -684,8 +707,48 @@ def load_config_file(spec: str) -> Config:
     if path.suffix != ".py" or description is None or description.loader is None:
         raise UserError(f"--config={spec}: {file} is not a Python file with get_config()")
     module = importlib.util.module_from_spec(description)
-    description.loader.exec_module(module)
-    return module.get_config(argument) if argument else module.get_config()
+    names = (argument,) if argument else ()
+    with _faults_of(path):
+        description.loader.exec_module(module)
+    get_config = getattr(module, "get_config", None)
+    if not callable(get_config):
+        raise UserError(f"{path}: has no get_config(name), which returns the Config of a run")
+    try:
+        inspect.signature(get_config).bind(*names)
+    except TypeError as error:
+        code = getattr(get_config, "__code__", None)
+        place = f"{path}, line {code.co_firstlineno}" if code else str(path)
+        raise UserError(
+            f'{place}: get_config({", ".join(map(repr, names))}): {error}; it is get_config(name="'
+            'scratch"), of the name of a run'
+        ) from error
+    with _faults_of(path):
+        config = get_config(*names)
+    if not isinstance(config, Config):
+        kind = type(config).__name__
+        raise UserError(f"{path}: get_config({argument!r}) returns a {kind}, and no Config")
+    return config
+
+
+@contextlib.contextmanager
+def _faults_of(path: Path) -> Iterator[None]:
+    """Turns what fails in a config file, and not in this program that it calls, into one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)[2:]  # without this, and who calls it
+        ours = any(Path(__file__).parent in Path(frame.filename).parents for frame in frames)
+        if ours and not isinstance(error, _NoFieldError):
+            raise
+        lines = [f.lineno for f in frames if Path(f.filename) == path.absolute()]
+        told = f"{'' if ours else type(error).__name__ + ': '}{error}"
+        if isinstance(error, SyntaxError):  # of this file, or of one that it imports
+            path, lines = Path(error.filename or path), [error.lineno]
+            told = f"is no Python ({error.msg})"
+        line = f", line {lines[-1]}" if lines and lines[-1] else ""
+        raise UserError(f"{path}{line}: {' '.join(told.split())}") from error
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -756,10 +819,12 @@ def check_types(settings: Any, place: str) -> None:
     """Raises a UserError for the first field of a dataclass that is not of its type."""
     for name, hint in typing.get_type_hints(type(settings)).items():
         value = getattr(settings, name)
+        if not _has_type(value, hint):
+            told = f"{place}.{name}={value!r}: must be {_type_name(hint)}"
+            meant = [v for v in ((value,), _as_tuple(value)) if _has_type(v, hint)]
+            raise UserError(told + (f", such as {meant[0]!r}" if meant else ""))
         if _is_settings(value):
             check_types(value, f"{place}.{name}")
-        elif not _has_type(value, hint):
-            raise UserError(f"{place}.{name}={value!r}: must be {_type_name(hint)}")
 
 
 def _has_type(value: Any, hint: Any) -> bool:

@@ -1,6 +1,7 @@
 """Settings: named runs, validation, and the way to disk and back."""
 
 import dataclasses
+import re
 
 import jax
 import pytest
@@ -144,6 +145,111 @@ def test_an_override_of_no_field_is_one_line(arguments, message):
 def test_a_config_file_that_is_not_there_is_one_line():
     with pytest.raises(UserError, match=r"nowhere\.py"):
         check_config_arguments(["--config=nowhere.py"])
+
+
+AT_LINE_4 = "def get_config(name='scratch'):\n    config = Config()\n    {}\n    return config\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            AT_LINE_4.format("config.epoch = 2"),
+            "line 4: Config has no field 'epoch'; it has seed, ",
+        ),
+        (
+            AT_LINE_4.format("config.study.raw.x = 2"),
+            "line 4: RawDirs has no field 'x'; it has cov",
+        ),
+        (AT_LINE_4.format("config.study.x += 2"), "line 4: AttributeError: 'StudyConfig' object "),
+        (AT_LINE_4.format("StudyConfig(foldz=())"), r"line 4: TypeError: .*argument 'foldz'"),
+        (AT_LINE_4.format("replace(config, foldz=3)"), "line 4: TypeError: .*'foldz'"),
+        (AT_LINE_4.format("config.study = ("), r"line 4: is no Python \('\(' was never closed\)"),
+        (AT_LINE_4.format("open('nowhere')"), "line 4: FileNotFoundError: "),
+        ("import no_such_module", "line 2: ModuleNotFoundError: No module named 'no_such_module'"),
+        ("\0", "is no Python"),
+        ("get_config = None", r"mine\.py: has no get_config\(name\)"),
+        ("def get_config(name=''): pass", r"mine\.py: get_config\(''\) returns a NoneType, and no"),
+        (
+            "def get_config(name): ...",
+            r"line 2: get_config\(\): missing a required arg.*'name'; it",
+        ),
+    ],
+)
+def test_a_fault_of_a_config_file_is_one_line_that_names_its_place(tmp_path, content, message):
+    file = tmp_path / "mine.py"
+    imports = "from dataclasses import replace; from covid_jax.config import Config, StudyConfig\n"
+    file.write_text(imports + content)
+    with pytest.raises(UserError, match=message) as told:
+        load_config_file(str(file))
+    assert str(told.value).startswith(str(file))
+    assert "\n" not in str(told.value)
+
+
+def test_a_get_config_that_takes_no_name_is_one_line(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("from covid_jax.config import Config\ndef get_config(): return Config()\n")
+    assert load_config_file(str(file)) == Config()
+    line = r"mine\.py, line 2: get_config\('body-msd'\): too many positional arguments; it is get_c"
+    with pytest.raises(UserError, match=line):
+        load_config_file(f"{file}:body-msd")
+
+
+def test_a_fault_of_a_config_that_another_loads_is_told_of_its_own_place(tmp_path):
+    (tmp_path / "other.py").write_text("x = 1\nx.foo\n")
+    load = f"from covid_jax.config import load_config_file\nload_config_file('{tmp_path}/other.py')"
+    (tmp_path / "mine.py").write_text(load)
+    with pytest.raises(UserError, match=r"^\S*other\.py, line 2: AttributeError: 'int' object"):
+        load_config_file(f"{tmp_path}/mine.py")
+
+
+def test_a_fault_of_the_program_that_a_config_file_meets_is_no_mistake_in_the_file(
+    tmp_path, monkeypatch
+):
+    """It keeps its traceback."""
+    monkeypatch.setattr("covid_jax.config.SOURCES", None)
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from covid_jax.config import Config, named_run\n"
+        "def get_config(name=''): return named_run(Config(), 'pretraining-msd')\n"
+    )
+    with pytest.raises(AttributeError, match="'NoneType' object has no attribute 'get'"):
+        load_config_file(str(file))
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ("study.runs", "scratch", r"study\.runs='scratch': must be .*, such as \('scratch',\)$"),
+        ("study.folds", 0, r"study\.folds=0: must be tuple\[int, \.\.\.\], such as \(0,\)$"),
+        (
+            "study.seeds",
+            [0, 1],
+            r"study\.seeds=\[0, 1\]: must be tuple\[int, \.\.\.\], such as \(0, 1\)$",
+        ),
+        (
+            "study.raw.own",
+            ("a", "x"),
+            r"own=\('a', 'x'\): must be .*, such as \(\('a', 'x'\),\)$",
+        ),
+        ("data.datasets", "mine", r"data\.datasets='mine': must be .*, such as \('mine',\)$"),
+        ("model", DataConfig(), r"config\.model=DataConfig\(.*\): must be UNetConfig"),
+        ("study", None, "config.study=None: must be StudyConfig"),
+    ],
+)
+def test_a_value_of_another_kind_is_named_and_one_without_its_comma_mended(
+    tmp_path, command, place, value, message
+):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from covid_jax.config import Config, DataConfig\ndef get_config(name='scratch'):\n"
+        f"    config = Config()\n    config.{place} = {value!r}\n    return config\n"
+    )
+    finished = command("study", f"--config={file}", f"--workdir={tmp_path}/study", "--list")
+    assert finished.returncode == 1
+    last = finished.stderr.splitlines()[-1]
+    assert last.startswith("error: config.")
+    assert re.search(message, last)
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.stem)

@@ -32,18 +32,20 @@ from covid_jax.config import (
 )
 from covid_jax.device import announce_device_of_children
 from covid_jax.errors import StoppedError, UserError, stop_signals_go_to
-from covid_jax.lock import only_here
 from covid_jax.reporting.page import terminal_summary, write_report
-from covid_jax.studies.data import check_data, check_places
+from covid_jax.studies.data import check_data, check_places, seen_notes
 from covid_jax.studies.executors import local
 from covid_jax.studies.grid import (
+    check_study,
     claim_study,
     only,
     other_runs,
     plan_steps,
+    refuse_left_out,
+    synthetic_data,
     write_configs,
 )
-from covid_jax.studies.schedule import STUDY_STOPS, listed, run_steps
+from covid_jax.studies.schedule import STUDY_STOPS, listed, run_steps, the_only_study
 from covid_jax.studies.slurm import Slurm
 
 _FLAGS = flags.FlagValues()
@@ -71,22 +73,31 @@ def work() -> None:
     if not _WORKDIR.value:
         raise UserError("--workdir is missing (see --help)")
     workdir = Path(_WORKDIR.value)
-    announce_device_of_children()
     if _REPORT_ONLY.value:
+        if _LIST.value or _ONLY.value:
+            raise UserError(
+                "--report_only draws the whole report and does no more: leave out "
+                f"{'--list' if _LIST.value else '--only'}"
+            )
         print(f"{write_report(workdir)}\n{terminal_summary(workdir)}")
         return
     config = config_from_flag(_CONFIG)
+    announce_device_of_children()
     every = plan_steps(config, functools.partial(run_from_flag, _FLAGS), workdir)
     steps = only(every, _ONLY.value)
     check_places(workdir, config)
+    check_study(workdir, config)
     check_data(workdir, config, every)
-    if others := other_runs(workdir, every):
-        print(others)
+    notes = [synthetic_data(config, every), other_runs(workdir, every)]
+    for note in (*notes, *seen_notes(workdir, config, every)):
+        if note:
+            print(note)
     if _LIST.value:
         print("\n".join(listed(steps, workdir)))
         return
+    refuse_left_out(steps, every)
     options = _slurm_options(_SLURM.value)
-    with only_here(workdir, "another study") as lock, stopped_by_signals():
+    with the_only_study(workdir) as lock, stopped_by_signals():
         claim_study(workdir, config)
         write_configs(steps)
         if _EXECUTOR.value == "slurm":

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from covid_jax.lock import only_here
+from covid_jax.studies.schedule import the_only_study
 from covid_jax.training.checkpoint import load_params
 from tests.conftest import ROOT
 
@@ -88,8 +88,9 @@ def test_the_page_needs_no_other_file(study):
 def test_a_second_start_finds_everything_done(study, command):
     workdir, _ = study
     finished = command("study", *ARGUMENTS, f"--workdir={workdir}", "--list")
-    device, *lines, last = finished.stdout.splitlines()
+    device, note, *lines, last = finished.stdout.splitlines()
     assert device.startswith("device of the runs: cpu")
+    assert note == ("note: msd_lung, phantom: SYNTHETIC, as config.study.raw has no folder of them")
     assert len(lines) == 5
     assert all(line.startswith("done") for line in lines), lines
     assert last == "5 of 5 steps are done"
@@ -108,24 +109,36 @@ def test_what_is_to_do_is_listed_with_the_seconds_that_it_will_take(study, comma
 
 def test_another_config_is_refused_with_what_differs(study, refuses):
     workdir, _ = study
-    line = refuses("study", *ARGUMENTS, "--config.seed=5", f"--workdir={workdir}")
-    assert "seed: 5, was 0" in line
+    for more in ([], ["--list"]):
+        line = refuses("study", *ARGUMENTS, "--config.seed=5", f"--workdir={workdir}", *more)
+        assert "seed: 5, was 0" in line
 
 
 def test_a_second_study_in_the_same_folder_stops(study, refuses):
     workdir, _ = study
-    with only_here(workdir, "a test"):
+    with the_only_study(workdir):
         line = refuses("study", *ARGUMENTS, f"--workdir={workdir}")
     assert "another study is at work here" in line
 
 
-def test_the_report_can_be_redrawn_from_the_folders(study, command):
+def test_the_report_can_be_redrawn_from_the_folders(study, command, refuses):
     workdir, _ = study
     before = (workdir / "report" / "table_3.csv").read_text()
     (workdir / "report" / "table_3.csv").unlink()
     finished = command("study", *ARGUMENTS, f"--workdir={workdir}", "--report_only")
     assert finished.returncode == 0, finished.stderr
+    assert "device" not in finished.stdout  # nothing is run
     assert (workdir / "report" / "table_3.csv").read_text() == before
+    for more in ("--list", "--only=scratch"):
+        line = refuses("study", f"--workdir={workdir}", "--report_only", more)
+        assert line.endswith(f"leave out {more.partition('=')[0]}")
+
+
+def test_a_step_that_needs_what_only_leaves_out_is_refused_before_it_runs(study, refuses):
+    workdir, more = study[0], "--config.study.runs=body-nsclc"
+    line = refuses("study", *ARGUMENTS, f"--workdir={workdir}", more, "--only=^body")
+    assert "body-nsclc-fold0 needs pretraining-nsclc, which it leaves out" in line
+    assert not (workdir / "runs" / "body-nsclc-fold0").exists()
 
 
 def test_a_step_that_fails_is_named_and_the_report_is_drawn_without_it(study, command, tmp_path):
@@ -149,7 +162,8 @@ def test_a_fold_that_the_data_does_not_have_is_refused_at_the_start_and_in_the_l
     workdir, wider = study[0], "--config.study.folds=(9,)"
     for more in ([], ["--list"]):
         line = refuses("study", *ARGUMENTS, f"--workdir={workdir}", wider, *more)
-        assert "config.fold=9: phantom has folds 0 to 3" in line
+        told = "config.study.folds=(0, 9): phantom has the folds 0 to 3; give --config.study.folds="
+        assert line.endswith(f"{told}0,1,2,3")
 
 
 def test_the_papers_grid_has_its_14_rows_in_every_fold(command, tmp_path):
@@ -157,8 +171,9 @@ def test_the_papers_grid_has_its_14_rows_in_every_fold(command, tmp_path):
         "study", f"--config={ROOT}/configs/paper.py", f"--workdir={tmp_path}", "--list"
     )
     assert finished.returncode == 0, finished.stderr
-    device, *lines, last = finished.stdout.splitlines()
+    device, note, *lines, last = finished.stdout.splitlines()
     assert device.startswith("device of the runs: cpu")
+    assert note.startswith("note: covid19, msd_lung, nsclc_effusion, structseg_gtv: SYNTHETIC")
     names = [line.split()[-1] for line in lines]
     assert last.startswith("0 of 78 steps are done")
     assert sum("-fold" in name for name in names) == 14 * 5

@@ -371,8 +371,12 @@ def _sources(raw: RawDataset, digests: dict[str, dict[str, str]]) -> dict[str, d
 
 def _digests(case: Case) -> dict[str, str]:
     _check_label(case)
-    images = [file for image in case.images for file in files_of(image)]
-    return {"image": digest(images), "label": digest(files_of(case.label))}
+    return {"image": image_digest(case), "label": digest(files_of(case.label))}
+
+
+def image_digest(case: Case) -> str:
+    """Of the raw files of a case's image: whatever it is called, the same scan has the same."""
+    return digest([file for image in case.images for file in files_of(image)])
 
 
 def _refuse_another_dataset(

@@ -107,7 +107,7 @@ def plan_steps(config: Config, run_of: Callable[[str], Config], workdir: Path) -
         return Step(name, command, result, tuple(needs), training)
 
     runs = {name: run_of(name) for name in config.study.runs}
-    _refuse_one_run_twice(runs)
+    _refuse_what_is_no_row(config, runs)
     networks = _networks(runs)
     sources = dict.fromkeys(run.source for run in runs.values() if run.source != "none")
     pretrainings = {s: run_of(f"pretraining-{s}") for s in sources if s not in networks}
@@ -154,9 +154,20 @@ def plan_steps(config: Config, run_of: Callable[[str], Config], workdir: Path) -
     return steps
 
 
-def _refuse_one_run_twice(runs: Mapping[str, Config]) -> None:
+def _refuse_what_is_no_row(config: Config, runs: Mapping[str, Config]) -> None:
+    own = any(layout_of(dataset) == "nnunet" for dataset in config.data.datasets)
     first: dict[str, str] = {}
     for name, run in runs.items():
+        if run.pretraining:
+            raise UserError(
+                f"config.study.runs: {name} is no row of a study; leave it out, the runs that "
+                "start from a source have it pre-trained first"
+            )
+        if own and run.source == "multi_lesion" and run.source not in name:
+            raise UserError(
+                f"config.study.runs: {name} names no source, for which the paper's three stand; "
+                f"call it {name}-NAME, of a dataset of config.study.raw.own or config.pretrained"
+            )
         if (other := first.setdefault(run_name(run), name)) != name:
             raise UserError(
                 f"config.study.runs: {other} and {name} are the same run; leave one out, or set "
@@ -196,14 +207,20 @@ def _check_names(
     folders = config.study.raw.folders
     wanted = {"config.data.datasets": target}
     wanted |= {f"config.study.runs: pre-training on {s}": names for s, names in sources.items()}
+    given = [name for name, folder in folders.items() if folder]
     for place, names in wanted.items():
         if strange := [name for name in names if name not in folders]:
-            network = "" if names is target else ", or a network that is there as config.pretrained"
             name = strange[0]
             setting = f"raw.{name}=FOLDER" if name in LAYOUTS else f"raw.own=(('{name}','FOLDER'),)"
+            network = ""
+            if names is not target:
+                network = (
+                    ", or a network that is there as config.pretrained; where it is several "
+                    f"datasets, get_config('pretraining-{name}') has them as data.datasets"
+                )
             raise UserError(
                 f"{place}: no raw data is known of {', '.join(strange)}, but of "
-                f"{', '.join(folders)}; give config.study.{setting}{network}"
+                f"{', '.join(given or folders)}; give config.study.{setting}{network}"
             )
     for source, names in sources.items():
         if both := {*names} & {*target}:
@@ -272,6 +289,30 @@ def only(steps: Sequence[Step], expression: str) -> list[Step]:
     return found
 
 
+def refuse_left_out(steps: Sequence[Step], every: Sequence[Step]) -> None:
+    """Raises a UserError where one of `steps` needs another of the study that is not done."""
+    chosen = {step.name for step in steps}
+    missing = {step.name for step in every if not step.done} - chosen
+    for step in steps:
+        if lost := [name for name in step.needs if name in missing]:
+            raise UserError(
+                f"--only: {step.name} needs {listed(lost)}, which it leaves out and nothing has "
+                "done; let it find that too"
+            )
+
+
+def synthetic_data(config: Config, steps: Sequence[Step]) -> str:
+    """A line on the datasets of a study that are made for it; "" without such."""
+    named = [name for name, folder in config.study.raw.folders.items() if not folder]
+    made = [name for name in named if any(step.name == f"prepare-{name}" for step in steps)]
+    if not made:
+        return ""
+    return (
+        f"note: {listed(made)}: SYNTHETIC, as config.study.raw has no folder of "
+        f"{'it' if len(made) == 1 else 'them'}"
+    )
+
+
 def other_runs(workdir: Path, steps: Sequence[Step]) -> str:
     """A line on runs in the study's folder that are none of its steps; "" without such."""
     known = {step.training.folder.name for step in steps if step.training}
@@ -284,14 +325,13 @@ def other_runs(workdir: Path, steps: Sequence[Step]) -> str:
     )
 
 
-def claim_study(workdir: Path, config: Config) -> None:
-    """Writes study.json, or checks that the one that is there is of this study.
+def check_study(workdir: Path, config: Config) -> None:
+    """Checks that a study that is in this folder is of this config.
 
     Raises:
       UserError: it differs in what its runs depend on, or cannot be read.
     """
-    path = workdir / "study.json"
-    if path.is_file():
+    if (workdir / "study.json").is_file():
         theirs = to_dict(load_study(workdir))  # a setting that came later is there
         changed = [
             line
@@ -303,7 +343,12 @@ def claim_study(workdir: Path, config: Config) -> None:
                 f"{workdir} holds a study with another config ({'; '.join(changed)}); "
                 "use another --workdir, or delete it to start over"
             )
-    write_json(path, to_dict(config))
+
+
+def claim_study(workdir: Path, config: Config) -> None:
+    """Writes study.json, where what is there is no other study (check_study)."""
+    check_study(workdir, config)
+    write_json(workdir / "study.json", to_dict(config))
 
 
 def load_study(workdir: Path) -> Config:

@@ -4,13 +4,14 @@ What a step printed is in STUDY/steps/NAME.txt, and in NAME.json where it stands
 cluster, or how it ended and in what time.
 """
 
+import contextlib
 import itertools
 import os
 import re
 import shlex
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -18,7 +19,7 @@ from typing import Any
 
 from covid_jax.errors import REQUEUE_STATUS, STOP_SIGNALS, UserError, stop_signals_go_to
 from covid_jax.files import is_number, read_json, write_json
-from covid_jax.lock import is_held
+from covid_jax.lock import is_held, only_here
 from covid_jax.studies.executors import End, Executor, Job, Order
 from covid_jax.studies.grid import Step
 from covid_jax.studies.slurm import ask, left
@@ -48,6 +49,17 @@ class State:
     cause: str = ""
 
 
+@contextlib.contextmanager
+def the_only_study(workdir: Path) -> Iterator[int]:
+    """Holds the study's folder, as only_here; what it yields is for workers to inherit.
+
+    They do not inherit the hold of STUDY/steps: where that is free, the study itself is gone.
+    """
+    left = "what a study that was killed had begun, and which saves and ends,"
+    with only_here(workdir / "steps", "another study"), only_here(workdir, left) as lock:
+        yield lock
+
+
 def run_steps(steps: Sequence[Step], workdir: Path, executor: Executor) -> dict[str, str]:
     """Runs what is not done; returns the causes of failure by name.
 
@@ -59,8 +71,10 @@ def run_steps(steps: Sequence[Step], workdir: Path, executor: Executor) -> dict[
     """
     waiting = [step for step in steps if step.watches or not step.done]
     known = {step.name for step in steps}
-    if len(steps) > len(waiting):
-        print(f"{len(steps) - len(waiting)} of {len(steps)} steps were done before", flush=True)
+    if done := sum(step.done for step in steps):
+        again = [step.name for step in waiting if step.done]
+        looks = f"; again looks for raw files that changed: {', '.join(again)}"
+        print(f"{done} of {len(steps)} steps were done before{looks * bool(again)}", flush=True)
     running: dict[int, tuple[Step, Job]] = {}
     failed: dict[str, str] = {}
     jobs = left(_submitted(waiting, workdir))
@@ -167,10 +181,15 @@ def listed(steps: Sequence[Step], workdir: Path) -> list[str]:
     known = sum(state.seconds for state in left if state.seconds is not None)
     unknown = sum(state.seconds is None for state in left)
     rest = []
-    if len(left) > unknown:
-        rest.append(f"{len(left) - unknown} more take {known:.0f} s, one after another")
+    if more := len(left) - unknown:
+        takes, turns = ("takes", "") if more == 1 else ("take", ", one after another")
+        rest.append(f"{more} more {takes} {known:.0f} s{turns}")
     if unknown:
-        rest.append(f"how long {unknown} others take is known once steps like them are done")
+        one = unknown == 1
+        others, like = ("1 other takes", "it") if one else (f"{unknown} others take", "them")
+        rest.append(f"how long {others} is known once steps like {like} are done")
+    if again := [step.name for step in steps if step.watches and step.done]:
+        rest.append(f"at each start looks for raw files that changed: {', '.join(again)}")
     lines.append("; ".join([f"{len(steps) - len(left)} of {len(steps)} steps are done", *rest]))
     return lines
 

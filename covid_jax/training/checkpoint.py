@@ -337,7 +337,7 @@ def check_pretrained(config: Config, theirs: Config) -> None:
     ):
         raise UserError(
             f"{config.pretrained}: was trained on the source {theirs.source}, and "
-            f"config.source={config.source}"
+            f"config.source={config.source}; call the run {config.strategy}-{theirs.source}"
         )
     for name in ("strides", "norm_epsilon", "negative_slope"):  # the shapes of leaves do not tell
         before, here = (getattr(c.model, name) for c in (theirs, config))

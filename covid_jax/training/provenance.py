@@ -78,12 +78,18 @@ def seen_before(config: Config, datasets: Sequence[StoredDataset]) -> list[str]:
 
     None are known of what was trained before provenance.json told its scans.
     """
+    scans = scans_before(config)
+    return _tested(config, datasets, scans) if scans else []
+
+
+def scans_before(config: Config) -> set[str]:
+    """The digests of all scans that the pre-training of a run, or one before, was trained on."""
     scans: set[str] = set()
     before = load_provenance(Path(config.pretrained)) if config.pretrained else {}
     while before:
         scans |= {scan for of in before.get("trained_on", {}).values() for scan in of.values()}
         before = before.get("pretrained", {})
-    return _tested(config, datasets, scans) if scans else []
+    return scans
 
 
 def trained_and_tested(config: Config, datasets: Sequence[StoredDataset]) -> list[str]:

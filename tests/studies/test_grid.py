@@ -15,12 +15,14 @@ from covid_jax.config import (
     to_dict,
     validate,
 )
+from covid_jax.data.datasets import read_dataset
 from covid_jax.data.normalization import Z_SCORE, Normalization
 from covid_jax.data.plan import Plan, save_plan
 from covid_jax.data.planner import topology_of
+from covid_jax.data.preparation import image_digest
 from covid_jax.errors import UserError
 from covid_jax.files import write_json
-from covid_jax.studies.data import check_data, check_places
+from covid_jax.studies.data import check_data, check_places, seen_notes
 from covid_jax.studies.grid import (
     Step,
     claim_study,
@@ -28,6 +30,8 @@ from covid_jax.studies.grid import (
     only,
     other_runs,
     plan_steps,
+    refuse_left_out,
+    synthetic_data,
 )
 from tests.conftest import ROOT, tiny
 
@@ -78,8 +82,19 @@ def test_a_fold_that_the_data_does_not_have_is_refused_before_anything_is_prepar
     check(folds_of("msd_lung", 7))  # its one split is every fold's
     check(folds_of("phantom", 4))
     for dataset in ("covid19", "phantom"):
-        with pytest.raises(UserError, match=rf"config\.fold=5: {dataset} has folds 0 to 4"):
+        line = rf"study\.folds=\(0, 5\): {dataset} has the folds 0 to 4; .*folds=0,1,2,3,4$"
+        with pytest.raises(UserError, match=line):
             check(folds_of(dataset, 0, 5))
+
+
+def test_a_step_that_needs_what_is_left_out_and_not_done_is_refused(tmp_path):
+    first = Step("first", (), tmp_path / "first")
+    every = [first, Step("second", (), tmp_path / "second", ("first",))]
+    refuse_left_out(every, every)
+    with pytest.raises(UserError, match="second needs first, which it leaves out and nothing"):
+        refuse_left_out(every[1:], every)
+    first.result.touch()
+    refuse_left_out(every[1:], every)
 
 
 STEPS = [Step(name, (), Path(name)) for name in ("prepare-phantom", "scratch-none-fold0")]
@@ -275,7 +290,10 @@ def test_a_network_of_other_channels_wants_first_conv_before_anything_is_prepare
     ("runs", "message"),
     [
         (("body-a", "body-b"), "is what the sources a, b are alike; give each run its own"),
-        (("body-here",), r"pretrained: was trained on the source there, and config\.source=here"),
+        (
+            ("body-here",),
+            r"was trained on the source there, and config\.source=here; call the run body-there$",
+        ),
     ],
 )
 def test_a_network_that_is_not_the_sources_is_refused(own, tmp_path, runs, message):
@@ -289,7 +307,12 @@ def test_a_network_that_is_not_the_sources_is_refused(own, tmp_path, runs, messa
 @pytest.mark.parametrize(
     ("runs", "datasets", "message"),
     [
-        (("body-theirs",), ("mine",), r"pre-training on theirs: no raw data is known of theirs, b"),
+        (
+            ("body-theirs",),
+            ("mine",),
+            r"pre-training on theirs: no raw data is known of theirs, but of mine, lesions; give "
+            r".*own=\(\('theirs','FOLDER'\),\), or .* get_config\('pretraining-theirs'\) has",
+        ),
         (
             ("scratch",),
             ("nnunet",),
@@ -297,7 +320,16 @@ def test_a_network_that_is_not_the_sources_is_refused(own, tmp_path, runs, messa
         ),
         (("body-mine",), ("mine",), "pre-training on mine would see mine, on which the runs are"),
         (("scratch",), ("mine",), r"study\.raw: lesions is neither the target .* nor a source"),
-        (("continual", "continual-multi_lesion"), ("mine",), "are the same run; leave one out"),
+        (
+            ("body-lesions", "pretraining-lesions"),
+            ("mine",),
+            "pretraining-lesions is no row of a st",
+        ),
+        (
+            ("scratch", "body"),
+            ("mine",),
+            "body names no source, .* call it body-NAME, of a dataset",
+        ),
     ],
 )
 def test_runs_and_datasets_that_do_not_belong_together_are_refused(own, runs, datasets, message):
@@ -306,9 +338,18 @@ def test_runs_and_datasets_that_do_not_belong_together_are_refused(own, runs, da
         steps_of(own)
 
 
+def test_one_run_by_two_names_is_refused():
+    config = tiny(study=StudyConfig(runs=("continual", "continual-multi_lesion")))
+    with pytest.raises(UserError, match="are the same run; leave one out"):
+        steps_of(config)
+
+
 def test_sources_of_other_channels_are_refused_before_anything_is_prepared(own):
     own.study.runs = ("body-lesions", "body-msd")
-    with pytest.raises(UserError, match=r"of msd_lung \(CT\) are not those of mine \(T1, FLAIR\)"):
+    with pytest.raises(
+        UserError,
+        match=r"^pretraining-msd: .* of msd_lung \(CT\) are not those of mine \(T1, FLAIR\)",
+    ):
         check(own)
 
 
@@ -319,7 +360,7 @@ def test_folds_are_those_of_splits_final_json_and_of_the_source_too(own):
     write_json(folder / "splits_final.json", folds)
     check(own)
     own.study.folds = (2,)
-    with pytest.raises(UserError, match=r"config\.fold=2: mine has folds 0 to 1"):
+    with pytest.raises(UserError, match=r"study\.folds=\(2,\): mine has the folds 0 to 1; .*=0,1$"):
         check(own)
     own.study.folds = (0,)
     source = Path(own.study.raw.folders["lesions"])
@@ -389,3 +430,39 @@ def test_datasets_may_be_added_to_a_study(own, tmp_path):
     own.study.raw.own = (*own.study.raw.own, ("more", "elsewhere"))
     claim_study(tmp_path, own)
     assert load_study(tmp_path).study.raw.own == own.study.raw.own
+
+
+def test_data_that_is_made_is_named_where_it_is_used(own, tmp_path):
+    assert synthetic_data(own, steps_of(own)) == ""
+    own.study.runs = ("scratch", "body-lesions", "body-msd")
+    told = "note: msd_lung: SYNTHETIC, as config.study.raw has no folder of it"
+    assert synthetic_data(own, steps_of(own)) == told
+
+
+def test_test_cases_that_a_network_was_trained_on_are_told_before_anything_is_prepared(
+    own, tmp_path
+):
+    """By their scans, whatever they are called, and whatever that network started from."""
+    own.study.runs, own.study.raw.own = ("scratch", "body-imported"), own.study.raw.own[:1]
+    own.study.folds = (0, 1)
+    raw = Path(own.study.raw.folders["mine"])
+    for case in range(6):
+        (raw / "imagesTr" / f"c{case}_0000.nii.gz").write_text(str(case))
+    write_json(raw / "splits_final.json", [{"train": ["c0"], "val": [f"c{k}"]} for k in (1, 2)])
+    own.pretrained = imported(tmp_path / "imported")
+    study = tmp_path / "study"
+    told = lambda: seen_notes(study, own, steps_of(own, study))  # noqa: E731
+    assert told() == []  # nothing is known of what it was trained on
+    scan = image_digest(read_dataset("nnunet", raw).cases[2])
+    before = {"data": {}, "synthetic": [], "trained_on": {"theirs": {"other": scan}}}
+    write_json(
+        Path(own.pretrained) / "provenance.json",
+        {"data": {}, "synthetic": [], "pretrained": before},
+    )
+    line = (
+        f"warning: {own.pretrained} was trained on 1 of the test cases of fold 1 (c2); scores of "
+        "them are no test"
+    )
+    assert told() == [line]
+    own.study.folds = (0,)
+    assert told() == []

@@ -26,7 +26,9 @@ FEW = (
 CHAPTER = (
     (ROOT / "docs" / "study.md").read_text().split("\n## Your own dataset")[1].split("\n## ")[0]
 )
-CONFIG, FROM_RAW, FROM_NETWORK = re.findall(r"```(?:python)?\n(.*?)```", CHAPTER, re.DOTALL)
+CONFIG, FROM_RAW, SEVERAL, FROM_NETWORK = re.findall(
+    r"```(?:python)?\n(.*?)```", CHAPTER, re.DOTALL
+)
 
 
 def write_mr(folder, seed, labels):
@@ -102,3 +104,17 @@ def test_the_documented_commands_start_from_a_network_that_is_there(place, capfd
     steps = [line.split()[-1] for line in told.splitlines() if line.startswith("to do")]
     assert steps[:3] == ["prepare-mine", "scratch-none-fold0", "body-imported-fold0"]
     assert not any(step.startswith("pretraining") for step in steps)
+
+
+def test_the_documented_lines_make_several_datasets_one_source(place, capfd):
+    write_mr(place / "raw" / "Dataset103_Cysts", 2, labels=1)
+    config = CONFIG.replace("    return named_run(config, name)\n", SEVERAL)
+    config = config.replace('Lesions")', 'Lesions"), ("cysts", "raw/Dataset103_Cysts")')
+    runs = '"scratch", "body-lesions", "frozen_encoder-lesions"'
+    (place / "mine.py").write_text(config.replace(runs, '"scratch", "body-ours"'))
+    do(FROM_RAW.splitlines()[0], "--config.study.folds=0,")
+    told = capfd.readouterr().out
+    assert [line.split()[-1] for line in told.splitlines() if line.startswith("to do")] == [
+        *("prepare-mine", "prepare-lesions", "prepare-cysts", "pretraining-ours"),
+        *("scratch-none-fold0", "body-ours-fold0"),
+    ]

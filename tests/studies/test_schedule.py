@@ -18,7 +18,7 @@ from covid_jax.files import write_json
 from covid_jax.lock import is_held, only_here
 from covid_jax.studies.executors import local, share_of_cores
 from covid_jax.studies.grid import Step
-from covid_jax.studies.schedule import listed, run_steps, states
+from covid_jax.studies.schedule import listed, run_steps, states, the_only_study
 from covid_jax.studies.slurm import elapsed_seconds
 
 
@@ -149,15 +149,14 @@ time.sleep(60)
 STUDY = """
 import pathlib, signal, sys
 from covid_jax.errors import StoppedError, stop_signals_go_to
-from covid_jax.lock import only_here
-from covid_jax.studies.executors import local, share_of_cores
+from covid_jax.studies.executors import local
 from covid_jax.studies.grid import Step
-from covid_jax.studies.schedule import STUDY_STOPS, run_steps
+from covid_jax.studies.schedule import STUDY_STOPS, run_steps, the_only_study
 def stop(*_): raise StoppedError("the study")
 steps = [Step(name, (f"step_{name}",), pathlib.Path(name)) for name in "ab"]
 here = pathlib.Path()
 try:
-    with only_here(here, "another study") as lock, stop_signals_go_to(stop, STUDY_STOPS):
+    with the_only_study(here) as lock, stop_signals_go_to(stop, STUDY_STOPS):
         with local(2, lock=[lock]) as executor:
             run_steps(steps, here, executor)
 except StoppedError: sys.exit(75)
@@ -198,9 +197,15 @@ def test_a_signal_asks_every_step_once_and_all_before_it_waits_for_one(
 
 
 def test_the_workers_of_a_study_that_was_killed_save_and_hold_its_folder_until_then(folder, study):
+    def refused(line):
+        with pytest.raises(UserError, match=line), the_only_study(folder):
+            pass
+
+    refused("steps: another study is at work here; wait for it, or stop it")
     study.kill()
     study.wait()
     assert is_held(folder)
+    refused(": what a study that was killed had begun, and which saves and ends, is at work here")
     wait_for(lambda: not is_held(folder))
     assert len(list(folder.glob("saved_*"))) == 2
     steps = [step(folder, name, makes(name)) for name in "ab"]
@@ -239,12 +244,20 @@ def test_what_is_done_is_not_run_again(folder):
     assert run([one], folder) == {}
 
 
-def test_a_step_that_watches_files_is_done_at_every_start(folder):
+def test_a_step_that_watches_files_is_done_at_every_start_and_that_is_said(folder, capsys):
     """Such as a preparation, which sees for itself what changed in the raw folder."""
     one = dataclasses.replace(step(folder, "watches", makes("watches")), watches=True)
-    one.result.write_text("before")
-    assert run([one], folder) == {}
+    two = step(folder, "done", FAILS)
+    for each in (one, two):
+        each.result.write_text("before")
+    assert listed([one, two], folder)[-1] == (
+        "2 of 2 steps are done; at each start looks for raw files that changed: watches"
+    )
+    assert run([one, two], folder) == {}
     assert one.result.read_text() != "before"
+    assert capsys.readouterr().out.startswith(
+        "2 of 2 steps were done before; again looks for raw files that changed: watches\n"
+    )
 
 
 def test_a_step_whose_study_is_gone_was_interrupted(folder):
@@ -281,8 +294,8 @@ def test_the_list_ends_with_what_is_left_and_what_is_known_of_it(folder):
     steps[0].result.write_text("")
     (folder / "steps" / "one_a.json").write_text('{"state": "done", "seconds": 4.0}')
     assert listed(steps, folder)[-1] == (
-        "1 of 3 steps are done; 1 more take 4 s, one after another; how long 1 others take is "
-        "known once steps like them are done"
+        "1 of 3 steps are done; 1 more takes 4 s; how long 1 other takes is known once steps like "
+        "it are done"
     )
     assert listed(steps[:1], folder)[-1] == "1 of 1 steps are done"
 

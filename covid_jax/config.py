@@ -385,18 +385,21 @@ def validate(config: Config) -> None:
         config.first_conv,
         f"must be one of {_listed(FIRST_CONVS[1:])}, or left out",
     )
-    _check_study(config.study)
+    _check_study(config)
     _check_is_done(config)
 
 
-def _check_study(study: StudyConfig) -> None:
+def _check_study(config: Config) -> None:
     """Raises a UserError that names the first setting of a study that cannot work."""
+    study = config.study
     for what in ("fold", "run", "seed", "scan"):
         name = f"{what}s"
         _require_once(f"study.{name}", getattr(study, name), what)
     for name in ("folds", "seeds"):
         values = getattr(study, name)
         _require(min(values, default=0) >= 0, f"study.{name}", values, "must not be negative")
+    for name, seeds in {"seed": (config.seed,), "study.seeds": study.seeds}.items():
+        _require(max(seeds, default=0) < 2**32, name, seeds, "a seed is below 2**32")
     for name in ("folds", "runs"):
         values = getattr(study, name)
         _require(bool(values), f"study.{name}", values, f"must name one of its {name}")
@@ -663,6 +666,8 @@ def check_config_arguments(arguments: Sequence[str]) -> None:
     """
     if "--config" in arguments:
         raise UserError("--config is written with an equals sign: --config=FILE")
+    if sum(argument.lstrip("-").startswith("config=") for argument in arguments) > 1:
+        raise UserError("--config is given twice; leave one out")
     values = dict(
         argument.lstrip("-").partition("=")[::2]
         for argument in arguments

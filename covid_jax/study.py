@@ -36,6 +36,7 @@ from covid_jax.reporting.page import terminal_summary, write_report
 from covid_jax.studies.data import check_data, check_places, seen_notes
 from covid_jax.studies.executors import local
 from covid_jax.studies.grid import (
+    check_runs,
     check_study,
     claim_study,
     only,
@@ -87,6 +88,7 @@ def work() -> None:
     steps = only(every, _ONLY.value)
     check_places(workdir, config)
     check_study(workdir, config)
+    check_runs(every)
     check_data(workdir, config, every)
     notes = [synthetic_data(config, every), other_runs(workdir, every)]
     for note in (*notes, *seen_notes(workdir, config, every)):

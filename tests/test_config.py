@@ -11,6 +11,7 @@ from covid_jax.config import (
     DataConfig,
     InferenceConfig,
     OptimizerConfig,
+    StudyConfig,
     UNetConfig,
     check_config_arguments,
     differences,
@@ -279,3 +280,19 @@ def test_what_the_ablation_freezes_is_there_to_be_frozen():
         if config.frozen_schedule:
             assert list(held.values()) == sorted(held.values(), reverse=True)
             assert held[max(held)] == 0
+
+
+@pytest.mark.parametrize("field", ["seed", "study.seeds"])
+def test_seeds_that_would_draw_the_same_are_refused(field):
+    config = Config(seed=2**32)
+    if field != "seed":
+        config = Config(study=StudyConfig(seeds=(1, 2**32 + 1)))
+    with pytest.raises(UserError, match=rf"config\.{field}=.*: a seed is below 2\*\*32"):
+        validate(config)
+
+
+def test_a_config_that_is_given_twice_is_refused():
+    file = f"--config={ROOT}/configs/tiny.py"
+    with pytest.raises(UserError, match="--config is given twice"):
+        check_config_arguments([file, "--config.epochs=3", file])
+    check_config_arguments([file, "--config.frozen=encoder", "--config.frozen=!encoder/stage_0"])

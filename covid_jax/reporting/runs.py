@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from covid_jax.config import Config
+from covid_jax.config import STRATEGY_NAMES, Config, differences, run_name, to_dict
 from covid_jax.errors import UserError, listed
 from covid_jax.evaluation.folders import load_metrics
 from covid_jax.evaluation.metrics import BOTH_EMPTY, NO_REFERENCE, unscored
@@ -21,6 +21,12 @@ from covid_jax.reporting.words import counted, seen_told
 from covid_jax.training.checkpoint import load_config
 from covid_jax.training.progress import read_log
 from covid_jax.training.provenance import load_provenance
+
+_OF_A_TRIAL = (
+    *("fold: ", "seed: ", "pretrained: ", "data.prepared_dir: ", "data.workers: "),
+    *("mesh.", "study."),
+)
+"""Settings in which the runs of one kind may differ."""
 
 _NONE_THERE = (BOTH_EMPTY, NO_REFERENCE)
 
@@ -107,7 +113,40 @@ def read_runs(study: Path) -> tuple[list[Run], list[str]]:
                 problems.append(str(error))
     place = lambda run: (run.kind.place, run.fold, run.config.seed, run.name)  # noqa: E731
     others = [f"{name}: {how} (steps/{name}.txt)" for name, how in ends.items()]
-    return sorted(runs, key=place), problems + others + uneven_seeds(runs)
+    runs, twice = _each_once(sorted(runs, key=place))
+    return runs, problems + others + twice + _unlike(runs) + uneven_seeds(runs)
+
+
+def _each_once(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
+    """The first run of each kind by fold and seed, and a line on each further one.
+
+    One whose folder has the name that a study gives it comes first.
+    """
+    once: dict[tuple[Kind, Trial], Run] = {}
+    for run in sorted(runs, key=lambda run: not run.name.startswith(run_name(run.config))):
+        once.setdefault((run.kind, run.trial), run)
+    lines = [
+        f"runs/{run.name}: is the same run as runs/{first.name}, which counts"
+        for run in runs
+        if (first := once[run.kind, run.trial]) is not run
+    ]
+    return [run for run in runs if once[run.kind, run.trial] is run], lines
+
+
+def _unlike(runs: Sequence[Run]) -> list[str]:
+    """A line on each run that has other settings than the first of its kind."""
+    first: dict[Kind, Run] = {}
+    lines = []
+    for run in runs:
+        beside = first.setdefault(run.kind, run)
+        mine, theirs = to_dict(run.config), to_dict(beside.config)
+        changed = [x for x in differences(mine, theirs) if not x.startswith(_OF_A_TRIAL)]
+        if changed:
+            lines.append(
+                f"runs/{run.name}: has other settings than runs/{beside.name}, in one row with it "
+                f"({'; '.join(changed)})"
+            )
+    return lines
 
 
 def unended_steps(study: Path) -> dict[str, str]:
@@ -171,6 +210,8 @@ def _read_run(folder: Path, end: str) -> Run:
     if not (folder / "config.json").is_file():
         raise UserError(f"{name}: {end or 'no config.json, not a run'}")
     config = load_config(folder)
+    if config.strategy not in STRATEGY_NAMES:
+        raise UserError(f"{name}: no strategy is called {config.strategy!r}")
     log = read_log(folder)
     if not (folder / "metrics.json").is_file():
         done = log[-1]["step"] if log else 0

@@ -83,6 +83,10 @@ class Step:
         return self.result.exists()
 
 
+_OF_ITS_PLACE = ("study.", "data.prepared_dir: ")
+"""Settings of a run that say where its study lies, and which one it is."""
+
+
 def plan_steps(config: Config, run_of: Callable[[str], Config], workdir: Path) -> list[Step]:
     """The steps of the study in `workdir`, in an order in which each finds what it needs.
 
@@ -343,6 +347,29 @@ def check_study(workdir: Path, config: Config) -> None:
                 f"{workdir} holds a study with another config ({'; '.join(changed)}); "
                 "use another --workdir, or delete it to start over"
             )
+
+
+def check_runs(steps: Sequence[Step]) -> None:
+    """Checks that the runs that have begun are of the configs that they would have now.
+
+    study.json has the config file's own run alone, and not what it makes of the names of others.
+
+    Raises:
+      UserError: one differs, or cannot be read.
+    """
+    for training in filter(None, (step.training for step in steps)):
+        if training.file.is_file() and (training.folder / "config.json").is_file():
+            theirs = to_dict(read_config(training.file))
+            changed = [
+                line
+                for line in differences(to_dict(training.config), theirs)
+                if not line.startswith((*_MAY_CHANGE, *_OF_ITS_PLACE))
+            ]
+            if changed:
+                raise UserError(
+                    f"{training.folder}: was begun with another config ({'; '.join(changed)}); "
+                    "change the config file back, or delete the run to make it again"
+                )
 
 
 def claim_study(workdir: Path, config: Config) -> None:

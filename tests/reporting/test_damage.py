@@ -137,3 +137,39 @@ def test_a_study_with_damaged_records_is_listed_or_refused_in_a_line(study):
             refused += 1
     file.write_text(before)
     assert refused > 5
+
+
+@pytest.fixture
+def runs(made, tmp_path):
+    """The folder of a study with two finished runs, to be edited."""
+    shutil.copytree(made / "study" / "runs", tmp_path / "runs")
+    return tmp_path / "runs"
+
+
+def edit(run, **changes):
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | changes))
+
+
+def test_a_run_of_a_strategy_that_there_is_none_of_is_left_out_and_named(runs):
+    edit(runs / OTHER, strategy="foo")
+    found, problems = read_runs(runs.parent)
+    assert [run.name for run in found] == ["body-msd-fold0"]
+    assert f"runs/{OTHER}: no strategy is called 'foo'" in problems
+
+
+def test_a_copy_of_a_run_counts_not_and_is_named(runs):
+    shutil.copytree(runs / OTHER, runs / "a-copy")
+    found, problems = read_runs(runs.parent)
+    assert sorted(run.name for run in found) == ["body-msd-fold0", OTHER]
+    assert f"runs/a-copy: is the same run as runs/{OTHER}, which counts" in problems
+
+
+def test_runs_of_one_row_with_other_settings_are_named(runs):
+    shutil.copytree(runs / OTHER, runs / "scratch-none-fold1")
+    edit(runs / "scratch-none-fold1", fold=1, seed=3)
+    assert not any("other settings" in line for line in read_runs(runs.parent)[1])
+    edit(runs / "scratch-none-fold1", epochs=77)
+    (line,) = (line for line in read_runs(runs.parent)[1] if "other settings" in line)
+    assert line.startswith(f"runs/scratch-none-fold1: has other settings than runs/{OTHER}, in one")
+    assert "epochs: 77, was" in line

@@ -8,6 +8,7 @@ import pytest
 
 from covid_jax.config import (
     Config,
+    OptimizerConfig,
     RawDirs,
     StudyConfig,
     load_config_file,
@@ -25,6 +26,7 @@ from covid_jax.files import write_json
 from covid_jax.studies.data import check_data, check_places, seen_notes
 from covid_jax.studies.grid import (
     Step,
+    check_runs,
     claim_study,
     load_study,
     only,
@@ -32,6 +34,7 @@ from covid_jax.studies.grid import (
     plan_steps,
     refuse_left_out,
     synthetic_data,
+    write_configs,
 )
 from tests.conftest import ROOT, tiny
 
@@ -466,3 +469,18 @@ def test_test_cases_that_a_network_was_trained_on_are_told_before_anything_is_pr
     assert told() == [line]
     own.study.folds = (0,)
     assert told() == []
+
+
+def test_a_run_that_has_begun_keeps_its_config_whatever_the_config_file_makes_of_its_name(tmp_path):
+    config = tiny(study=StudyConfig(runs=("scratch",), folds=(0, 1)))
+    steps = steps_of(config, tmp_path)
+    write_configs(steps)
+    begun = next(step.training for step in steps if step.name.endswith("fold0"))
+    slower = steps_of(config, tmp_path, optimizer=OptimizerConfig(learning_rate=0.5))
+    check_runs(slower)  # nothing has begun
+    begun.folder.mkdir(parents=True)
+    write_json(begun.folder / "config.json", to_dict(begun.config))
+    check_runs(steps)
+    line = r"fold0: was begun with another config \(optimizer.learning_rate: 0.5, was 0.01\)"
+    with pytest.raises(UserError, match=line):
+        check_runs(slower)

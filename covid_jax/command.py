@@ -29,7 +29,7 @@ from covid_jax.errors import (
 Main = Callable[[Sequence[str]], int]
 
 _ONE_WISH_SECONDS = 5.0  # in which several signals are one, as Ctrl-C's and then a study's
-_ONE_AT_A_TIME = threading.RLock()  # flags and sys.argv are the process's
+_ONE_AT_A_TIME = threading.RLock()  # flags, sys.argv and what is logged are the process's
 _HELP = {"--help", "-help", "--helpfull", "-h"}
 
 
@@ -73,17 +73,18 @@ def run_command(
     if _HELP & {*arguments}:
         print(f"{usage or ''}\nflags:\n{own.get_help(include_special_flags=False)}")
         return 0
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.FATAL)  # as `quieten`
-    try:
-        if check_arguments:
-            check_arguments(arguments)
-        with _ONE_AT_A_TIME, _parsed(own, arguments), _stopped_by_signals():
-            told, status = _outcome(work)
-    except UserError as error:
-        told, status = f"error: {error}", 1
-    finally:
-        logging.set_verbosity(verbosity)
+    with _ONE_AT_A_TIME:
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity(logging.FATAL)  # as `quieten`
+        try:
+            if check_arguments:
+                check_arguments(arguments)
+            with _parsed(own, arguments), _stopped_by_signals():
+                told, status = _outcome(work)
+        except UserError as error:
+            told, status = f"error: {error}", 1
+        finally:
+            logging.set_verbosity(verbosity)
     if told:
         print(told, file=sys.stderr)
     return status

@@ -217,7 +217,7 @@ def test_a_reader_that_has_seen_enough_ends_a_command_without_a_word():
 
 
 def test_calls_in_several_threads_wait_for_each_other():
-    ended = {}
+    ended, before = {}, state_of_the_process()
     threads = [
         threading.Thread(target=lambda n=n: ended.update({n: call(f"--number={n}")}))
         for n in range(8)
@@ -227,6 +227,7 @@ def test_calls_in_several_threads_wait_for_each_other():
     for thread in threads:
         thread.join()
     assert ended == {n: (0, [n, None, [f"--number={n}"]]) for n in range(8)}
+    assert state_of_the_process() == before
 
 
 @pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])

@@ -787,8 +787,13 @@ def read_config(path: Path, name: str = "") -> Config:
         raise UserError(f"{name or path}: damaged ({error})") from error
 
 
-def differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> list[str]:
-    """Lines "field: ours, was theirs" for every leaf in which two config dictionaries differ."""
+def differences(
+    ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "", besides: tuple[str, ...] = ()
+) -> list[str]:
+    """Lines "field: ours, was theirs" for every leaf in which two config dictionaries differ.
+
+    Without those that begin with one of `besides`.
+    """
     lines = []
     for name in sorted(ours.keys() | theirs.keys()):
         a, b = ours.get(name), theirs.get(name)
@@ -796,7 +801,7 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") 
             lines += differences(a, b, f"{prefix}{name}.")
         elif a != b:
             lines.append(f"{prefix}{name}: {a!r}, was {b!r}")
-    return lines
+    return [line for line in lines if not line.startswith(besides)]
 
 
 def _build(kind: type, values: dict[str, Any], place: str) -> Any:

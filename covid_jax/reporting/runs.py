@@ -140,8 +140,7 @@ def _unlike(runs: Sequence[Run]) -> list[str]:
     for run in runs:
         beside = first.setdefault(run.kind, run)
         mine, theirs = to_dict(run.config), to_dict(beside.config)
-        changed = [x for x in differences(mine, theirs) if not x.startswith(_OF_A_TRIAL)]
-        if changed:
+        if changed := differences(mine, theirs, besides=_OF_A_TRIAL):
             lines.append(
                 f"runs/{run.name}: has other settings than runs/{beside.name}, in one row with it "
                 f"({'; '.join(changed)})"

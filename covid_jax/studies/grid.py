@@ -337,12 +337,7 @@ def check_study(workdir: Path, config: Config) -> None:
     """
     if (workdir / "study.json").is_file():
         theirs = to_dict(load_study(workdir))  # a setting that came later is there
-        changed = [
-            line
-            for line in differences(to_dict(config), theirs)
-            if not line.startswith(_MAY_CHANGE)
-        ]
-        if changed:
+        if changed := differences(to_dict(config), theirs, besides=_MAY_CHANGE):
             raise UserError(
                 f"{workdir} holds a study with another config ({'; '.join(changed)}); "
                 "use another --workdir, or delete it to start over"
@@ -360,12 +355,8 @@ def check_runs(steps: Sequence[Step]) -> None:
     for training in filter(None, (step.training for step in steps)):
         if training.file.is_file() and (training.folder / "config.json").is_file():
             theirs = to_dict(read_config(training.file))
-            changed = [
-                line
-                for line in differences(to_dict(training.config), theirs)
-                if not line.startswith((*_MAY_CHANGE, *_OF_ITS_PLACE))
-            ]
-            if changed:
+            besides = (*_MAY_CHANGE, *_OF_ITS_PLACE)
+            if changed := differences(to_dict(training.config), theirs, besides=besides):
                 raise UserError(
                     f"{training.folder}: was begun with another config ({'; '.join(changed)}); "
                     "change the config file back, or delete the run to make it again"

@@ -77,7 +77,7 @@ def run_steps(steps: Sequence[Step], workdir: Path, executor: Executor) -> dict[
         print(f"{done} of {len(steps)} steps were done before{looks * bool(again)}", flush=True)
     running: dict[int, tuple[Step, Job]] = {}
     failed: dict[str, str] = {}
-    jobs = left(_submitted(waiting, workdir))
+    jobs = left(_submitted({step.name: _read_record(workdir, step) for step in waiting}))
     for step in [step for step in waiting if step.name in jobs]:
         waiting.remove(step)
         running[len(running)] = step, jobs[step.name]
@@ -152,7 +152,7 @@ def states(steps: Sequence[Step], workdir: Path) -> dict[str, State]:
     records = {step.name: _read_record(workdir, step) for step in steps}
     logs = {step.name: read_log(step.training.folder) for step in steps if step.training}
     measured = _measured(steps, records, logs)
-    jobs = _job_states([step for step in steps if not step.done], workdir)
+    jobs = _job_states([step for step in steps if not step.done], records, workdir)
     found = {}
     for step in steps:
         record = records[step.name]
@@ -277,9 +277,8 @@ def _last_words(log: Path) -> str:
     return lines[-1] if lines else ""
 
 
-def _submitted(steps: Sequence[Step], workdir: Path) -> dict[str, str]:
+def _submitted(records: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """The names of the jobs that nobody has seen ending, by step."""
-    records = {step.name: _read_record(workdir, step) for step in steps}
     return {
         name: record["job"]
         for name, record in records.items()
@@ -287,9 +286,11 @@ def _submitted(steps: Sequence[Step], workdir: Path) -> dict[str, str]:
     }
 
 
-def _job_states(steps: Sequence[Step], workdir: Path) -> dict[str, tuple[str, str]]:
+def _job_states(
+    steps: Sequence[Step], records: Mapping[str, Mapping[str, Any]], workdir: Path
+) -> dict[str, tuple[str, str]]:
     """Where the steps stand that are jobs of a cluster, and the cause or the job's number."""
-    jobs = _submitted(steps, workdir)
+    jobs = _submitted({step.name: records[step.name] for step in steps})
     try:
         told = ask(jobs.values())
     except UserError as error:

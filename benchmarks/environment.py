@@ -1,12 +1,13 @@
 """What a result was measured with: it stands in every file under benchmarks/results."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import platform
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,20 @@ def network(config: Config) -> str:
         f"{kind} encoder of {blocks} blocks, {features} features, {model.in_channels} channel"
         f"{'s' * (model.in_channels > 1)}, {config.label_space.told(model.num_classes)}"
     )
+
+
+@contextlib.contextmanager
+def one_core() -> Iterator[None]:
+    """Within it, the calling thread and all that it starts share one core.
+
+    What started before, such as JAX's threads, keeps the cores that it has.
+    """
+    every = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(every)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, every)
 
 
 def describe() -> dict[str, Any]:

@@ -10,7 +10,6 @@ process grows while so many are cut. Writes input_pipeline.json.
 """
 
 import functools
-import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -140,8 +139,13 @@ def work() -> None:
     """Measures what the flags say."""
     if not _OUTPUT.value:
         raise UserError("--output is missing (see --help)")
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # before JAX starts its threads
-    announce_device()
+    with environment.one_core():  # before JAX starts its threads
+        announce_device()
+        measure()
+
+
+def measure() -> None:
+    """Measures on the cores that this process has, and saves what was found."""
     config = environment.of_plan(config_from_flag(_CONFIG))
     path = Path(_OUTPUT.value) / "input_pipeline.json"
     with tempfile.TemporaryDirectory() as folder:

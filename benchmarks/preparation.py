@@ -9,7 +9,6 @@ blosc2. Writes preparation.json.
 
 import dataclasses
 import functools
-import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -77,9 +76,8 @@ def work() -> None:
     """Measures what the flags say."""
     if not _OUTPUT.value:
         raise UserError("--output is missing (see --help)")
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     path = Path(_OUTPUT.value) / "preparation.json"
-    with tempfile.TemporaryDirectory() as folder:
+    with environment.one_core(), tempfile.TemporaryDirectory() as folder:
         runs = candidates(Path(folder))
         *_, timings = in_turns(list(runs.values()), _ROUNDS.value, _SECONDS.value)
     lines: list[Line] = [

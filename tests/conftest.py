@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from covid_jax.config import Config, load_config_file
+from covid_jax.device import cores
 from covid_jax.model import onednn
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,6 +36,17 @@ FORMS = ("lax", "packed", "slices", pytest.param("onednn", marks=needs_onednn))
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first, so that no worker is left alone with one at the end."""
     items.sort(key=lambda item: not item.nodeid.startswith(LONG))
+
+
+@pytest.fixture(autouse=True)
+def untouched_process():
+    """No test leaves the process, which it shares with others, on other cores or in another folder.
+
+    On other cores sums are added in another order, and runs differ in the last bit.
+    """
+    before = cores(), Path.cwd()
+    yield
+    assert (cores(), Path.cwd()) == before
 
 
 @pytest.fixture(scope="session")

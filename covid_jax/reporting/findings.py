@@ -102,13 +102,20 @@ def _what(
             f"Nothing helps and nothing harms for certain: {none} from scratch by more than "
             "chance may do."
         )
+    seeds = _seeds({kind: found.trials for kind, found in {**gains, **losses}.items()})
+    against = "Against scratch" + " and by one seed a fold" * (max(seeds.values()) == 1)
     if len(tests) == 1:
-        return f"Against scratch, {_named(tests)} {'helps' if gains else 'harms'}."
+        return f"{against}, {_named(tests)} {'helps' if gains else 'harms'}."
     helps = f"{len(gains) or 'none'} help{'s' * (len(gains) < 2)}"
     harms = f"{len(losses) or 'none'} harm{'s' * (len(losses) < 2)}"
     helps += f" ({_named(gains)})" if 0 < len(gains) <= _MOST_NAMED else ""
     harms += f" ({_named(losses)})" if 0 < len(losses) <= _MOST_NAMED else ""
-    return f"Against scratch, of {len(tests)} rows {helps}, and {harms}."
+    return f"{against}, of {len(tests)} rows {helps}, and {harms}."
+
+
+def _seeds(trials: Mapping[Kind, Sequence[tuple[int, int]]]) -> dict[Kind, int]:
+    """The fewest seeds that a row has in a fold, of the folds and seeds of its runs."""
+    return {kind: min(Counter(f for f, _ in each).values()) for kind, each in trials.items()}
 
 
 def _how_much(
@@ -170,7 +177,7 @@ def _unknown(
     trials = {kind: found.trials for kind, found in compared.items()} or {
         kind: tuple(run.trial for run in runs if run.kind == kind) for kind in kinds_of(runs)
     }
-    fewest = {kind: min(Counter(f for f, _ in each).values()) for kind, each in trials.items()}
+    fewest = _seeds(trials)
     for number, words in {
         1: "one seed a fold does not tell",
         2: "two seeds a fold tell little",

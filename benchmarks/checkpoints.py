@@ -17,10 +17,10 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from benchmarks import environment
-from benchmarks.steps import ours
-from benchmarks.tables import Line, checkpoints_table
-from benchmarks.timing import in_turns
+from benchmarks.harness import environment
+from benchmarks.harness.steps import ours
+from benchmarks.harness.tables import Line, checkpoints_table
+from benchmarks.harness.timing import in_turns
 from covid_jax.command import as_process, run_command
 from covid_jax.config import (
     Config,

@@ -23,10 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from benchmarks import environment
-from benchmarks.arithmetic import Convolution, convolutions
-from benchmarks.tables import Line, convolution_table
-from benchmarks.timing import in_turns
+from benchmarks.harness import environment
+from benchmarks.harness.arithmetic import Convolution, convolutions
+from benchmarks.harness.tables import Line, convolution_table
+from benchmarks.harness.timing import in_turns
 from covid_jax.command import as_process, run_command
 from covid_jax.config import (
     Config,

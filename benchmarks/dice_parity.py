@@ -22,9 +22,9 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from benchmarks import environment
+from benchmarks.harness import environment
+from benchmarks.harness.seeds import agreement, agreement_table
 from benchmarks.peers import torch_nnunet as peer
-from benchmarks.seeds import agreement, agreement_table
 from covid_jax.command import as_process, run_command
 from covid_jax.config import Config, check_config_arguments, config_from_flag, define_config_flag
 from covid_jax.data.augment import augment

@@ -22,9 +22,9 @@ from pathlib import Path
 
 from absl import flags
 
-from benchmarks import environment
-from benchmarks.measure import candidates_of, epoch_times, paper_seconds, whole_epoch
-from benchmarks.tables import Line, epoch_time_table
+from benchmarks.harness import environment
+from benchmarks.harness.measure import candidates_of, epoch_times, paper_seconds, whole_epoch
+from benchmarks.harness.tables import Line, epoch_time_table
 from covid_jax.command import as_process, run_command
 from covid_jax.config import (
     STRATEGY_NAMES,

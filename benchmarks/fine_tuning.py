@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from benchmarks import environment
-from benchmarks.tables import fine_tuning_table
+from benchmarks.harness import environment
+from benchmarks.harness.tables import fine_tuning_table
 from covid_jax.command import as_process, run_command
 from covid_jax.config import check_config_arguments, config_from_flag, define_config_flag, named_run
 from covid_jax.device import announce_device

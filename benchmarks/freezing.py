@@ -4,7 +4,7 @@ r"""What freezing saves: every prefix of the encoder, then the decoder from its 
         --output=DIR [--peer=torch]
 
 Of each frozen part the training step of the network of config.strategy, in turns with full
-training, with optax's recipe (benchmarks/steps.py: the whole tree is differentiated, updates of
+training, with optax's recipe (harness/steps.py: the whole tree is differentiated, updates of
 frozen leaves are set to zero; clipped inside the partition, and in front of it) and with PyTorch's
 requires_grad=False: seconds, operations by XLA's count, peak bytes. Writes freezing.json after
 every part, and prints the table.
@@ -15,9 +15,9 @@ from pathlib import Path
 
 from absl import flags
 
-from benchmarks import environment
-from benchmarks.measure import freezing
-from benchmarks.tables import Line, freezing_table
+from benchmarks.harness import environment
+from benchmarks.harness.measure import freezing
+from benchmarks.harness.tables import Line, freezing_table
 from covid_jax.command import as_process, run_command
 from covid_jax.config import check_config_arguments, config_from_flag, define_config_flag
 from covid_jax.device import announce_device

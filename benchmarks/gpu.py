@@ -3,7 +3,7 @@ r"""What a GPU is asked for when one is at hand for 14 minutes, on a bare machin
     bash launch/gpu_benchmark.sh --output=DIR [--budget=840] [--only=REGEX] [--dry_run] \
         [--config=configs/nnunet.py --config.data.prepared_dir=FOLDER]
 
-The parts stand in benchmarks/gpu_parts.py, in the order of their value. Each runs in a process of
+The parts stand in harness/gpu_parts.py, in the order of their value. Each runs in a process of
 its own, which is killed at its own limit, or where the budget ends: a part that fails or hangs
 costs itself alone, and is named at the end. Every figure is written as soon as it is there, into
 few files, in which the parts that are complete are named; these are skipped when the same command
@@ -29,8 +29,8 @@ from pathlib import Path
 
 from absl import flags
 
-from benchmarks.environment import of_plan
-from benchmarks.gpu_parts import PARTS, Part, Sheet
+from benchmarks.harness.environment import of_plan
+from benchmarks.harness.gpu_parts import PARTS, Part, Sheet
 from benchmarks.peers.stand_ins import missing, stand_in_for_missing
 from covid_jax.command import as_process, run_command
 from covid_jax.config import check_config_arguments, config_from_flag, define_config_flag

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from absl import flags
 
-from benchmarks import environment
-from benchmarks.gpu_times import COPY_RATE, STRATEGIES, predict
-from benchmarks.tables import gpu_predictions_table
+from benchmarks.harness import environment
+from benchmarks.harness.gpu_times import COPY_RATE, STRATEGIES, predict
+from benchmarks.harness.tables import gpu_predictions_table
 from covid_jax.command import as_process, run_command
 from covid_jax.errors import UserError
 

@@ -21,10 +21,10 @@ from absl import flags
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from benchmarks import environment
-from benchmarks.arithmetic import counted_flops
-from benchmarks.tables import Line, gpu_program_table
-from benchmarks.trace import instructions, kind_of
+from benchmarks.harness import environment
+from benchmarks.harness.arithmetic import counted_flops
+from benchmarks.harness.tables import Line, gpu_program_table
+from benchmarks.harness.trace import instructions, kind_of
 from covid_jax.command import as_process, run_command
 from covid_jax.config import STRATEGY_NAMES, Config, DataConfig
 from covid_jax.errors import UserError

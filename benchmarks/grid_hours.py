@@ -2,7 +2,7 @@
 
     python -m benchmarks.grid_hours --output=benchmarks/results
 
-Nothing is timed here: benchmarks/cluster.py says what was measured and what is assumed. Writes
+Nothing is timed here: harness/cluster.py says what was measured and what is assumed. Writes
 grid_hours.json.
 """
 
@@ -11,9 +11,9 @@ from pathlib import Path
 
 from absl import flags
 
-from benchmarks import environment
-from benchmarks.cluster import LATENCY, LINK, simulate
-from benchmarks.tables import grid_hours_table
+from benchmarks.harness import environment
+from benchmarks.harness.cluster import LATENCY, LINK, simulate
+from benchmarks.harness.tables import grid_hours_table
 from covid_jax.command import as_process, run_command
 from covid_jax.errors import UserError
 

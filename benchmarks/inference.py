@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from benchmarks import environment
-from benchmarks.measure import predictions
-from benchmarks.tables import Line, inference_table
+from benchmarks.harness import environment
+from benchmarks.harness.measure import predictions
+from benchmarks.harness.tables import Line, inference_table
 from covid_jax.command import as_process, run_command
 from covid_jax.config import check_config_arguments, config_from_flag, define_config_flag
 from covid_jax.data.preprocess import read_scan

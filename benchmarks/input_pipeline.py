@@ -20,10 +20,10 @@ import jax
 import numpy as np
 from absl import flags
 
-from benchmarks import environment
-from benchmarks.steps import sampler_of
-from benchmarks.tables import Line, input_pipeline_table
-from benchmarks.timing import in_turns
+from benchmarks.harness import environment
+from benchmarks.harness.steps import sampler_of
+from benchmarks.harness.tables import Line, input_pipeline_table
+from benchmarks.harness.timing import in_turns
 from covid_jax.command import as_process, run_command
 from covid_jax.config import Config, check_config_arguments, config_from_flag, define_config_flag
 from covid_jax.data.augment import augment

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from absl import flags
 
-from benchmarks import environment
-from benchmarks.steps import ours
-from benchmarks.tables import kernels_table
-from benchmarks.trace import operations
+from benchmarks.harness import environment
+from benchmarks.harness.steps import ours
+from benchmarks.harness.tables import kernels_table
+from benchmarks.harness.trace import operations
 from covid_jax.command import as_process, run_command
 from covid_jax.config import check_config_arguments, config_from_flag, define_config_flag
 from covid_jax.device import announce_device

@@ -21,9 +21,9 @@ import torch
 from absl import flags
 from tqdm import tqdm
 
-from benchmarks import environment
+from benchmarks.harness import environment
+from benchmarks.harness.seeds import Curve, agreement, agreement_table, draw_curves
 from benchmarks.peers import torch_nnunet as peer
-from benchmarks.seeds import Curve, agreement, agreement_table, draw_curves
 from covid_jax.command import as_process, run_command
 from covid_jax.config import Config, DataConfig, OptimizerConfig, UNetConfig
 from covid_jax.data.sampling import Batch, Sampler

@@ -25,9 +25,9 @@ import numpy as np
 import optax
 from absl import flags
 
-from benchmarks import environment
-from benchmarks.steps import dummy_batch
-from benchmarks.tables import Line, meshes_table
+from benchmarks.harness import environment
+from benchmarks.harness.steps import dummy_batch
+from benchmarks.harness.tables import Line, meshes_table
 from covid_jax.command import as_process, run_command
 from covid_jax.config import (
     Config,

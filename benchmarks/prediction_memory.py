@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from benchmarks import environment
-from benchmarks.tables import Line, prediction_memory_table
+from benchmarks.harness import environment
+from benchmarks.harness.tables import Line, prediction_memory_table
 from covid_jax.command import as_process, run_command
 from covid_jax.config import Config, DataConfig, InferenceConfig, UNetConfig
 from covid_jax.data.geometry import from_spacing

@@ -16,9 +16,9 @@ from typing import Any
 
 from absl import flags
 
-from benchmarks import environment
-from benchmarks.tables import Line, preparation_table
-from benchmarks.timing import in_turns
+from benchmarks.harness import environment
+from benchmarks.harness.tables import Line, preparation_table
+from benchmarks.harness.timing import in_turns
 from covid_jax.command import as_process, run_command
 from covid_jax.data.labels import read_label
 from covid_jax.data.normalization import CT

@@ -19,8 +19,8 @@ from absl import flags
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from benchmarks import gpu_times, tables
-from benchmarks.tables import Line
+from benchmarks.harness import gpu_times, tables
+from benchmarks.harness.tables import Line
 from covid_jax.command import as_process, run_command
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -20,10 +20,10 @@ from typing import Any
 import jax
 from absl import flags
 
-from benchmarks import environment
-from benchmarks.steps import ours, real_batches
-from benchmarks.tables import MESH, Line, scaling_table
-from benchmarks.timing import in_turns
+from benchmarks.harness import environment
+from benchmarks.harness.steps import ours, real_batches
+from benchmarks.harness.tables import MESH, Line, scaling_table
+from benchmarks.harness.timing import in_turns
 from covid_jax.command import as_process, run_command
 from covid_jax.config import (
     Config,

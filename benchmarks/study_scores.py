@@ -14,8 +14,8 @@ from typing import Any
 
 from absl import flags
 
-from benchmarks import environment
-from benchmarks.tables import study_table
+from benchmarks.harness import environment
+from benchmarks.harness.tables import study_table
 from covid_jax.command import as_process, run_command
 from covid_jax.errors import UserError
 from covid_jax.files import read_json

@@ -2,7 +2,7 @@
 
     python -m benchmarks.trainer_parity --dataset=channels --output=benchmarks/results
 
-nnU-Net plans a synthetic dataset (benchmarks/phantoms.py: of several channels, or of regions), and
+nnU-Net plans a synthetic dataset (harness/phantoms.py: of several channels, or of regions), and
 both train by that plan, on their own: nnU-Net by its preprocessor, data loader, augmentation,
 trainer and predictor, ours by `prepare --plans` and `train --config=configs/nnunet.py`. The masks
 of the validation cases are scored by the same code. Writes trainer_parity_DATASET.json and .png:
@@ -23,9 +23,9 @@ import matplotlib
 import matplotlib.pyplot as plt
 from absl import flags
 
-from benchmarks import environment
-from benchmarks.phantoms import PHANTOMS, write_phantoms
-from benchmarks.seeds import Curve, agreement, agreement_table, draw_curves
+from benchmarks.harness import environment
+from benchmarks.harness.phantoms import PHANTOMS, write_phantoms
+from benchmarks.harness.seeds import Curve, agreement, agreement_table, draw_curves
 from covid_jax.command import as_process, run_command
 from covid_jax.device import announce_cpu
 from covid_jax.errors import UserError

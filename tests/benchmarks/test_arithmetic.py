@@ -5,11 +5,11 @@ import math
 
 import pytest
 
-from benchmarks.arithmetic import convolutions, counted_flops
+from benchmarks.harness.arithmetic import convolutions, counted_flops
+from benchmarks.harness.golden import RESIDUAL
 from covid_jax.config import Config, DataConfig
 from covid_jax.training.cost import step_flops
 from covid_jax.transfer.strategies import STRATEGIES
-from tests.networks import RESIDUAL
 
 PAPER = Config()  # 56 x 160 x 192, batch 2
 RESIDUAL_BENCHMARK = dataclasses.replace(

@@ -2,8 +2,8 @@
 
 import pytest
 
-from benchmarks.cluster import MESHES, grid_hours, seconds, step_of
-from benchmarks.gpu_times import measured
+from benchmarks.harness.cluster import MESHES, grid_hours, seconds, step_of
+from benchmarks.harness.gpu_times import measured
 from covid_jax.config import PAPER_RUNS, MeshConfig
 
 EPOCH = dict.fromkeys(("scratch", "continual", "body", "frozen_encoder", "multi_encoder"), 36.0)

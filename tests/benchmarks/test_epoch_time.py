@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks.measure import Candidate, whole_epoch
+from benchmarks.harness.measure import Candidate, whole_epoch
 from covid_jax.training.platform import platform_of
 from tests.conftest import ROOT, SMALL_NETWORK, tiny
 

@@ -1,6 +1,6 @@
 """What the table of fine_tuning says of its scores."""
 
-from benchmarks.tables import fine_tuning_table
+from benchmarks.harness.tables import fine_tuning_table
 
 
 def test_the_table_counts_the_cases_in_which_a_strategy_is_ahead_of_scratch():

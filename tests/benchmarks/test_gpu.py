@@ -9,7 +9,7 @@ import time
 import pytest
 
 from benchmarks.gpu import Task, drive
-from benchmarks.gpu_parts import FULL, PARTS, Sheet
+from benchmarks.harness.gpu_parts import FULL, PARTS, Sheet
 from covid_jax.errors import UserError
 from tests.conftest import ROOT
 

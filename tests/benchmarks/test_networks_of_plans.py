@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 
-from benchmarks.environment import network, of_plan
 from benchmarks.gpu import chosen, task_of
-from benchmarks.gpu_parts import DRY, Sheet, prediction, synthetic_cases
-from benchmarks.steps import dummy_batch, ours, sampler_of, theirs
+from benchmarks.harness.environment import network, of_plan
+from benchmarks.harness.gpu_parts import DRY, Sheet, prediction, synthetic_cases
+from benchmarks.harness.steps import dummy_batch, ours, sampler_of, theirs
 from covid_jax.config import load_config_file, to_dict
 from covid_jax.data.normalization import Normalization, ct
 from covid_jax.data.plan import Plan, load_plan, save_plan

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from benchmarks.cluster import simulate
-from benchmarks.gpu_times import (
+from benchmarks.harness.cluster import simulate
+from benchmarks.harness.gpu_times import (
     STRATEGIES,
     measured,
     packed_passes,
@@ -15,8 +15,8 @@ from benchmarks.gpu_times import (
     validation_seconds,
     with_epochs,
 )
+from benchmarks.harness.tables import epoch_time_table, gpu_epoch_table, gpu_kernels_table
 from benchmarks.report import RESULTS
-from benchmarks.tables import epoch_time_table, gpu_epoch_table, gpu_kernels_table
 from covid_jax.config import Config
 from tests.conftest import ROOT
 

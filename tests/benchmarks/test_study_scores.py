@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
+from benchmarks.harness.tables import study_table
 from benchmarks.study_scores import rows_of
-from benchmarks.tables import study_table
 from covid_jax.config import Config, to_dict
 from covid_jax.reporting.runs import read_runs
 from tests.conftest import ROOT

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.trace import instructions, kind_of, summed
+from benchmarks.harness.trace import instructions, kind_of, summed
 
 PROGRAM = """HloModule step
 

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("nnunetv2", reason="extra peers is not installed")
 
-from benchmarks.phantoms import PHANTOMS, write_phantoms
+from benchmarks.harness.phantoms import PHANTOMS, write_phantoms
 
 
 @pytest.mark.parametrize("name", PHANTOMS)

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import pytest
 from hypothesis import given, settings
 
+from benchmarks.harness.golden import BENCHMARK, CASES, RESIDUAL
 from covid_jax.model.layers import layers
 from covid_jax.model.unet import MultiEncoderUNet, UNet
 from covid_jax.transfer.freezing import leaves_by_path
-from tests.networks import BENCHMARK, CASES, RESIDUAL, topologies
+from tests.networks import topologies
 
 
 def params_of(network):

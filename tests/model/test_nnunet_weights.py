@@ -7,21 +7,13 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks.harness.golden import CASES, NETWORKS, UNEVEN, VERSION_1, random_image, stored_weights
 from covid_jax.errors import UserError
 from covid_jax.model.nnunet_weights import to_params, to_state_dict
 from covid_jax.model.unet import UNet
-from tests.networks import (
-    CASES,
-    FILES,
-    UNEVEN,
-    VERSION_1,
-    random_image,
-    relative_error,
-    sampled,
-    stored_weights,
-)
+from tests.networks import relative_error, sampled
 
-GOLDEN = json.loads((FILES / "golden_networks.json").read_text())
+GOLDEN = json.loads(NETWORKS.read_text())
 
 
 @pytest.mark.parametrize("name", CASES)

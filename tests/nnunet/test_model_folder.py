@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks.harness.golden import NETWORKS, random_image
 from covid_jax.data.phantom import write_raw_dataset
 from covid_jax.data.plan import Resampling
 from covid_jax.errors import UserError
@@ -20,10 +21,10 @@ from covid_jax.nnunet.model_folder import (
 )
 from covid_jax.nnunet.pickles import load_pickle
 from tests.conftest import ROOT
-from tests.networks import TINY_PATCH, TINY_VERSION_1, random_image, relative_error, sampled
+from tests.networks import TINY_PATCH, TINY_VERSION_1, relative_error, sampled
 
 VERSION_1 = ROOT / "tests" / "files" / "nnunet_version_1"
-GOLDEN = json.loads((ROOT / "tests" / "files" / "golden_networks.json").read_text())
+GOLDEN = json.loads(NETWORKS.read_text())
 
 
 @pytest.fixture

@@ -9,33 +9,24 @@ import collections
 import json
 import pickle
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from benchmarks.harness.golden import CASES, NETWORKS, STEPS, random_batch, random_image, random_weights
 from benchmarks.peers import torch_nnunet as peer
 from covid_jax.config import OptimizerConfig
-from tests.networks import (
-    CASES,
-    FILES,
-    TINY_PATCH,
-    TINY_VERSION_1,
-    random_batch,
-    random_image,
-    random_weights,
-    sampled,
-)
+from tests.networks import TINY_PATCH, TINY_VERSION_1, sampled
 
-FILE = FILES / "golden_networks.json"
-STEPS = FILES / "golden_steps.json"
-VERSION_1_MODEL = FILE.parent / "nnunet_version_1"
+VERSION_1_MODEL = Path(__file__).resolve().parent.parent / "files" / "nnunet_version_1"
 
 
 def main(version_1_source: str | None) -> None:
-    """Writes FILE."""
-    golden = json.loads(FILE.read_text()) if FILE.exists() else {}
+    """Writes NETWORKS."""
+    golden = json.loads(NETWORKS.read_text()) if NETWORKS.exists() else {}
     for name, (config, _) in CASES.items():
         if name != "version 1":
             golden[name] = values(peer.network(config), name)
@@ -43,7 +34,7 @@ def main(version_1_source: str | None) -> None:
             sys.path.insert(0, version_1_source)
             golden[name] = values(version_1_network(config), name)
             write_version_1_model(golden)
-    FILE.write_text(json.dumps(golden) + "\n")
+    NETWORKS.write_text(json.dumps(golden) + "\n")
     STEPS.write_text(json.dumps({"losses": losses("isotropic", steps=5)}) + "\n")
 
 
@@ -71,7 +62,7 @@ def values(net: nn.Module, name: str) -> dict[str, Any]:
 
 
 def load_random_weights(net: nn.Module, seed: int = 0) -> None:
-    """Gives the network the weights of tests/networks.py."""
+    """Gives the network the weights of benchmarks/harness/golden.py."""
     weights = random_weights(own_shapes(net), seed)
     tensors = {name: torch.from_numpy(value) for name, value in weights.items()}
     net.load_state_dict(tensors, strict=False)  # the names that are left out are aliases

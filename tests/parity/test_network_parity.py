@@ -11,12 +11,13 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.harness.golden import CASES, random_image
 from covid_jax.model import nnunet_weights
 from covid_jax.model.nnunet_weights import to_params, to_state_dict
 from covid_jax.model.unet import MultiEncoderUNet, UNet
 from covid_jax.training.state import new_params
 from tests.conftest import FORMS
-from tests.networks import CASES, random_image, relative_error, topologies
+from tests.networks import relative_error, topologies
 
 torch = pytest.importorskip("torch", reason="PyTorch is missing: EXTRAS=dev,peers launch/test.sh")
 from benchmarks.peers import torch_nnunet as peer  # noqa: E402

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.harness.golden import random_image
 from covid_jax.config import IGNORED, Config, OptimizerConfig, UNetConfig
 from covid_jax.model.loss import deep_supervision_loss
 from covid_jax.model.nnunet_weights import to_params
@@ -15,7 +16,7 @@ from covid_jax.model.unet import UNet
 from covid_jax.training.state import initial_state, learning_rate, optimizer
 from covid_jax.training.step import make_train_step
 from covid_jax.transfer.freezing import leaf_paths
-from tests.networks import random_image, relative_error
+from tests.networks import relative_error
 
 torch = pytest.importorskip("torch", reason="PyTorch is missing: EXTRAS=dev,peers launch/test.sh")
 from nnunetv2.training.loss import dice  # noqa: E402

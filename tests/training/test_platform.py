@@ -92,7 +92,7 @@ def test_only_commands_and_the_mesh_ask_jax_what_it_runs_on():
     assert found == {
         "covid_jax/predict.py",
         "covid_jax/train.py",  # from the mesh's devices
-        "benchmarks/environment.py",
+        "benchmarks/harness/environment.py",
     }
 
 
@@ -112,7 +112,7 @@ from covid_jax.training.state import initial_state, new_params
 from covid_jax.transfer.freezing import mask, split
 from covid_jax.transfer.strategies import frozen_patterns
 from covid_jax.data.augment import input_size
-from benchmarks.steps import dummy_batch
+from benchmarks.harness.steps import dummy_batch
 from tests.conftest import tiny
 
 def trained(name, dtype, mesh, remat, steps=3):

@@ -13,16 +13,16 @@ from pathlib import Path
 
 import jax
 
-from benchmarks.arithmetic import convolutions
-from benchmarks.gpu_times import measured, validation_seconds
-from benchmarks.tables import Line
+from benchmarks.harness.arithmetic import convolutions
+from benchmarks.harness.gpu_times import measured, validation_seconds
+from benchmarks.harness.tables import Line
 from covid_jax.config import PAPER_RUNS, SOURCES, Config, MeshConfig, load_config_file
 from covid_jax.reporting.paper import paper_table
 from covid_jax.training.cost import abstract_params
 from covid_jax.transfer.freezing import mask
 from covid_jax.transfer.strategies import frozen_patterns
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 LINK = 450e9
 """Of an H200 to its neighbours by NVLink, bytes a second in one direction: its maker's figure."""
 LATENCY = 15e-6

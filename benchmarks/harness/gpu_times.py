@@ -5,15 +5,15 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.arithmetic import convolutions
-from benchmarks.tables import Line
+from benchmarks.harness.arithmetic import convolutions
+from benchmarks.harness.tables import Line
 from covid_jax.config import Config
 from covid_jax.model.conv import neighbours
 from covid_jax.training.cost import abstract_params
 from covid_jax.transfer.freezing import leaves_by_path, mask
 from covid_jax.transfer.strategies import frozen_patterns
 
-RESULTS = Path(__file__).resolve().parent / "results"
+RESULTS = Path(__file__).resolve().parent.parent / "results"
 
 STRATEGIES = ("scratch", "frozen_encoder", "multi_encoder")
 PASSES = ("forward", "to kernel", "to input")

@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import environment, tables
-from benchmarks.measure import (
+from benchmarks.harness import environment, tables
+from benchmarks.harness.golden import CASES, STEPS, random_batch, stored_weights
+from benchmarks.harness.measure import (
     Candidate,
     epoch_times,
     freezing,
@@ -26,11 +27,11 @@ from benchmarks.measure import (
     predictions,
     with_work,
 )
+from benchmarks.harness.steps import Trainer, dummy_batch, ours, sampler_of, theirs, trainer
+from benchmarks.harness.tables import Line
+from benchmarks.harness.timing import in_turns
+from benchmarks.harness.trace import operations, summed
 from benchmarks.peers.stand_ins import missing, stand_in_for_missing
-from benchmarks.steps import Trainer, dummy_batch, ours, sampler_of, theirs, trainer
-from benchmarks.tables import Line
-from benchmarks.timing import in_turns
-from benchmarks.trace import operations, summed
 from covid_jax.config import Config, DataConfig, UNetConfig
 from covid_jax.data.augment import augment, input_size
 from covid_jax.data.planner import residual_blocks
@@ -41,7 +42,6 @@ from covid_jax.training.platform import Platform, platform_of
 from covid_jax.training.program import make_program
 from covid_jax.training.state import initial_state, new_params
 from covid_jax.transfer.strategies import network_of
-from tests.networks import CASES, FILES, random_batch, stored_weights
 
 if TYPE_CHECKING:  # a bare machine lacks the libraries behind these
     from covid_jax.data.sampling import Batch
@@ -49,7 +49,6 @@ if TYPE_CHECKING:  # a bare machine lacks the libraries behind these
 
 Triple = tuple[int, int, int]
 
-GOLDEN = FILES / "golden_steps.json"
 TOLERANCE = {"float32": 1e-3, "bfloat16": 1e-2}
 """Of losses, relative. A GPU's float32 products are rounded to TF32; 2.6e-4 and 1.5e-3 were met."""
 
@@ -247,7 +246,7 @@ def are_here(modules: Sequence[str], what: str) -> bool:
 
 
 def losses(config: Config, platform: Platform, steps: int) -> list[float]:
-    """The losses of the first of the training steps of which GOLDEN holds PyTorch's."""
+    """The losses of the first of the training steps of which STEPS holds PyTorch's."""
     mesh = make_mesh(config.mesh, config.data.batch_size, config.data.patch_size[0])
     program = make_program(config, mesh, platform)
     params = to_params(stored_weights("isotropic"), config.model)
@@ -281,7 +280,7 @@ def losses_of_choices(scale: Scale, dtype: str) -> tuple[list[float], list[float
 
 def correctness(sheet: Sheet, scale: Scale) -> None:
     """Losses beside PyTorch's, and a GPU's choices beside others'; an error beyond TOLERANCE."""
-    stored = json.loads(GOLDEN.read_text())["losses"]
+    stored = json.loads(STEPS.read_text())["losses"]
     stored = stored[:2] if scale.dry_run else stored
     model, patch = CASES["isotropic"]
     data = DataConfig(patch_size=patch, augment=False)

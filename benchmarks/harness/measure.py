@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import environment
-from benchmarks.arithmetic import counted_flops
-from benchmarks.roofline import bandwidth, matrix_rate
-from benchmarks.steps import Steps, optax_recipe, ours, real_batches, theirs
-from benchmarks.tables import Line
-from benchmarks.timing import Timing, in_turns
+from benchmarks.harness import environment
+from benchmarks.harness.arithmetic import counted_flops
+from benchmarks.harness.roofline import bandwidth, matrix_rate
+from benchmarks.harness.steps import Steps, optax_recipe, ours, real_batches, theirs
+from benchmarks.harness.tables import Line
+from benchmarks.harness.timing import Timing, in_turns
 from covid_jax.config import Config, UNetConfig
 from covid_jax.model.layers import layers
 from covid_jax.reporting.paper import paper_table

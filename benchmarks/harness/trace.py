@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from benchmarks.tables import Line
+from benchmarks.harness.tables import Line
 
 _WIDTHS = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "f64": 8}
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?(\S+) = (.*?) ([\w-]+)\((.*)$")

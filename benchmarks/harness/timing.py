@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.energy import joules_used
+from benchmarks.harness.energy import joules_used
 
 NOISY = 0.10
 """Turns whose quartiles lie further apart than this share of their median are marked as noisy."""

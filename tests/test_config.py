@@ -208,7 +208,7 @@ def test_a_fault_of_the_program_that_a_config_file_meets_is_no_mistake_in_the_fi
     tmp_path, monkeypatch
 ):
     """It keeps its traceback."""
-    monkeypatch.setattr("covid_jax.config.SOURCES", None)
+    monkeypatch.setattr("covid_jax.config.settings.SOURCES", None)
     file = tmp_path / "mine.py"
     file.write_text(
         "from covid_jax.config import Config, named_run\n"

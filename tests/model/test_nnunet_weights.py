@@ -7,7 +7,14 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks.harness.golden import CASES, NETWORKS, UNEVEN, VERSION_1, random_image, stored_weights
+from benchmarks.harness.golden import (
+    CASES,
+    NETWORKS,
+    UNEVEN,
+    VERSION_1,
+    random_image,
+    stored_weights,
+)
 from covid_jax.errors import UserError
 from covid_jax.model.nnunet_weights import to_params, to_state_dict
 from covid_jax.model.unet import UNet

@@ -16,7 +16,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.harness.golden import CASES, NETWORKS, STEPS, random_batch, random_image, random_weights
+from benchmarks.harness.golden import (
+    CASES,
+    NETWORKS,
+    STEPS,
+    random_batch,
+    random_image,
+    random_weights,
+)
 from benchmarks.peers import torch_nnunet as peer
 from covid_jax.config import OptimizerConfig
 from tests.networks import TINY_PATCH, TINY_VERSION_1, sampled

@@ -1,0 +1,109 @@
+"""Configs from a command's arguments: --config=FILE.py[:RUN], and a flag for every field."""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+
+from covid_jax.config.files import load_config_file
+from covid_jax.config.rules import check_types, validate
+from covid_jax.config.settings import Config, is_settings
+from covid_jax.errors import UserError
+
+
+def define_config_flag(own: flags.FlagValues) -> flags.FlagHolder[Config]:
+    """Among a command's `own`, --config=FILE.py[:ARGUMENT] and --config.FIELD=VALUE of Config."""
+    # Here, not above: what needs no flags runs without it, such as the benchmark on a bare machine.
+    from ml_collections import config_flags
+
+    holder = config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "Config file, and after a colon the run: configs/paper.py:body-msd; or a run's "
+        "config.json. Every field of Config (covid_jax/config/settings.py) is a flag: "
+        "--config.optimizer.learning_rate=0.02.",
+        flag_values=own,
+    )
+    own["config"].parser = _ConfigParser()
+    return holder
+
+
+class _ConfigParser(flags.ArgumentParser):  # type: ignore[misc]
+    """Reads the value of --config."""
+
+    def parse(self, argument: str) -> Config:
+        """As load_config_file."""
+        return load_config_file(argument)
+
+
+def config_from_flag(holder: flags.FlagHolder[Config]) -> Config:
+    """The validated value of --config."""
+    config = holder.value
+    if config is None:
+        raise UserError("--config is missing, for example --config=configs/quickstart.py")
+    return _complete(config)
+
+
+def run_from_flag(own: flags.FlagValues, name: str) -> Config:
+    """What the file of --config makes of the name of a run, with the same fields overridden.
+
+    But for data.datasets of a pre-training: what is overridden is the target, and not its source.
+    """
+    from ml_collections import config_flags
+
+    config = load_config_file(f"{config_flags.get_config_filename(own['config'])}:{name}")
+    for field_path, value in config_flags.get_override_values(own["config"]).items():
+        if field_path == "data.datasets" and config.pretraining:
+            continue
+        *places, last = field_path.split(".")
+        setattr(functools.reduce(getattr, places, config), last, value)
+    return _complete(config)
+
+
+def _complete(config: Config) -> Config:
+    """`config` as its flags have left it, validated."""
+    check_types(config, "config")
+    config.data.datasets = _each_name(config.data.datasets)
+    config.study.runs = _each_name(config.study.runs)
+    validate(config)
+    return config
+
+
+def _each_name(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names of a flag, where "a,b" are two: ml_collections takes them for one."""
+    return tuple(itertools.chain.from_iterable(name.split(",") for name in names))
+
+
+def check_config_arguments(arguments: Sequence[str]) -> None:
+    """Raises a UserError for a --config that cannot be loaded or an override of no field.
+
+    absl would end both in a traceback, so this looks at `arguments` (sys.argv) before it does.
+    """
+    if "--config" in arguments:
+        raise UserError("--config is written with an equals sign: --config=FILE")
+    if sum(argument.lstrip("-").startswith("config=") for argument in arguments) > 1:
+        raise UserError("--config is given twice; leave one out")
+    values = dict(
+        argument.lstrip("-").partition("=")[::2]
+        for argument in arguments
+        if argument.startswith("--config")
+    )
+    file = values.pop("config", None)
+    if file is None:
+        return
+    config = load_config_file(file)
+    for name in values:
+        if name.startswith("config.label_space"):
+            raise UserError(f"--{name}: is the datasets' own; leave it out")
+        place: Any = config
+        for depth, part in enumerate(name.split(".")[1:]):
+            names = [f.name for f in dataclasses.fields(place)] if is_settings(place) else []
+            if part not in names:
+                above = ".".join(name.split(".")[: depth + 1])
+                raise UserError(
+                    f"--{name}: {above} has no field {part!r}; it has {', '.join(names) or 'none'}"
+                )
+            place = getattr(place, part)

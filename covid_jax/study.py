@@ -35,17 +35,8 @@ from covid_jax.errors import StoppedError, UserError, stop_signals_go_to
 from covid_jax.reporting.page import terminal_summary, write_report
 from covid_jax.studies.data import check_data, check_places, seen_notes
 from covid_jax.studies.executors import local
-from covid_jax.studies.grid import (
-    check_runs,
-    check_study,
-    claim_study,
-    only,
-    other_runs,
-    plan_steps,
-    refuse_left_out,
-    synthetic_data,
-    write_configs,
-)
+from covid_jax.studies.folder import check_runs, check_study, claim_study, other_runs
+from covid_jax.studies.grid import only, plan_steps, refuse_left_out, synthetic_data, write_configs
 from covid_jax.studies.schedule import STUDY_STOPS, listed, run_steps, the_only_study
 from covid_jax.studies.slurm import Slurm
 

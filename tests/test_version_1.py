@@ -14,7 +14,7 @@ from covid_jax.config import load_config_file
 from covid_jax.data.plan import load_plan
 from covid_jax.data.store import load_case, load_dataset
 from covid_jax.data.volume import read_volume
-from covid_jax.studies.grid import claim_study
+from covid_jax.studies.folder import claim_study
 from covid_jax.training.checkpoint import (
     Checkpoints,
     load_config,

@@ -11,7 +11,7 @@ from covid_jax.errors import UserError, listed
 from covid_jax.files import read_json
 from covid_jax.reporting.paper import NOTHING, Paper, whole_paper
 from covid_jax.reporting.runs import Run, read_runs
-from covid_jax.studies.grid import load_study
+from covid_jax.studies.folder import load_study
 from covid_jax.training.provenance import load_provenance
 
 

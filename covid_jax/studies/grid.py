@@ -12,10 +12,8 @@ from covid_jax.config import (
     LAYOUTS,
     PAPER_DATASETS,
     Config,
-    differences,
     layout_of,
     left_to_plan,
-    read_config,
     run_name,
     to_dict,
 )
@@ -27,13 +25,6 @@ from covid_jax.files import write_json
 from covid_jax.training.checkpoint import check_pretrained, load_config
 from covid_jax.training.run import mirrored_as, planned
 from covid_jax.training.state import epochs_of
-
-_MAY_GROW = ("study.folds", "study.runs", "study.seeds", "study.scans", "study.title", "study.note")
-_MAY_CHANGE = (*_MAY_GROW, "study.raw.own: ", "pretrained: ", "data.workers", "mesh.")
-"""Settings that a study may be continued with although they changed: they change no run.
-
-Or, of datasets and networks that are named, none that was made: these are known by their digests.
-"""
 
 
 @dataclass(frozen=True)
@@ -81,10 +72,6 @@ class Step:
     def done(self) -> bool:
         """Whether its result is there."""
         return self.result.exists()
-
-
-_OF_ITS_PLACE = ("study.", "data.prepared_dir: ")
-"""Settings of a run that say where its study lies, and which one it is."""
 
 
 def plan_steps(config: Config, run_of: Callable[[str], Config], workdir: Path) -> list[Step]:
@@ -315,70 +302,6 @@ def synthetic_data(config: Config, steps: Sequence[Step]) -> str:
         f"note: {listed(made)}: SYNTHETIC, as config.study.raw has no folder of "
         f"{'it' if len(made) == 1 else 'them'}"
     )
-
-
-def other_runs(workdir: Path, steps: Sequence[Step]) -> str:
-    """A line on runs in the study's folder that are none of its steps; "" without such."""
-    known = {step.training.folder.name for step in steps if step.training}
-    folders = {path.parent.name for path in (workdir / "runs").glob("*/config.json")}
-    if not (others := folders - known):
-        return ""
-    return (
-        f"note: {workdir / 'runs'} has {listed(others)} too, of runs, folds or seeds that are not "
-        "asked for now: the report has them; delete a folder to leave it out"
-    )
-
-
-def check_study(workdir: Path, config: Config) -> None:
-    """Checks that a study that is in this folder is of this config.
-
-    Raises:
-      UserError: it differs in what its runs depend on, or cannot be read.
-    """
-    if (workdir / "study.json").is_file():
-        theirs = to_dict(load_study(workdir))  # a setting that came later is there
-        if changed := differences(to_dict(config), theirs, besides=_MAY_CHANGE):
-            raise UserError(
-                f"{workdir} holds a study with another config ({'; '.join(changed)}); "
-                "use another --workdir, or delete it to start over"
-            )
-
-
-def check_runs(steps: Sequence[Step]) -> None:
-    """Checks that the runs that have begun are of the configs that they would have now.
-
-    study.json has the config file's own run alone, and not what it makes of the names of others.
-
-    Raises:
-      UserError: one differs, or cannot be read.
-    """
-    for training in filter(None, (step.training for step in steps)):
-        if training.file.is_file() and (training.folder / "config.json").is_file():
-            theirs = to_dict(read_config(training.file))
-            besides = (*_MAY_CHANGE, *_OF_ITS_PLACE)
-            if changed := differences(to_dict(training.config), theirs, besides=besides):
-                raise UserError(
-                    f"{training.folder}: was begun with another config ({'; '.join(changed)}); "
-                    "change the config file back, or delete the run to make it again"
-                )
-
-
-def claim_study(workdir: Path, config: Config) -> None:
-    """Writes study.json, where what is there is no other study (check_study)."""
-    check_study(workdir, config)
-    write_json(workdir / "study.json", to_dict(config))
-
-
-def load_study(workdir: Path) -> Config:
-    """The config of the study in `workdir`; settings that came later have their defaults.
-
-    Raises:
-      UserError: the folder is no study, or study.json is damaged or of a newer version.
-    """
-    path = workdir / "study.json"
-    if not path.is_file():
-        raise UserError(f"{workdir}: not the folder of a study, it has no study.json")
-    return read_config(path)
 
 
 def scan_name(scan: str) -> str:

@@ -20,7 +20,7 @@ from covid_jax.evaluation.folders import evaluate_folders, save_metrics
 from covid_jax.files import write_json
 from covid_jax.reporting.cases import stored_cases
 from covid_jax.reporting.page import terminal_summary, write_report
-from covid_jax.studies.grid import load_study
+from covid_jax.studies.folder import load_study
 from tests.conftest import ROOT
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

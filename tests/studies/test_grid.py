@@ -24,13 +24,10 @@ from covid_jax.data.preparation import image_digest
 from covid_jax.errors import UserError
 from covid_jax.files import write_json
 from covid_jax.studies.data import check_data, check_places, seen_notes
+from covid_jax.studies.folder import check_runs, claim_study, load_study, other_runs
 from covid_jax.studies.grid import (
     Step,
-    check_runs,
-    claim_study,
-    load_study,
     only,
-    other_runs,
     plan_steps,
     refuse_left_out,
     synthetic_data,

@@ -35,7 +35,7 @@ from covid_jax.training.state import initial_state, new_params, optimizer
 from covid_jax.transfer.strategies import network_of
 
 _FLAGS = flags.FlagValues()
-_CONFIG = define_config_flag(_FLAGS)
+define_config_flag(_FLAGS)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of checkpoints.json.", _FLAGS)
 _STEPS = flags.DEFINE_integer("steps", 6, "Steps of a turn.", flag_values=_FLAGS)
 _ROUNDS = flags.DEFINE_integer("rounds", 6, "Turns that each has.", flag_values=_FLAGS)
@@ -92,7 +92,7 @@ def work() -> None:
         raise UserError("--output is missing (see --help)")
     announce_device()
     path = Path(_OUTPUT.value) / "checkpoints.json"
-    lines = measure(environment.of_plan(config_from_flag(_CONFIG)), _STEPS.value, _ROUNDS.value)
+    lines = measure(environment.of_plan(config_from_flag(_FLAGS)), _STEPS.value, _ROUNDS.value)
     environment.save(path, lines)
     print(checkpoints_table(lines))
     print(path)

@@ -42,7 +42,7 @@ from covid_jax.model.layers import Input
 from covid_jax.training.platform import Platform
 
 _FLAGS = flags.FlagValues()
-_CONFIG = define_config_flag(_FLAGS)
+define_config_flag(_FLAGS)
 _PEER = flags.DEFINE_enum("peer", None, ["torch"], "What to time beside ours.", _FLAGS)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of convolution.json.", _FLAGS)
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns that each has.", flag_values=_FLAGS)
@@ -165,7 +165,7 @@ def work() -> None:
     if not _OUTPUT.value:
         raise UserError("--output is missing (see --help)")
     announce_device()
-    config, platform = environment.here(environment.of_plan(config_from_flag(_CONFIG)))
+    config, platform = environment.here(environment.of_plan(config_from_flag(_FLAGS)))
     path = Path(_OUTPUT.value) / "convolution.json"
     lines: list[Line] = []
     for conv, count in distinct(config).items():

@@ -40,7 +40,7 @@ from covid_jax.training.run import fitted, open_data, samplers, title
 matplotlib.use("agg")
 
 _FLAGS = flags.FlagValues()
-_CONFIG = define_config_flag(_FLAGS)
+define_config_flag(_FLAGS)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs.", _FLAGS)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the results.", _FLAGS)
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each.", flag_values=_FLAGS)
@@ -113,7 +113,7 @@ def work() -> None:
     if not _OUTPUT.value or not _WORKDIR.value:
         raise UserError("--output or --workdir is missing (see --help)")
     announce_device()
-    config, output, workdir = config_from_flag(_CONFIG), Path(_OUTPUT.value), Path(_WORKDIR.value)
+    config, output, workdir = config_from_flag(_FLAGS), Path(_OUTPUT.value), Path(_WORKDIR.value)
     what = title(config, open_data(config, workdir)[1])
     config.data.prepared_dir = config.data.prepared_dir or str(workdir / "data")
     keep_compiled_programs()

@@ -36,7 +36,7 @@ from covid_jax.device import announce_device
 from covid_jax.errors import UserError
 
 _FLAGS = flags.FlagValues()
-_CONFIG = define_config_flag(_FLAGS)
+define_config_flag(_FLAGS)
 _STRATEGIES = flags.DEFINE_string("strategies", "all", "all, or some by commas.", _FLAGS)
 _PEER = flags.DEFINE_enum("peer", None, ["torch"], "What to time beside ours.", _FLAGS)
 _COMPILE = flags.DEFINE_bool(
@@ -56,7 +56,7 @@ def work() -> None:
     if not _OUTPUT.value:
         raise UserError("--output is missing (see --help)")
     announce_device()
-    config = environment.of_plan(config_from_flag(_CONFIG))
+    config = environment.of_plan(config_from_flag(_FLAGS))
     wanted = STRATEGY_NAMES if _STRATEGIES.value == "all" else _STRATEGIES.value.split(",")
     if unknown := sorted(set(wanted) - set(STRATEGY_NAMES)):
         raise UserError(f"--strategies={_STRATEGIES.value}: no strategy {', '.join(unknown)}")

@@ -32,7 +32,7 @@ from covid_jax.training.run import open_data
 from covid_jax.transfer.strategies import STRATEGIES
 
 _FLAGS = flags.FlagValues()
-_CONFIG = define_config_flag(_FLAGS)
+define_config_flag(_FLAGS)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs.", _FLAGS)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the results.", _FLAGS)
 
@@ -45,7 +45,7 @@ def scores(workdir: Path) -> dict[str, float]:
 
 def work() -> None:
     """Trains, and writes what the flags say."""
-    config, output, workdir = config_from_flag(_CONFIG), _OUTPUT.value, _WORKDIR.value
+    config, output, workdir = config_from_flag(_FLAGS), _OUTPUT.value, _WORKDIR.value
     if not (output and workdir and config.pretrained):
         raise UserError("--output, --workdir or --config.pretrained is missing (see --help)")
     announce_device()

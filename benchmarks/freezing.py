@@ -24,7 +24,7 @@ from covid_jax.device import announce_device
 from covid_jax.errors import UserError
 
 _FLAGS = flags.FlagValues()
-_CONFIG = define_config_flag(_FLAGS)
+define_config_flag(_FLAGS)
 _PEER = flags.DEFINE_enum("peer", None, ["torch"], "What to time beside ours.", _FLAGS)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of freezing.json.", _FLAGS)
 _ROUNDS = flags.DEFINE_integer("rounds", 4, "Turns that each has.", flag_values=_FLAGS)
@@ -38,7 +38,7 @@ def work() -> None:
     if not _OUTPUT.value:
         raise UserError("--output is missing (see --help)")
     announce_device()
-    config = environment.of_plan(config_from_flag(_CONFIG))
+    config = environment.of_plan(config_from_flag(_FLAGS))
     if config.strategy == "multi_encoder":
         raise UserError("freezing is measured on the network of one encoder: --config=FILE:scratch")
     path = Path(_OUTPUT.value) / "freezing.json"

@@ -38,7 +38,9 @@ from covid_jax.device import announce_device, announce_device_of_children
 from covid_jax.errors import STOP_SIGNALS, StoppedError, UserError, stop_signals_go_to
 
 _FLAGS = flags.FlagValues()
-_CONFIG = None if missing("ml_collections", "grain") else define_config_flag(_FLAGS)
+_HAS_CONFIG = not missing("ml_collections", "grain")  # which a bare machine may lack
+if _HAS_CONFIG:
+    define_config_flag(_FLAGS)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the result files.", _FLAGS)
 _BUDGET = flags.DEFINE_float(
     "budget", 840.0, "Seconds for all of it, start and compiling included", flag_values=_FLAGS
@@ -162,9 +164,9 @@ def work() -> None:
         raise UserError("--output is missing (see --help)")
     folder, dry_run = Path(_OUTPUT.value), _DRY_RUN.value
     given = [argument for argument in sys.argv[1:] if argument.startswith("--config")]
-    if given and _CONFIG:
+    if given and _HAS_CONFIG:
         stand_in_for_missing()  # it reads no scan
-        config = of_plan(config_from_flag(_CONFIG))
+        config = of_plan(config_from_flag(_FLAGS))
     else:
         config = None
     if _PART.value:

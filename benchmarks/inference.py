@@ -29,7 +29,7 @@ from covid_jax.training.state import new_params
 from covid_jax.transfer.strategies import network_of
 
 _FLAGS = flags.FlagValues()
-_CONFIG = define_config_flag(_FLAGS)
+define_config_flag(_FLAGS)
 _INPUT = flags.DEFINE_list("input", None, "Scans, by commas.", _FLAGS)
 _PEER = flags.DEFINE_enum("peer", None, ["torch"], "What to time beside ours.", _FLAGS)
 _MIRROR = flags.DEFINE_bool("mirror", True, "Time with the 8 mirrored views as well.", _FLAGS)
@@ -42,7 +42,7 @@ def work() -> None:
     if not _OUTPUT.value or not _INPUT.value:
         raise UserError("--output or --input is missing (see --help)")
     announce_device()
-    config, platform = environment.here(environment.of_plan(config_from_flag(_CONFIG)))
+    config, platform = environment.here(environment.of_plan(config_from_flag(_FLAGS)))
     path = Path(_OUTPUT.value) / "inference.json"
     shape = (1, *config.data.patch_size, config.model.in_channels)
     params = new_params(network_of(config, "lax"), config.seed, shape)

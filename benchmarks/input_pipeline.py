@@ -38,7 +38,7 @@ from covid_jax.errors import UserError
 from covid_jax.label_space import LabelSpace
 
 _FLAGS = flags.FlagValues()
-_CONFIG = define_config_flag(_FLAGS)
+define_config_flag(_FLAGS)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of input_pipeline.json.", _FLAGS)
 _PEER = flags.DEFINE_enum(
     "peer", None, ["torch"], "What to time beside it: nnU-Net's loader.", _FLAGS
@@ -146,7 +146,7 @@ def work() -> None:
 
 def measure() -> None:
     """Measures on the cores that this process has, and saves what was found."""
-    config = environment.of_plan(config_from_flag(_CONFIG))
+    config = environment.of_plan(config_from_flag(_FLAGS))
     path = Path(_OUTPUT.value) / "input_pipeline.json"
     with tempfile.TemporaryDirectory() as folder:
         cases = scans(Path(folder) / "covid19")

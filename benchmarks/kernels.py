@@ -23,7 +23,7 @@ from covid_jax.device import announce_device
 from covid_jax.errors import UserError
 
 _FLAGS = flags.FlagValues()
-_CONFIG = define_config_flag(_FLAGS)
+define_config_flag(_FLAGS)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of kernels.json.", _FLAGS)
 
 
@@ -32,7 +32,7 @@ def work() -> None:
     if not _OUTPUT.value:
         raise UserError("--output is missing (see --help)")
     announce_device()
-    config = environment.of_plan(config_from_flag(_CONFIG))
+    config = environment.of_plan(config_from_flag(_FLAGS))
     path = Path(_OUTPUT.value) / "kernels.json"
     steps = ours(*environment.here(config))
     lines = operations(steps.train, steps.program)

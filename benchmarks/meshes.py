@@ -53,7 +53,7 @@ from covid_jax.transfer.strategies import (
 )
 
 _FLAGS = flags.FlagValues()
-_CONFIG = define_config_flag(_FLAGS)
+define_config_flag(_FLAGS)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of meshes.json.", _FLAGS)
 _STEPS = flags.DEFINE_integer("steps", 10, "Training steps on each mesh.", flag_values=_FLAGS)
 _MESHES = flags.DEFINE_list("meshes", ["2x1", "1x2", "2x2", "2x4"], "Meshes, data x space.", _FLAGS)
@@ -160,7 +160,7 @@ def work() -> None:
         raise UserError("--output is missing (see --help)")
     jax.config.update("jax_num_cpu_devices", 8)
     announce_device()
-    config = environment.of_plan(config_from_flag(_CONFIG))
+    config = environment.of_plan(config_from_flag(_FLAGS))
     meshes = [MeshConfig(*map(int, mesh.split("x"))) for mesh in _MESHES.value]
     path = Path(_OUTPUT.value) / "meshes.json"
     lines: list[Line] = []

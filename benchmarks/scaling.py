@@ -37,7 +37,7 @@ from covid_jax.errors import UserError
 from covid_jax.training.parallel import fitting_meshes
 
 _FLAGS = flags.FlagValues()
-_CONFIG = define_config_flag(_FLAGS)
+define_config_flag(_FLAGS)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of scaling.json.", _FLAGS)
 _ROUNDS = flags.DEFINE_integer("rounds", 4, "Turns that each has.", flag_values=_FLAGS)
 _SECONDS = flags.DEFINE_float(
@@ -145,7 +145,7 @@ def work() -> None:
     if not _OUTPUT.value:
         raise UserError("--output is missing (see --help)")
     announce_device()
-    config = environment.of_plan(config_from_flag(_CONFIG))
+    config = environment.of_plan(config_from_flag(_FLAGS))
     path = Path(_OUTPUT.value) / "scaling.json"
     axes = {MESH: meshes} if jax.device_count() > 1 else AXES
     lines: list[Line] = []

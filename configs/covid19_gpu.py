@@ -9,14 +9,13 @@
 """
 
 import dataclasses
-from pathlib import Path
 
 from covid_jax.config import Config, load_config_file, named_run
 
 
 def get_config(name: str = "scratch") -> Config:
     """The run called `name`, as for the other configs."""
-    reduced = load_config_file(str(Path(__file__).with_name("covid19_reduced.py")))
+    reduced = load_config_file("covid19_reduced")
     study = dataclasses.replace(
         reduced.study, title="Transfer of lung lesions to COVID-19 CT, reduced, 2,000 steps a run"
     )

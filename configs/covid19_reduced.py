@@ -7,7 +7,6 @@ the paper's, which are of full scans; differences between strategies may be.
 """
 
 import dataclasses
-from pathlib import Path
 
 from covid_jax.config import (
     Config,
@@ -21,7 +20,7 @@ from covid_jax.config import (
 
 def get_config(name: str = "scratch") -> Config:
     """The run called `name`: a strategy, with its source after a dash, or pretraining-SOURCE."""
-    quickstart = load_config_file(str(Path(__file__).with_name("quickstart.py")))
+    quickstart = load_config_file("quickstart")
     config = dataclasses.replace(
         quickstart,
         pretraining_epochs=20,

@@ -8,7 +8,6 @@ reduced, as configs/quickstart.py.
 """
 
 import dataclasses
-from pathlib import Path
 
 from covid_jax.config import Config, load_config_file, named_run
 from covid_jax.errors import UserError
@@ -45,7 +44,7 @@ SCHEDULES: dict[str, tuple[tuple[int, str], ...]] = {
 
 def get_config(name: str = "scratch") -> Config:
     """The run called `name`, as for the other configs, with a variant after a plus sign."""
-    quickstart = load_config_file(str(Path(__file__).with_name("quickstart.py")))
+    quickstart = load_config_file("quickstart")
     variants = (f"body-multi_lesion+{variant}" for variant in (*FROZEN, *SCHEDULES))
     config = dataclasses.replace(
         quickstart,

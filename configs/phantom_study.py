@@ -7,14 +7,13 @@ folds; 20 minutes on 2 cores.
 """
 
 import dataclasses
-from pathlib import Path
 
 from covid_jax.config import Config, RawDirs, StudyConfig, load_config_file, named_run
 
 
 def get_config(name: str = "scratch") -> Config:
     """The run called `name`: a strategy, with its source after a dash, or pretraining-SOURCE."""
-    quickstart = load_config_file(str(Path(__file__).with_name("quickstart.py")))
+    quickstart = load_config_file("quickstart")
     strategies = ("body", "frozen_encoder", "multi_encoder")
     config = dataclasses.replace(
         quickstart,

@@ -4,9 +4,8 @@ One fold of the paper's, all five strategies, on a network and for a number of s
 finish in minutes. The results are real and not comparable in value with the paper's.
 """
 
-from pathlib import Path
-
 from covid_jax.config import (
+    CONFIGS,
     Config,
     DataConfig,
     InferenceConfig,
@@ -17,7 +16,7 @@ from covid_jax.config import (
     named_run,
 )
 
-_EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+_EXAMPLES = CONFIGS.parent / "examples"
 
 
 def get_config(name: str = "scratch") -> Config:

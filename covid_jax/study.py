@@ -41,7 +41,7 @@ from covid_jax.studies.schedule import STUDY_STOPS, listed, run_steps, the_only_
 from covid_jax.studies.slurm import Slurm
 
 _FLAGS = flags.FlagValues()
-_CONFIG = define_config_flag(_FLAGS)
+define_config_flag(_FLAGS)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the study.", _FLAGS)
 _REPORT_ONLY = flags.DEFINE_bool("report_only", False, "Draw the report of what is there.", _FLAGS)
 _LIST = flags.DEFINE_bool(
@@ -73,7 +73,7 @@ def work() -> None:
             )
         print(f"{write_report(workdir)}\n{terminal_summary(workdir)}")
         return
-    config = config_from_flag(_CONFIG)
+    config = config_from_flag(_FLAGS)
     announce_device_of_children()
     every = plan_steps(config, functools.partial(run_from_flag, _FLAGS), workdir)
     steps = only(every, _ONLY.value)

@@ -88,7 +88,7 @@ from covid_jax.transfer.strategies import (
 )
 
 _FLAGS = flags.FlagValues()
-_CONFIG = define_config_flag(_FLAGS)
+define_config_flag(_FLAGS)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", _FLAGS)
 _EXPLAIN = flags.DEFINE_bool(
     "explain", False, "Print what the run would do, and train nothing.", _FLAGS
@@ -295,7 +295,7 @@ def train(config: Config, workdir: Path, accept_changes: bool = False) -> None:
 def work() -> None:
     """Trains what the flags say, or tells about it."""
     _check_flags()
-    config = as_begun(config_from_flag(_CONFIG), Path(_WORKDIR.value or "."))
+    config = as_begun(config_from_flag(_FLAGS), Path(_WORKDIR.value or "."))
     if _EXPLAIN.value:
         announce_device()
         of_network, of_start = network_notes(config), []

@@ -147,7 +147,7 @@ def test_commands_of_one_process_know_nothing_of_each_other(name, capsys):
 
 OWN = flags.FlagValues()
 NUMBER = flags.DEFINE_integer("number", 3, "One.", flag_values=OWN)
-CONFIG = define_config_flag(OWN)
+define_config_flag(OWN)
 
 
 def call(*arguments, ends=None):
@@ -155,7 +155,7 @@ def call(*arguments, ends=None):
     seen = []
 
     def work():
-        given = CONFIG.value and config_from_flag(CONFIG).epochs
+        given = OWN["config"].value and config_from_flag(OWN).epochs
         seen.extend([NUMBER.value, given, sys.argv[1:]])
         if ends is not None:
             raise ends

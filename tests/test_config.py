@@ -1,12 +1,17 @@
 """Settings: named runs, validation, and the way to disk and back."""
 
 import dataclasses
+import operator
 import re
+import shutil
 
 import jax
 import pytest
+from absl import flags
 
+from covid_jax.command import run_command
 from covid_jax.config import (
+    CONFIGS,
     Config,
     DataConfig,
     InferenceConfig,
@@ -14,11 +19,14 @@ from covid_jax.config import (
     StudyConfig,
     UNetConfig,
     check_config_arguments,
+    config_from_flag,
+    define_config_flag,
     differences,
     from_dict,
     left_to_plan,
     load_config_file,
     named_run,
+    run_from_flag,
     run_name,
     to_dict,
     validate,
@@ -144,8 +152,9 @@ def test_an_override_of_no_field_is_one_line(arguments, message):
 
 
 def test_a_config_file_that_is_not_there_is_one_line():
-    with pytest.raises(UserError, match=r"nowhere\.py"):
-        check_config_arguments(["--config=nowhere.py"])
+    for name in ("nowhere.py", "nowhere", "nowhere:body"):
+        with pytest.raises(UserError, match=rf"{name}: no such file; by name there are .* tiny$"):
+            check_config_arguments([f"--config={name}"])
 
 
 AT_LINE_4 = "def get_config(name='scratch'):\n    config = Config()\n    {}\n    return config\n"
@@ -253,16 +262,45 @@ def test_a_value_of_another_kind_is_named_and_one_without_its_comma_mended(
     assert re.search(message, last)
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.py")), ids=lambda p: p.stem)
 def test_every_config_that_comes_along_is_valid(file):
-    from covid_jax.config import load_config_file
-
     config = load_config_file(str(file))
     validate(config)
     assert dataclasses.is_dataclass(config)
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.py")), ids=lambda f: f.stem)
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.py")), ids=lambda p: p.stem)
+def test_a_copy_of_a_config_in_another_folder_is_the_same_config(file, tmp_path):
+    copy = shutil.copy(file, tmp_path / "mine.py")
+    assert load_config_file(str(copy)) == load_config_file(file.stem)
+    assert load_config_file(f"{copy}:body") == load_config_file(f"{file.stem}:body")
+
+
+@pytest.mark.parametrize(
+    ("flag", "field", "value"),
+    [
+        ("data.datasets=a,b", "data.datasets", ("a", "b")),
+        ("data.datasets=('a','b')", "data.datasets", ("a", "b")),
+        ("frozen=encoder/stage_0,heads", "frozen", ("encoder/stage_0", "heads")),
+        ("study.runs=scratch,body", "study.runs", ("scratch", "body")),
+        ("study.scans=a.nii,b.nii", "study.scans", ("a.nii", "b.nii")),
+        ("study.folds=0,1", "study.folds", (0, 1)),
+    ],
+)
+def test_a_flag_of_several_values_is_split_at_its_commas(flag, field, value):
+    own = flags.FlagValues()
+    define_config_flag(own)
+    seen = []
+
+    def work():
+        seen.append(operator.attrgetter(field)(config_from_flag(own)))
+        seen.append(operator.attrgetter(field)(run_from_flag(own, "body")))
+
+    assert run_command(work, own, "", ["--config=tiny", f"--config.{flag}"]) == 0
+    assert seen == [value, value]
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.py")), ids=lambda f: f.stem)
 def test_every_run_of_a_study_is_a_config_of_its_own(file):
     runs = load_config_file(str(file)).study.runs
     configs = [load_config_file(f"{file}:{name}") for name in runs]

@@ -11,6 +11,7 @@ from covid_jax.config.command_line import (
     run_from_flag,
 )
 from covid_jax.config.files import (
+    CONFIGS,
     differences,
     from_dict,
     load_config_file,
@@ -51,6 +52,7 @@ from covid_jax.config.settings import (
 
 __all__ = [
     "ANISOTROPY",
+    "CONFIGS",
     "IGNORED",
     "LARGEST",
     "LAYOUTS",

@@ -3,32 +3,32 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Sequence
+import typing
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import flags
 
 from covid_jax.config.files import load_config_file
-from covid_jax.config.rules import check_types, validate
+from covid_jax.config.rules import validate
 from covid_jax.config.settings import Config, is_settings
 from covid_jax.errors import UserError
 
 
-def define_config_flag(own: flags.FlagValues) -> flags.FlagHolder[Config]:
+def define_config_flag(own: flags.FlagValues) -> None:
     """Among a command's `own`, --config=FILE.py[:ARGUMENT] and --config.FIELD=VALUE of Config."""
     # Here, not above: what needs no flags runs without it, such as the benchmark on a bare machine.
     from ml_collections import config_flags
 
-    holder = config_flags.DEFINE_config_file(
+    config_flags.DEFINE_config_file(
         "config",
         None,
-        "Config file, and after a colon the run: configs/paper.py:body-msd; or a run's "
-        "config.json. Every field of Config (covid_jax/config/settings.py) is a flag: "
-        "--config.optimizer.learning_rate=0.02.",
+        "Config file, or the name of one that comes along, and after a colon the run: "
+        "mine.py:body-msd, paper:body-msd; or a run's config.json. Every field of Config "
+        "(covid_jax/config/settings.py) is a flag: --config.optimizer.learning_rate=0.02.",
         flag_values=own,
     )
     own["config"].parser = _ConfigParser()
-    return holder
 
 
 class _ConfigParser(flags.ArgumentParser):  # type: ignore[misc]
@@ -39,12 +39,14 @@ class _ConfigParser(flags.ArgumentParser):  # type: ignore[misc]
         return load_config_file(argument)
 
 
-def config_from_flag(holder: flags.FlagHolder[Config]) -> Config:
-    """The validated value of --config."""
-    config = holder.value
+def config_from_flag(own: flags.FlagValues) -> Config:
+    """The validated value of --config, with what a command's `own` flags override."""
+    from ml_collections import config_flags
+
+    config = own["config"].value
     if config is None:
-        raise UserError("--config is missing, for example --config=configs/quickstart.py")
-    return _complete(config)
+        raise UserError("--config is missing, for example --config=quickstart")
+    return _completed(config, config_flags.get_override_values(own["config"]))
 
 
 def run_from_flag(own: flags.FlagValues, name: str) -> Config:
@@ -55,26 +57,23 @@ def run_from_flag(own: flags.FlagValues, name: str) -> Config:
     from ml_collections import config_flags
 
     config = load_config_file(f"{config_flags.get_config_filename(own['config'])}:{name}")
-    for field_path, value in config_flags.get_override_values(own["config"]).items():
-        if field_path == "data.datasets" and config.pretraining:
-            continue
-        *places, last = field_path.split(".")
-        setattr(functools.reduce(getattr, places, config), last, value)
-    return _complete(config)
+    overridden = dict(config_flags.get_override_values(own["config"]))
+    if config.pretraining:
+        overridden.pop("data.datasets", None)
+    return _completed(config, overridden)
 
 
-def _complete(config: Config) -> Config:
-    """`config` as its flags have left it, validated."""
-    check_types(config, "config")
-    config.data.datasets = _each_name(config.data.datasets)
-    config.study.runs = _each_name(config.study.runs)
+def _completed(config: Config, overridden: Mapping[str, Any]) -> Config:
+    """`config` with other values of some fields, by their paths; validated."""
+    for path, value in overridden.items():
+        *places, last = path.split(".")
+        settings = functools.reduce(getattr, places, config)
+        if typing.get_type_hints(type(settings))[last] == tuple[str, ...]:
+            # Where "a,b" are two: ml_collections takes them for one.
+            value = tuple(itertools.chain.from_iterable(name.split(",") for name in value))
+        setattr(settings, last, value)
     validate(config)
     return config
-
-
-def _each_name(names: tuple[str, ...]) -> tuple[str, ...]:
-    """The names of a flag, where "a,b" are two: ml_collections takes them for one."""
-    return tuple(itertools.chain.from_iterable(name.split(",") for name in names))
 
 
 def check_config_arguments(arguments: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ import dataclasses
 import importlib.util
 import inspect
 import json
+import re
 import traceback
 import typing
 from collections.abc import Iterator
@@ -16,9 +17,13 @@ from covid_jax.config.settings import Config, NoFieldError, UNetConfig, as_tuple
 from covid_jax.errors import UserError
 from covid_jax.label_space import CLASSES
 
+_PACKAGE = Path(__file__).resolve().parents[1]
+CONFIGS = (_PACKAGE if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent) / "configs"
+"""The configs that come along: in the package where it is installed, and else beside it."""
+
 
 def load_config_file(spec: str) -> Config:
-    """The Config of `FILE.py[:ARGUMENT]`, or of a run's config.json.
+    """The Config of `FILE.py[:ARGUMENT]`, of `NAME[:ARGUMENT]` in CONFIGS, or a run's config.json.
 
     What the latter says of its datasets' channels and labels is left out: others have others.
 
@@ -26,9 +31,10 @@ def load_config_file(spec: str) -> Config:
       UserError: it is neither, or fails; a fault of this program that it meets stays as it is.
     """
     file, _, argument = spec.partition(":")
-    path = Path(file)
+    path = CONFIGS / f"{file}.py" if re.fullmatch(r"\w+", file) else Path(file)
     if not path.is_file():
-        raise UserError(f"--config={spec}: no file {file}; configs/ has the ones that come along")
+        known = ", ".join(sorted(config.stem for config in CONFIGS.glob("*.py")))
+        raise UserError(f"--config={spec}: no such file; by name there are {known}")
     if path.suffix == ".json" and not argument:
         config = read_config(path)
         usual = UNetConfig()

@@ -23,7 +23,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import jax
 from absl import flags
 from tqdm import tqdm
 
@@ -47,7 +46,6 @@ from covid_jax.inference.ensemble import open_ensemble
 from covid_jax.inference.masks import Origin, origin_of, write_mask
 from covid_jax.inference.postprocess import mask_of
 from covid_jax.training.parallel import keep_compiled_programs
-from covid_jax.training.platform import platform_of
 
 _FLAGS = flags.FlagValues()
 _CHECKPOINT = flags.DEFINE_list("checkpoint", [], "Work directory of a run, or of several.", _FLAGS)
@@ -101,9 +99,8 @@ def predict() -> None:
     output_dir, told = Path(_OUTPUT_DIR.value), _INTENSITIES.value
     if not (source := Path(_INPUT.value)).exists():
         raise UserError(f"{source}: no such file or folder")
-    platform = platform_of(jax.local_devices()[0].platform)
     workdirs = [Path(folder) for folder in _CHECKPOINT.value]
-    together = open_ensemble(workdirs, _MIRROR.value, told, platform)
+    together = open_ensemble(workdirs, _MIRROR.value, told)
     channels = together.plan.schemes
     scans, left_out = cases_in(source, len(channels))
     refuse_among(output_dir, itertools.chain(*scans.values()))

@@ -123,8 +123,13 @@ _PROCESS_ID = flags.DEFINE_integer(
 )
 
 
-def set_up(config: Config, workdir: Path) -> Run:
-    """The run that `config` describes, before its first step."""
+def set_up(config: Config, workdir: str | Path) -> Run:
+    """The run that `config` describes, before its first step.
+
+    Raises:
+      UserError: its data is missing or damaged, or does not fit its network or the devices.
+    """
+    workdir = Path(workdir)
     # The data: the plan that all runs share, and where the patches of this fold come from.
     with first_before_others():
         plan, datasets = open_data(config, workdir)
@@ -275,7 +280,7 @@ def finish(run: Run, params: Any, workdir: Path) -> None:
     print(f"done: {workdir}")
 
 
-def train(config: Config, workdir: Path, accept_changes: bool = False) -> None:
+def train(config: Config, workdir: str | Path, accept_changes: bool = False) -> None:
     """Trains the run that `config` describes in `workdir`, or what is left of it.
 
     With `accept_changes` even if its data or this program have changed since it began.
@@ -283,6 +288,7 @@ def train(config: Config, workdir: Path, accept_changes: bool = False) -> None:
     Raises:
       StoppedError: it was asked to stop; starting it again goes on.
     """
+    workdir = Path(workdir)
     check_place(workdir, config)
     run = set_up(config, workdir)
     with first_before_others():

@@ -7,6 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+import covid_jax
 from covid_jax.data.volume import read_volume
 from tests.conftest import ROOT
 
@@ -49,6 +50,17 @@ def test_predict_keeps_grid_and_affine_of_a_real_scan(tiny_run, thorax, tmp_path
     probability = nib.load(tmp_path / "thorax_crop_1p5mm_probability_1.nii.gz")
     agrees = (np.asarray(probability.dataobj) > 0.5) == np.asarray(mask.dataobj)
     assert agrees.mean() > 0.999
+    in_memory = covid_jax.segment(covid_jax.open_ensemble([tiny_run]), covid_jax.read_scan(thorax))
+    covid_jax.write_volume(tmp_path / "again.nii.gz", in_memory)
+    again = nib.load(tmp_path / "again.nii.gz")
+    np.testing.assert_array_equal(again.affine, mask.affine)
+    np.testing.assert_array_equal(np.asarray(again.dataobj), np.asarray(mask.dataobj))
+
+
+def test_a_scan_of_other_channels_than_the_run_has_is_refused_in_memory(tiny_run, thorax):
+    scan = covid_jax.read_scan(thorax)
+    with pytest.raises(covid_jax.UserError, match="the scan has 2 channels, and the runs 1"):
+        covid_jax.segment(covid_jax.open_ensemble([tiny_run]), [scan, scan])
 
 
 def test_predict_averages_several_runs(tiny_run, thorax, tmp_path, command, refuses):

@@ -11,13 +11,15 @@ import jax
 import numpy as np
 
 from covid_jax.config import Config, to_dict
+from covid_jax.data.geometry import Volume
 from covid_jax.data.plan import Plan
+from covid_jax.data.preprocess import as_volume, prepare_case
 from covid_jax.errors import UserError
-from covid_jax.inference.postprocess import Postprocessing, load_postprocessing
+from covid_jax.inference.postprocess import Postprocessing, load_postprocessing, mask_of
 from covid_jax.inference.scan import Predictor, make_ensemble
 from covid_jax.label_space import LabelSpace
 from covid_jax.training.checkpoint import load_run
-from covid_jax.training.platform import Platform
+from covid_jax.training.platform import Platform, platform_here
 
 
 @dataclass(frozen=True)
@@ -44,17 +46,22 @@ class Ensemble:
 
 
 def open_ensemble(
-    workdirs: Sequence[Path], mirror: bool | None, intensities: str, platform: Platform
+    workdirs: Sequence[str | Path],
+    mirror: bool | None = None,
+    intensities: str = "auto",
+    platform: Platform | None = None,
 ) -> Ensemble:
     """The runs in these folders as one, the same in whatever order they are given.
 
     Args:
       mirror: whether they average over mirrored views; None: as each run says.
       intensities: how the values of scans will be read, which masks depend on.
+      platform: what to predict on; None: this process's own device.
 
     Raises:
-      UserError: runs of different plans, numbers of classes or regions.
+      UserError: a folder is no run; runs of different plans, numbers of classes or regions.
     """
+    platform = platform or platform_here()
     runs = [load_run(workdir) for workdir in workdirs]
     first, plan, _ = runs[0]
     for workdir, (config, other, _) in zip(workdirs, runs, strict=True):
@@ -69,7 +76,7 @@ def open_ensemble(
                 f"{workdir}: segments {', '.join(named)}, and {workdirs[0]} {', '.join(names)}; "
                 "only runs of the same labels can be averaged"
             )
-    chosen: dict[Postprocessing, Path] = {}
+    chosen: dict[Postprocessing, str | Path] = {}
     digests, notes = [], []
     for workdir, (config, _, params) in zip(workdirs, runs, strict=True):
         mirrors = config.inference.mirror if mirror is None else mirror
@@ -96,6 +103,31 @@ def open_ensemble(
         digest_of(json.dumps([asdict(postprocessing), *sorted(digests)])),
         tuple(notes),
     )
+
+
+def segment(ensemble: Ensemble, scan: Volume | Sequence[Volume]) -> Volume:
+    """The mask of a scan, in memory: what `predict` writes of its file.
+
+    Args:
+      scan: of one channel (a CT in HU, as read_scan gives it), or its channels, on one grid.
+
+    Returns:
+      A Volume of uint8, (D, H, W), on the scan's own grid.
+
+    Raises:
+      UserError: another number of channels than the runs have, or values that they do not take.
+    """
+    count, wanted = 1 if isinstance(scan, Volume) else len(scan), len(ensemble.plan.schemes)
+    if count != wanted:
+        raise UserError(f"the scan has {count} channels, and the runs {wanted}")
+    case = prepare_case(scan, None, ensemble.plan)
+    mask = mask_of(
+        ensemble.predict(case),
+        case.geometry.shape,
+        ensemble.postprocessing,
+        ensemble.label_space,
+    )
+    return as_volume(mask, case.geometry)
 
 
 def _channels(config: Config) -> tuple[Any, ...]:

@@ -58,19 +58,19 @@ def save_postprocessing(workdir: Path, postprocessing: Postprocessing) -> None:
     write_json(workdir / _FILE, dataclasses.asdict(postprocessing))
 
 
-def load_postprocessing(workdir: Path, config: InferenceConfig) -> Postprocessing:
+def load_postprocessing(workdir: str | Path, config: InferenceConfig) -> Postprocessing:
     """What was chosen for a run, or what its config says.
 
     Raises a UserError where what was chosen is damaged.
     """
-    if chosen := read_json(workdir / _FILE):
+    if chosen := read_json(Path(workdir) / _FILE):
         try:
             found = Postprocessing(**chosen)
             check_types(found, "postprocessing")
         except (TypeError, UserError) as error:
-            raise UserError(f"{workdir / _FILE}: damaged ({error})") from error
+            raise UserError(f"{Path(workdir) / _FILE}: damaged ({error})") from error
         if not 0 <= found.threshold < 1:
-            raise UserError(f"{workdir / _FILE}: a threshold lies in 0 to below 1")
+            raise UserError(f"{Path(workdir) / _FILE}: a threshold lies in 0 to below 1")
         return found
     return Postprocessing(config.threshold, config.largest_only)
 

@@ -67,6 +67,11 @@ def platform_of(name: str, data: int = 1, space: int = 1) -> Platform:
     return Platform(name, form, False, "float32", {})
 
 
+def platform_here() -> Platform:
+    """The choices for one device of this process."""
+    return platform_of(jax.local_devices()[0].platform)
+
+
 def deterministic(platform: Platform, workdir: Path) -> Platform:
     """`platform` with programs that train to the same bits in each run and after each restart.
 

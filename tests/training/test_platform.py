@@ -90,7 +90,7 @@ def test_only_commands_and_the_mesh_ask_jax_what_it_runs_on():
         if re.search(asking, path.read_text())
     }
     assert found == {
-        "covid_jax/predict.py",
+        "covid_jax/training/platform.py",
         "covid_jax/train.py",  # from the mesh's devices
         "benchmarks/harness/environment.py",
     }

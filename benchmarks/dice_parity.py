@@ -73,7 +73,7 @@ def patches(config: Config, training: Sampler) -> Iterator[Batch]:
     changed = jax.jit(functools.partial(augment, patch_size=config.data.patch_size, at_once=False))
     key = jax.random.key(config.seed)
     steps = config.epochs * config.steps_per_epoch
-    with tqdm(total=steps, unit="step", mininterval=1) as bar:
+    with tqdm(total=steps, unit="step", mininterval=1, disable=None) as bar:
         for step, batch in enumerate(training.batches(0, steps)):
             if config.data.augment:
                 keys = jax.random.split(jax.random.fold_in(key, step), len(batch.image))

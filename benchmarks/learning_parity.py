@@ -130,7 +130,7 @@ def work() -> None:
     training, validation = samplers(config, datasets)
     trainers: dict[str, Train] = {"covid_jax": train_ours, "PyTorch's nnU-Net": train_torch}
     curves: dict[str, list[Curve]] = {name: [] for name in trainers}
-    for seed in tqdm(range(_SEEDS.value), "seeds"):
+    for seed in tqdm(range(_SEEDS.value), "seeds", disable=None):
         for name, train in trainers.items():
             curves[name].append(train(config, seed, training, validation))
     final = {name: [curve[-1] for curve in runs] for name, runs in curves.items()}

@@ -138,7 +138,8 @@ def predict() -> None:
         print(f"{file}: is not of the mask that is now beside it: removed")
         file.unlink()
 
-    for name in tqdm([name for name in todo if name not in bad], "predicting", unit="scan"):
+    left = [name for name in todo if name not in bad]
+    for name in tqdm(left, "predicting", unit="scan", disable=None):
         scan, how = read_channels(scans[name], channels, told)
         notes = [note for channel in scan for note in channel.notes]
         for note in dict.fromkeys([f"values are read {how}", *notes]):

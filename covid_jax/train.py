@@ -188,7 +188,7 @@ def fit(run: Run, workdir: Path) -> Any:
                 note_device(workdir)
             print(announcement(run, start))
         heading = title(config, run.datasets)
-        progress = opened.enter_context(Progress(workdir, start, heading, writes=is_first()))
+        progress = opened.enter_context(Progress(workdir, start, epochs, heading, is_first()))
         watchdog = opened.enter_context(Watchdog())
         batches = opened.enter_context(contextlib.closing(run.batches(start, epochs * length)))
         key = jax.random.key(config.seed)

@@ -26,13 +26,14 @@ def test_the_examples_of_the_page_run_one_after_another(tmp_path, monkeypatch, c
     for block in re.findall(r"^## .*?```python\n(.*?)```", PAGE.read_text(), re.DOTALL | re.M):
         exec(block, names)
     assert names["mask"].voxels.dtype == "uint8"
-    assert "SYNTHETIC phantom" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "SYNTHETIC phantom" in told.out
+    assert re.search(r"^epoch 1 of 1: loss 0\.\d+, Dice 0\.\d+, [\d.]+ s$", told.out, re.M)
+    assert not told.err  # bars are for terminals
 
 
 def test_importing_the_package_loads_no_library():
-    told = (
-        "import sys, covid_jax; print(*(m for m in sys.modules if m in {'jax', 'numpy', 'absl'}))"
-    )
+    told = "import sys, covid_jax; print(*{'jax', 'numpy', 'absl'} & {*sys.modules})"
     finished = subprocess.run(
         [sys.executable, "-c", told], cwd=ROOT, capture_output=True, text=True, check=True
     )

@@ -276,6 +276,16 @@ def test_a_copy_of_a_config_in_another_folder_is_the_same_config(file, tmp_path)
     assert load_config_file(f"{copy}:body") == load_config_file(f"{file.stem}:body")
 
 
+def test_the_config_that_the_readme_shows_is_one(tmp_path):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (shown,) = (block for block in blocks if "def get_config" in block)
+    assert len(shown.split("\n\n\n")[1].splitlines()) < 10
+    (tmp_path / "mine.py").write_text(shown)
+    config = load_config_file(f"{tmp_path / 'mine.py'}:body-msd")
+    validate(config)
+    assert (config.strategy, config.epochs, config.data.batch_size) == ("body", 100, 4)
+
+
 @pytest.mark.parametrize(
     ("flag", "field", "value"),
     [

@@ -200,7 +200,8 @@ def _prepare(
         if case.name in changes.again:
             tqdm.write(f"{raw.name}: {changes.again[case.name]}")
         for note in notes:
-            tqdm.write(f"{case.name}: {note}")
+            if note != f"values are read {how}":  # which the summary says of all
+                tqdm.write(f"{case.name}: {note}")
     store.save_dataset(folder, raw, plan.hash)
     tqdm.write(f"{raw.name}: {summary(list(read_as.values()))}")
     return raw

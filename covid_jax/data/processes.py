@@ -28,7 +28,7 @@ _GRACE_SECONDS = 5.0  # for a process to end by itself
 def each(
     function: Callable[[Item], Result], items: Sequence[Item], processes: int, title: str
 ) -> Iterator[Result]:
-    """What `function` makes of each item, in their order, with a progress bar.
+    """What `function` makes of each item, in their order, with a progress bar on a terminal.
 
     Where this process is asked to stop, or wants no more of them, the others end in the midst of
     their items, and no further ones are begun.
@@ -36,7 +36,9 @@ def each(
     Raises:
       UserError: a process was killed.
     """
-    bar = functools.partial(tqdm, desc=title, total=len(items), unit="case", mininterval=1)
+    bar = functools.partial(
+        tqdm, desc=title, total=len(items), unit="case", mininterval=1, disable=None
+    )
     if min(processes, len(items)) < 2:
         yield from bar(map(function, items))
         return

@@ -77,7 +77,7 @@ def score_run(
     keep_others(folder, workdir / "predictions_kept")
     settings = json.dumps([to_dict(config), plan.hash, asdict(postprocessing)])
     run, scans = digest_of(settings, *jax.tree.leaves(params)), digests(dataset)
-    for name in tqdm(split.test, "testing", unit="case", mininterval=1):
+    for name in tqdm(split.test, "testing", unit="case", mininterval=1, disable=None):
         pieces, geometry = predicted(name)
         mask = mask_of(pieces, geometry.shape, postprocessing, space)
         origin = Origin(run, scans[name].arrays)

@@ -1,9 +1,10 @@
-"""What a run tells while it runs: bars, log.jsonl, TensorBoard events, progress.png."""
+"""What a run tells while it runs: a bar or lines, log.jsonl, TensorBoard events, progress.png."""
 
 import json
 import math
 import os
 import resource
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -99,9 +100,9 @@ class EpochLog:
 
 
 def with_bar(steps: range, length: int, title: str, log: EpochLog) -> Iterator[int]:
-    """The steps that are left of an epoch of `length`, with a bar that shows the loss."""
-    silent = jax.process_index() > 0
+    """The steps that are left of an epoch of `length`; on a terminal with a bar."""
     done = length - len(steps)
+    silent = True if jax.process_index() > 0 else None  # None: where there is no terminal
     with tqdm(total=length, initial=done, unit="step", mininterval=1, disable=silent) as bar:
         bar.set_description(title)
         for step in steps:
@@ -132,8 +133,15 @@ def _peak_bytes() -> int:
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
+def _told(line: dict[str, Any], count: int) -> str:
+    """A line of the log for a reader, such as "epoch 3 of 10: loss -0.412, Dice 0.61, 12 s"."""
+    dice = f", Dice {line['validation_dice']:.3f}" if "validation_dice" in line else ""
+    seconds = line["seconds"] + line.get("validation_seconds", 0.0)
+    return f"epoch {line['epoch'] + 1} of {count}: loss {line['loss']:.3f}{dice}, {seconds:.3g} s"
+
+
 class Progress:
-    """The log of the run in `workdir`, continued from `step`; `title` heads its picture.
+    """The log of the run of `epochs` in `workdir`, from `step` on; `title` heads its picture.
 
     A context manager, at whose end the picture shows all epochs. Of several processes one `writes`.
 
@@ -141,8 +149,11 @@ class Progress:
     so that the log shows each step once.
     """
 
-    def __init__(self, workdir: Path, step: int, title: str, writes: bool = True) -> None:
+    def __init__(
+        self, workdir: Path, step: int, epochs: int, title: str, writes: bool = True
+    ) -> None:
         self._title = title
+        self._count = epochs
         self._log = workdir / "log.jsonl"
         self._picture = workdir / "progress.png"
         self._drawn = time.monotonic()
@@ -180,6 +191,8 @@ class Progress:
         self.epochs.append(line)
         if self._events is None:
             return
+        if not sys.stderr.isatty():  # where there is no bar
+            print(_told(line, self._count), flush=True)
         with writing(self._log), self._log.open("a") as log:
             log.write(json.dumps(line) + "\n")
         scalars = [

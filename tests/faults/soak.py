@@ -246,9 +246,9 @@ def steps_of(workdir: Path) -> list[int]:
 
 
 def shown(text: str) -> int:
-    """The last step that the bar showed."""
-    bars = re.findall(rf"epoch (\d+)/{EPOCHS}: .* (\d+)/{LENGTH} ", text)
-    return (int(bars[-1][0]) - 1) * LENGTH + int(bars[-1][1]) if bars else 0
+    """The last step of the last epoch that was told."""
+    told = re.findall(rf"^epoch (\d+) of {EPOCHS}: ", text, re.M)
+    return int(told[-1]) * LENGTH if told else 0
 
 
 def same(workdir: Path, other: Path) -> bool:

@@ -37,8 +37,10 @@ from covid_jax.transfer.strategies import network_of
 _FLAGS = flags.FlagValues()
 define_config_flag(_FLAGS)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of checkpoints.json.", _FLAGS)
-_STEPS = flags.DEFINE_integer("steps", 6, "Steps of a turn.", flag_values=_FLAGS)
-_ROUNDS = flags.DEFINE_integer("rounds", 6, "Turns that each has.", flag_values=_FLAGS)
+_STEPS = flags.DEFINE_integer("steps", 6, "Steps of a turn.", lower_bound=1, flag_values=_FLAGS)
+_ROUNDS = flags.DEFINE_integer(
+    "rounds", 6, "Turns that each has.", lower_bound=1, flag_values=_FLAGS
+)
 
 
 def measure(config: Config, steps: int, rounds: int) -> list[Line]:

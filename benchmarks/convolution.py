@@ -45,9 +45,11 @@ _FLAGS = flags.FlagValues()
 define_config_flag(_FLAGS)
 _PEER = flags.DEFINE_enum("peer", None, ["torch"], "What to time beside ours.", _FLAGS)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of convolution.json.", _FLAGS)
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns that each has.", flag_values=_FLAGS)
+_ROUNDS = flags.DEFINE_integer(
+    "rounds", 5, "Turns that each has.", lower_bound=1, flag_values=_FLAGS
+)
 _SECONDS = flags.DEFINE_float(
-    "seconds", 0.1, "Length of a turn, of one call at least.", flag_values=_FLAGS
+    "seconds", 0.1, "Length of a turn, of one call at least.", lower_bound=0, flag_values=_FLAGS
 )
 
 FORMS: dict[str, tuple[Form, ...]] = {

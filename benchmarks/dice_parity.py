@@ -43,7 +43,7 @@ _FLAGS = flags.FlagValues()
 define_config_flag(_FLAGS)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs.", _FLAGS)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the results.", _FLAGS)
-_SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each.", flag_values=_FLAGS)
+_SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each.", lower_bound=1, flag_values=_FLAGS)
 
 Scores = dict[str, float]
 """The Dice of every test case."""

@@ -44,9 +44,11 @@ _COMPILE = flags.DEFINE_bool(
 )
 _REAL = flags.DEFINE_bool("real", False, "Time ours with its own input pipeline as well.", _FLAGS)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of epoch_time.json.", _FLAGS)
-_ROUNDS = flags.DEFINE_integer("rounds", 6, "Turns that each has.", flag_values=_FLAGS)
+_ROUNDS = flags.DEFINE_integer(
+    "rounds", 6, "Turns that each has.", lower_bound=1, flag_values=_FLAGS
+)
 _SECONDS = flags.DEFINE_float(
-    "seconds", 2.0, "Length of a turn, of one step at least.", flag_values=_FLAGS
+    "seconds", 2.0, "Length of a turn, of one step at least.", lower_bound=0, flag_values=_FLAGS
 )
 _FULL = flags.DEFINE_bool("full", False, "Measure a whole epoch of each as well.", _FLAGS)
 

@@ -27,9 +27,11 @@ _FLAGS = flags.FlagValues()
 define_config_flag(_FLAGS)
 _PEER = flags.DEFINE_enum("peer", None, ["torch"], "What to time beside ours.", _FLAGS)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of freezing.json.", _FLAGS)
-_ROUNDS = flags.DEFINE_integer("rounds", 4, "Turns that each has.", flag_values=_FLAGS)
+_ROUNDS = flags.DEFINE_integer(
+    "rounds", 4, "Turns that each has.", lower_bound=1, flag_values=_FLAGS
+)
 _SECONDS = flags.DEFINE_float(
-    "seconds", 2.0, "Length of a turn, of one step at least.", flag_values=_FLAGS
+    "seconds", 2.0, "Length of a turn, of one step at least.", lower_bound=0, flag_values=_FLAGS
 )
 
 

@@ -43,7 +43,11 @@ if _HAS_CONFIG:
     define_config_flag(_FLAGS)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the result files.", _FLAGS)
 _BUDGET = flags.DEFINE_float(
-    "budget", 840.0, "Seconds for all of it, start and compiling included", flag_values=_FLAGS
+    "budget",
+    840.0,
+    "Seconds for all of it, start and compiling included",
+    lower_bound=0,
+    flag_values=_FLAGS,
 )
 _ONLY = flags.DEFINE_string(
     "only", "", "Regular expression of the parts to do, by their names.", _FLAGS
@@ -53,7 +57,11 @@ _PART = flags.DEFINE_string(
     "part", None, "The one part to do in this process, without a limit.", _FLAGS
 )
 _BEGUN = flags.DEFINE_float(
-    "begun", None, "When the budget began, in seconds since 1970.", flag_values=_FLAGS
+    "begun",
+    None,
+    "When the budget began, in seconds since 1970.",
+    lower_bound=0,
+    flag_values=_FLAGS,
 )
 
 RESERVE = 2.0
@@ -176,8 +184,6 @@ def work() -> None:
         return
     parts = chosen(_ONLY.value, of_any=config is not None)
     seconds = _BUDGET.value
-    if seconds < 0:
-        raise UserError(f"--budget={seconds:g}: must not be negative")
     announce_device_of_children()
     if _BEGUN.value is not None:
         seconds -= time.time() - _BEGUN.value

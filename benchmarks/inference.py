@@ -34,7 +34,9 @@ _INPUT = flags.DEFINE_list("input", None, "Scans, by commas.", _FLAGS)
 _PEER = flags.DEFINE_enum("peer", None, ["torch"], "What to time beside ours.", _FLAGS)
 _MIRROR = flags.DEFINE_bool("mirror", True, "Time with the 8 mirrored views as well.", _FLAGS)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of inference.json.", _FLAGS)
-_ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns that each has.", flag_values=_FLAGS)
+_ROUNDS = flags.DEFINE_integer(
+    "rounds", 3, "Turns that each has.", lower_bound=1, flag_values=_FLAGS
+)
 
 
 def work() -> None:

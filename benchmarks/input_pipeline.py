@@ -43,12 +43,14 @@ _OUTPUT = flags.DEFINE_string("output", None, "Folder of input_pipeline.json.", 
 _PEER = flags.DEFINE_enum(
     "peer", None, ["torch"], "What to time beside it: nnU-Net's loader.", _FLAGS
 )
-_ROUNDS = flags.DEFINE_integer("rounds", 6, "Turns that each candidate has.", flag_values=_FLAGS)
+_ROUNDS = flags.DEFINE_integer(
+    "rounds", 6, "Turns that each candidate has.", lower_bound=1, flag_values=_FLAGS
+)
 _SECONDS = flags.DEFINE_float(
-    "seconds", 4.0, "Length of a turn, of one batch at least.", flag_values=_FLAGS
+    "seconds", 4.0, "Length of a turn, of one batch at least.", lower_bound=0, flag_values=_FLAGS
 )
 _BATCHES = flags.DEFINE_integer(
-    "batches", 0, "Batches to cut while memory is watched.", flag_values=_FLAGS
+    "batches", 0, "Batches to cut while memory is watched.", lower_bound=0, flag_values=_FLAGS
 )
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples" / "covid19"

@@ -42,8 +42,10 @@ _OUTPUT = flags.DEFINE_string("output", None, "Folder of the results.", _FLAGS)
 _DATA = flags.DEFINE_string(
     "data", "runs/learning_parity", "Folder for the synthetic cases.", _FLAGS
 )
-_EPOCHS = flags.DEFINE_integer("epochs", 15, "Epochs of each run.", flag_values=_FLAGS)
-_SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each.", flag_values=_FLAGS)
+_EPOCHS = flags.DEFINE_integer(
+    "epochs", 15, "Epochs of each run.", lower_bound=1, flag_values=_FLAGS
+)
+_SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each.", lower_bound=1, flag_values=_FLAGS)
 
 CONFIG = Config(
     steps_per_epoch=40,

@@ -55,7 +55,9 @@ from covid_jax.transfer.strategies import (
 _FLAGS = flags.FlagValues()
 define_config_flag(_FLAGS)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of meshes.json.", _FLAGS)
-_STEPS = flags.DEFINE_integer("steps", 10, "Training steps on each mesh.", flag_values=_FLAGS)
+_STEPS = flags.DEFINE_integer(
+    "steps", 10, "Training steps on each mesh.", lower_bound=1, flag_values=_FLAGS
+)
 _MESHES = flags.DEFINE_list("meshes", ["2x1", "1x2", "2x2", "2x4"], "Meshes, data x space.", _FLAGS)
 _DTYPES = flags.DEFINE_list(
     "dtypes", ["float64", "float32"], "Of parameters and activations.", _FLAGS

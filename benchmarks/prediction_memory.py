@@ -38,7 +38,7 @@ from covid_jax.training.platform import platform_of
 _FLAGS = flags.FlagValues()
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of prediction_memory.json.", _FLAGS)
 _CLASSES = flags.DEFINE_integer(
-    "classes", 26, "Of the network, background included.", flag_values=_FLAGS
+    "classes", 26, "Of the network, background included.", lower_bound=2, flag_values=_FLAGS
 )
 _SLICES = flags.DEFINE_list("slices", ["75", "150", "300", "600"], "Of the scans.", _FLAGS)
 _ONE = flags.DEFINE_string("one", None, "SLICES,COARSER: measure this in this process.", _FLAGS)

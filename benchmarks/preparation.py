@@ -31,9 +31,11 @@ from covid_jax.errors import UserError
 _FLAGS = flags.FlagValues()
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of preparation.json.", _FLAGS)
 _PEER = flags.DEFINE_enum("peer", None, ["torch"], "What to time beside it: nnU-Net's.", _FLAGS)
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns that each candidate has.", flag_values=_FLAGS)
+_ROUNDS = flags.DEFINE_integer(
+    "rounds", 5, "Turns that each candidate has.", lower_bound=1, flag_values=_FLAGS
+)
 _SECONDS = flags.DEFINE_float(
-    "seconds", 2.0, "Length of a turn, of one case at least.", flag_values=_FLAGS
+    "seconds", 2.0, "Length of a turn, of one case at least.", lower_bound=0, flag_values=_FLAGS
 )
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -39,9 +39,11 @@ from covid_jax.training.parallel import fitting_meshes
 _FLAGS = flags.FlagValues()
 define_config_flag(_FLAGS)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of scaling.json.", _FLAGS)
-_ROUNDS = flags.DEFINE_integer("rounds", 4, "Turns that each has.", flag_values=_FLAGS)
+_ROUNDS = flags.DEFINE_integer(
+    "rounds", 4, "Turns that each has.", lower_bound=1, flag_values=_FLAGS
+)
 _SECONDS = flags.DEFINE_float(
-    "seconds", 1.0, "Length of a turn, of one step at least.", flag_values=_FLAGS
+    "seconds", 1.0, "Length of a turn, of one step at least.", lower_bound=0, flag_values=_FLAGS
 )
 
 CASES = (2, 4, 8, 16)

@@ -36,12 +36,14 @@ matplotlib.use("agg")
 _FLAGS = flags.FlagValues()
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the results.", _FLAGS)
 _DATASET = flags.DEFINE_enum("dataset", None, list(PHANTOMS), "What both train on.", _FLAGS)
-_EPOCHS = flags.DEFINE_integer("epochs", 12, "Epochs of each run.", flag_values=_FLAGS)
-_STEPS = flags.DEFINE_integer("steps", 25, "Steps of an epoch.", flag_values=_FLAGS)
-_VALIDATION_STEPS = flags.DEFINE_integer(
-    "validation_steps", 8, "Validation steps of an epoch.", flag_values=_FLAGS
+_EPOCHS = flags.DEFINE_integer(
+    "epochs", 12, "Epochs of each run.", lower_bound=1, flag_values=_FLAGS
 )
-_SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each.", flag_values=_FLAGS)
+_STEPS = flags.DEFINE_integer("steps", 25, "Steps of an epoch.", lower_bound=1, flag_values=_FLAGS)
+_VALIDATION_STEPS = flags.DEFINE_integer(
+    "validation_steps", 8, "Validation steps of an epoch.", lower_bound=0, flag_values=_FLAGS
+)
+_SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each.", lower_bound=1, flag_values=_FLAGS)
 
 _CONFIG = Path(__file__).resolve().parent.parent / "configs" / "nnunet.py"
 

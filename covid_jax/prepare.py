@@ -84,7 +84,9 @@ _PLANS = flags.DEFINE_string("plans", None, "nnU-Net's plans.json, whose plan is
 _SYNTHETIC = flags.DEFINE_bool(
     "synthetic", False, "Write synthetic cases in the dataset's layout to --raw_dir first.", _FLAGS
 )
-_NUM_CASES = flags.DEFINE_integer("num_cases", 10, "Number of synthetic cases.", flag_values=_FLAGS)
+_NUM_CASES = flags.DEFINE_integer(
+    "num_cases", 10, "Number of synthetic cases.", lower_bound=1, flag_values=_FLAGS
+)
 _NUM_PROCESSES = flags.DEFINE_integer(
     "num_processes", len(cores()), "Cases to work on at once.", lower_bound=1, flag_values=_FLAGS
 )

@@ -100,6 +100,7 @@ _REPLAY = flags.DEFINE_integer(
     "replay",
     None,
     "Go to this step from the checkpoint before it, look into it, and save nothing.",
+    lower_bound=0,
     flag_values=_FLAGS,
 )
 _ACCEPT_CHANGES = flags.DEFINE_bool(
@@ -116,10 +117,10 @@ _COORDINATOR = flags.DEFINE_string(
     "coordinator", "", "This is one of several processes; HOST:PORT of the first one.", _FLAGS
 )
 _NUM_PROCESSES = flags.DEFINE_integer(
-    "num_processes", 1, "With --coordinator: how many.", flag_values=_FLAGS
+    "num_processes", 1, "With --coordinator: how many.", lower_bound=1, flag_values=_FLAGS
 )
 _PROCESS_ID = flags.DEFINE_integer(
-    "process_id", 0, "With --coordinator: which of them, from 0.", flag_values=_FLAGS
+    "process_id", 0, "With --coordinator: which of them, from 0.", lower_bound=0, flag_values=_FLAGS
 )
 
 

@@ -1,8 +1,10 @@
 """Each benchmark runs on a small network and leaves its file and its table."""
 
+import importlib
 import json
 
 import pytest
+from absl import flags
 
 from benchmarks.report import PAGES, TABLES, marked, rendered, results
 from tests.conftest import ROOT, SMALL_NETWORK, needs_onednn
@@ -106,3 +108,16 @@ def test_the_pages_show_what_the_result_files_say(page):
     names = marked(page.read_text())
     assert names
     assert all(results(name) for name in names)
+
+
+COMMANDS = [path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem != "__init__"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_number_that_cannot_be_is_one_line(name, refuses):
+    """Such as no rounds, and less than no seconds."""
+    own = getattr(importlib.import_module(f"benchmarks.{name}"), "_FLAGS", flags.FlagValues())
+    ours = own.flags_by_module_dict().get(f"benchmarks.{name}", [])
+    for flag in (flag for flag in ours if flag.flag_type() in ("int", "float")):
+        line = refuses(f"benchmarks.{name}", f"--{flag.name}={flag.parser.lower_bound - 1}")
+        assert f"flag --{flag.name}=" in line

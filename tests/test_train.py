@@ -322,7 +322,7 @@ def test_three_kills_at_any_moment_move_no_parameter(tiny_run, tmp_path, command
     ]
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     assert command("train", f"--workdir={straight}", *arguments).returncode == 0
-    rng = np.random.default_rng()  # another moment each time
+    rng = np.random.default_rng(0)
     for delay in (0.0, *rng.uniform(0, 0.15, 2)):
         done = max(saves(killed), default=0)
         kill_when(lambda done=done: max(saves(killed), default=0) > done, delay, killed, *arguments)

@@ -158,7 +158,7 @@ def test_a_save_that_is_killed_at_any_of_50_moments_leaves_a_whole_checkpoint(tm
     context.set_forkserver_preload(["covid_jax.training.checkpoint", "tests.conftest"])
     found, saved = tmp_path / "found", tmp_path / "saved"
     saved.write_text("0")
-    rng, interrupted = np.random.default_rng(), 0
+    rng, interrupted = np.random.default_rng(0), 0
     for _ in range(50):
         process = context.Process(target=find_and_save_for_ever, args=(tmp_path,))
         process.start()

@@ -551,14 +551,16 @@ def study_table(lines: Sequence[Line]) -> str:
     seeds = max(line["dsc"]["seeds"] for line in lines)
     width = max(len(_row_name(line)) for line in lines) + 2
     head = f"{'run':<{width}}{'DSC':>7}" + f"{'+- seeds':>10}" * (seeds > 1)
-    gap = f"{'to scratch, 95 %':>27}{'p (Holm)':>10}"
+    compared = any("dsc_against_scratch" in line for line in lines)
+    gap = f"{'to scratch, 95 %':>27}{'p (Holm)':>10}" * compared
     rows = [f"{head}{gap}{'NSD':>8}{gap}{'s/epoch':>9}"]
     for line in lines:
         row = f"{_row_name(line):<{width}}{line['dsc']['mean']:>7.3f}"
         if seeds > 1:
             spread = line["dsc"]["seed_std"]
             row += " " * 10 if spread is None else f"{spread:>10.3f}"
-        row += f"{_gap(line, 'dsc')}{line['nsd']['mean']:>8.3f}{_gap(line, 'nsd')}"
+        gaps = [_gap(line, metric) * compared for metric in ("dsc", "nsd")]
+        row += f"{gaps[0]}{line['nsd']['mean']:>8.3f}{gaps[1]}"
         rows.append(f"{row}{line['epoch_seconds']:>9.1f}")
     return "\n".join(rows)
 

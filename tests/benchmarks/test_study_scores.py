@@ -43,6 +43,12 @@ def test_the_table_tells_the_spread_over_seeds_where_there_are_several(rows):
     assert len({len(line) for line in (head, second)}) == 1
 
 
+def test_a_table_of_scratch_alone_compares_nothing(rows):
+    head, row = study_table(rows[:1]).splitlines()
+    assert head.split() == ["run", "DSC", "NSD", "s/epoch"]
+    assert len(row) == len(head)
+
+
 def test_the_command_keeps_what_the_study_took(tmp_path, command):
     study = tmp_path / "study"
     shutil.copytree(KEPT / "runs", study / "runs")

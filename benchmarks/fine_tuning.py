@@ -25,8 +25,8 @@ from covid_jax.device import announce_device
 from covid_jax.errors import UserError
 from covid_jax.files import read_json
 from covid_jax.train import train
-from covid_jax.training.checkpoint import load_config
 from covid_jax.training.parallel import keep_compiled_programs
+from covid_jax.training.pretrained import load_config
 from covid_jax.training.provenance import seen_before
 from covid_jax.training.run import open_data
 from covid_jax.transfer.strategies import STRATEGIES

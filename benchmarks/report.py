@@ -27,7 +27,10 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = (
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("benchmarks", "data", "scaling", "study", "transfer")),
+    *(
+        ROOT / "docs" / f"{name}.md"
+        for name in ("benchmarks", "data", "scaling", "study", "transfer")
+    ),
 )
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {

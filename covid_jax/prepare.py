@@ -41,7 +41,7 @@ from covid_jax.data.preparation import prepare_dataset
 from covid_jax.device import announce_cpu, cores
 from covid_jax.errors import UserError
 from covid_jax.nnunet.model_folder import nnunet_plan
-from covid_jax.training.checkpoint import load_config
+from covid_jax.training.pretrained import load_config
 
 _FLAGS = flags.FlagValues()
 _DATASET = flags.DEFINE_enum("dataset", None, list(DATASETS), "Layout of the raw data.", _FLAGS)

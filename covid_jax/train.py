@@ -43,7 +43,7 @@ from covid_jax.errors import StoppedError, UserError
 from covid_jax.evaluation.scoring import score_run
 from covid_jax.lock import only_here
 from covid_jax.reporting.card import export_model, write_card_of_best
-from covid_jax.training.checkpoint import Checkpoints, load_pretrained
+from covid_jax.training.checkpoint import Checkpoints
 from covid_jax.training.dry_run import dry_run
 from covid_jax.training.explain import explain
 from covid_jax.training.parallel import (
@@ -52,6 +52,7 @@ from covid_jax.training.parallel import (
     make_mesh,
 )
 from covid_jax.training.platform import deterministic, keep_choices, platform_of, with_dtype
+from covid_jax.training.pretrained import load_pretrained
 from covid_jax.training.processes import (
     among_others,
     end_processes,

@@ -20,7 +20,8 @@ from covid_jax.data.volume import read_volume
 from covid_jax.errors import REQUEUE_STATUS
 from covid_jax.lock import only_here
 from covid_jax.nnunet.run_folder import read_run
-from covid_jax.training.checkpoint import Best, best_of, load_params, load_pretrained
+from covid_jax.training.checkpoint import Best, best_of, load_params
+from covid_jax.training.pretrained import load_pretrained
 from covid_jax.training.progress import read_log
 from covid_jax.transfer.freezing import leaf_paths
 from tests.conftest import ROOT, SMALL_NETWORK, tiny

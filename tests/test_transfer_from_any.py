@@ -13,7 +13,8 @@ import pytest
 from covid_jax.data.phantom import write_raw_dataset
 from covid_jax.data.preparation import prepare_dataset
 from covid_jax.errors import UserError
-from covid_jax.training.checkpoint import load_config, load_params
+from covid_jax.training.checkpoint import load_params
+from covid_jax.training.pretrained import load_config
 from covid_jax.transfer.freezing import leaves_by_path
 from tests.conftest import ROOT, SMALL_NETWORK
 

@@ -15,13 +15,8 @@ from covid_jax.data.plan import load_plan
 from covid_jax.data.store import load_case, load_dataset
 from covid_jax.data.volume import read_volume
 from covid_jax.studies.folder import claim_study
-from covid_jax.training.checkpoint import (
-    Checkpoints,
-    load_config,
-    load_params,
-    load_pretrained,
-    load_run,
-)
+from covid_jax.training.checkpoint import Checkpoints, load_params
+from covid_jax.training.pretrained import load_config, load_pretrained, load_run
 from tests.conftest import ROOT
 
 RUN = "study/runs/scratch-none-fold0"

@@ -50,7 +50,7 @@ def of_plan(config: Config) -> Config:
     # Here, not above: machines that only time the step have none of the image libraries.
     from covid_jax.data.plan import load_plan
     from covid_jax.data.store import load_dataset
-    from covid_jax.training.checkpoint import load_config
+    from covid_jax.training.pretrained import load_config
     from covid_jax.training.run import fitted, planned
 
     left, folder = left_to_plan(config), Path(config.data.prepared_dir)

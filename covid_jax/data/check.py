@@ -1,17 +1,14 @@
 """What prepare would do to a raw dataset, told without doing it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from covid_jax.data.preparation import (
-    changes_in,
-    check_dataset,
-    check_places,
-    check_plan_fold,
-    known_plan,
-    open_dataset,
-    summary,
-    without_refused,
-)
+from covid_jax.data import store
+from covid_jax.data.changes import Changes, changes_between, refuse_another_dataset, sources_of
+from covid_jax.data.datasets import RawDataset
+from covid_jax.data.findings import Finding, check_dataset, summary, without_refused
+from covid_jax.data.planning import check_plan_fold, known_plan
+from covid_jax.data.preparation import check_places, open_dataset
 from covid_jax.errors import UserError
 
 
@@ -70,3 +67,21 @@ def check(
         )
     if not plan:
         check_plan_fold(raw, plan_fold)
+
+
+def changes_in(
+    raw: RawDataset, out_dir: Path, findings: Sequence["Finding"], processes: int
+) -> Changes:
+    """What prepare_dataset would do to what `out_dir` holds of a dataset; writes nothing.
+
+    `findings` are check_dataset's; of cases that are refused nothing is to be done.
+    """
+    folder = out_dir / raw.name
+    known = store.facts_of(folder, processes)
+    refused = {finding.case for finding in findings if finding.refused}
+    sources = sources_of(raw, {finding.case: finding.digests for finding in findings})
+    if read := {name: source for name, source in sources.items() if "image" in source}:
+        refuse_another_dataset(folder, raw.folder, known, read)
+    sources = {name: source for name, source in sources.items() if name not in refused}
+    judged = {name: facts for name, facts in known.items() if name not in refused - raw.left_out}
+    return changes_between(raw, judged, sources, known_plan(out_dir), store.folds_of(folder))

@@ -18,8 +18,8 @@ from covid_jax.errors import UserError
 from covid_jax.inference.postprocess import Postprocessing, load_postprocessing, mask_of
 from covid_jax.inference.scan import Predictor, make_ensemble
 from covid_jax.label_space import LabelSpace
-from covid_jax.training.checkpoint import load_run
 from covid_jax.training.platform import Platform, platform_here
+from covid_jax.training.pretrained import load_run
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from covid_jax.files import read_json, write_json
 from covid_jax.nnunet.model_folder import Model
-from covid_jax.training.checkpoint import load_run, save_params
+from covid_jax.training.checkpoint import save_params
+from covid_jax.training.pretrained import load_run
 from covid_jax.training.workdir import claim_workdir, described
 
 

@@ -18,7 +18,8 @@ from covid_jax.evaluation.folders import load_metrics
 from covid_jax.evaluation.metrics import NOT_OVER_LABELS, never_predicted
 from covid_jax.files import whole_file, write_json
 from covid_jax.reporting.words import counted
-from covid_jax.training.checkpoint import best_of, copy_newest, load_run
+from covid_jax.training.checkpoint import best_of, copy_newest
+from covid_jax.training.pretrained import load_run
 from covid_jax.training.provenance import channel_names, load_provenance
 from covid_jax.training.state import epochs_of
 from covid_jax.transfer.strategies import STRATEGIES

@@ -32,6 +32,7 @@ from covid_jax.reporting.cases import (
 from covid_jax.reporting.evidence import Evidence, problems_told, read_evidence
 from covid_jax.reporting.findings import findings
 from covid_jax.reporting.forest import forest
+from covid_jax.reporting.formats import summary_table, write_tables
 from covid_jax.reporting.kinds import COLOURS, Kind
 from covid_jax.reporting.network import draw_networks
 from covid_jax.reporting.runs import Run, kinds_of
@@ -42,8 +43,6 @@ from covid_jax.reporting.tables import (
     comparisons,
     label_noun,
     machines_told,
-    summary_table,
-    write_tables,
 )
 from covid_jax.reporting.viewer import write_case, write_viewer
 from covid_jax.reporting.words import counted, p_told, seen_told

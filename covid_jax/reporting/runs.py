@@ -18,7 +18,7 @@ from covid_jax.reporting.cases import label_space_of, labels_of
 from covid_jax.reporting.kinds import Kind
 from covid_jax.reporting.statistics import Trial
 from covid_jax.reporting.words import counted, seen_told
-from covid_jax.training.checkpoint import load_config
+from covid_jax.training.pretrained import load_config
 from covid_jax.training.progress import read_log
 from covid_jax.training.provenance import load_provenance
 

@@ -4,16 +4,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from covid_jax.config import PAPER_DATASETS, Config, layout_of
+from covid_jax.data.changes import image_digest
 from covid_jax.data.datasets import cross_validation, published_splits, read_dataset
 from covid_jax.data.normalization import scheme_of
 from covid_jax.data.plan import load_plan
-from covid_jax.data.preparation import image_digest
 from covid_jax.data.store import StoredDataset, digests, load_dataset
 from covid_jax.errors import UserError, listed
 from covid_jax.files import refuse_inside
 from covid_jax.label_space import CLASSES
 from covid_jax.studies.grid import Step
-from covid_jax.training.checkpoint import load_config
+from covid_jax.training.pretrained import load_config
 from covid_jax.training.provenance import scans_before
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 
 from covid_jax.config import Config, UNetConfig
-from covid_jax.training.checkpoint import load_pretrained
 from covid_jax.training.cost import abstract_params, step_flops
+from covid_jax.training.pretrained import load_pretrained
 from covid_jax.training.state import learning_rate, schedule
 from covid_jax.transfer.freezing import leaves_by_path
 from covid_jax.transfer.strategies import (

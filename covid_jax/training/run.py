@@ -28,9 +28,10 @@ from covid_jax.data.store import StoredDataset, load_case, load_dataset
 from covid_jax.errors import UserError
 from covid_jax.label_space import together
 from covid_jax.model.conv import form_in
-from covid_jax.training.checkpoint import Saved, load_config
+from covid_jax.training.checkpoint import Saved
 from covid_jax.training.parallel import local_samples, put_batch, replicate
 from covid_jax.training.platform import Platform
+from covid_jax.training.pretrained import load_config
 from covid_jax.training.program import Program
 from covid_jax.training.provenance import start_notes
 from covid_jax.training.state import TrainState, initial_state, refreeze, schedule

@@ -13,7 +13,8 @@ from covid_jax.data.store import StoredDataset
 from covid_jax.errors import UserError
 from covid_jax.files import read_json, refuse_inside, write_json
 from covid_jax.label_space import labels_json
-from covid_jax.training.checkpoint import best_of, load_config, newest_step
+from covid_jax.training.checkpoint import best_of, newest_step
+from covid_jax.training.pretrained import load_config
 from covid_jax.training.provenance import (
     changes,
     device_here,

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from covid_jax.data.datasets import read_dataset
+from covid_jax.data.findings import check_dataset, read_case
 from covid_jax.data.phantom import write_raw_dataset
-from covid_jax.data.preparation import check_dataset, prepare_dataset, read_case
+from covid_jax.data.preparation import prepare_dataset
 from covid_jax.data.processes import each
 from covid_jax.errors import UserError
 

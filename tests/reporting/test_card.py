@@ -11,7 +11,8 @@ from covid_jax.data.normalization import Z_SCORE, Normalization, ct
 from covid_jax.data.plan import Plan
 from covid_jax.evaluation.metrics import EXTRAS, PAPER, mean_over_labels, summarise
 from covid_jax.reporting.card import model_card
-from covid_jax.training.checkpoint import load_params, load_run
+from covid_jax.training.checkpoint import load_params
+from covid_jax.training.pretrained import load_run
 from tests.conftest import ROOT, tiny
 
 SCORES = dict.fromkeys(PAPER, 0.5) | {"hd95_mm": 2.0, "volume_difference_ml": 1.0}

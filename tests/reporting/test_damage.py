@@ -15,12 +15,12 @@ from covid_jax.evaluation.metrics import mean_over_labels
 from covid_jax.reporting.card import model_card
 from covid_jax.reporting.evidence import synthetic_data
 from covid_jax.reporting.findings import findings
+from covid_jax.reporting.formats import summary_table
 from covid_jax.reporting.paper import NOTHING
 from covid_jax.reporting.runs import read_runs
-from covid_jax.reporting.tables import summary_table
 from covid_jax.studies.grid import plan_steps
 from covid_jax.studies.schedule import listed
-from covid_jax.training.checkpoint import load_config
+from covid_jax.training.pretrained import load_config
 from covid_jax.training.progress import read_log
 from covid_jax.training.provenance import load_provenance
 from tests.conftest import ROOT

@@ -10,16 +10,11 @@ import pytest
 from covid_jax.config import Config, StudyConfig, to_dict
 from covid_jax.evaluation.metrics import EXTRAS, PAPER, summarise
 from covid_jax.reporting.evidence import lacking_runs
+from covid_jax.reporting.formats import as_latex, summary_table, write_tables
 from covid_jax.reporting.kinds import Kind
 from covid_jax.reporting.paper import NOTHING, whole_paper
 from covid_jax.reporting.runs import Run, read_runs, uneven_seeds
-from covid_jax.reporting.tables import (
-    all_tables,
-    as_latex,
-    comparisons,
-    summary_table,
-    write_tables,
-)
+from covid_jax.reporting.tables import all_tables, comparisons
 
 FULL = dict.fromkeys((*PAPER, *EXTRAS), 0.5)
 

@@ -16,11 +16,11 @@ from covid_jax.config import (
     to_dict,
     validate,
 )
+from covid_jax.data.changes import image_digest
 from covid_jax.data.datasets import read_dataset
 from covid_jax.data.normalization import Z_SCORE, Normalization
 from covid_jax.data.plan import Plan, save_plan
 from covid_jax.data.planner import topology_of
-from covid_jax.data.preparation import image_digest
 from covid_jax.errors import UserError
 from covid_jax.files import write_json
 from covid_jax.studies.data import check_data, check_places, seen_notes

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from covid_jax.data.plan import load_plan
-from covid_jax.training.checkpoint import load_config
+from covid_jax.training.pretrained import load_config
 from tests.conftest import ROOT, SMALL_NETWORK
 
 FEW = (

@@ -12,15 +12,8 @@ from covid_jax.config import to_dict
 from covid_jax.data.normalization import ct
 from covid_jax.data.plan import Plan
 from covid_jax.errors import UserError
-from covid_jax.training.checkpoint import (
-    Best,
-    Checkpoints,
-    best_of,
-    copy_newest,
-    load_params,
-    load_pretrained,
-    load_run,
-)
+from covid_jax.training.checkpoint import Best, Checkpoints, best_of, copy_newest, load_params
+from covid_jax.training.pretrained import load_pretrained, load_run
 from covid_jax.training.state import initial_state, optimizer
 from covid_jax.training.step import TrainState
 from covid_jax.training.workdir import claim_workdir

@@ -15,7 +15,8 @@ from covid_jax.data.store import StoredDataset
 from covid_jax.errors import UserError
 from covid_jax.label_space import LabelSpace
 from covid_jax.reporting.card import model_card
-from covid_jax.training.checkpoint import load_config, load_pretrained, load_run, save_params
+from covid_jax.training.checkpoint import save_params
+from covid_jax.training.pretrained import load_config, load_pretrained, load_run
 from covid_jax.training.provenance import (
     device_here,
     note_device,

@@ -24,7 +24,7 @@ from covid_jax.errors import UserError
 from covid_jax.files import refuse_inside, whole_folder
 from covid_jax.inference.postprocess import load_postprocessing
 from covid_jax.nnunet.model_folder import checkpoints_in, read_model, write_model
-from covid_jax.nnunet.plans import not_in_nnunet
+from covid_jax.nnunet.own_plans import not_in_nnunet
 from covid_jax.nnunet.run_folder import read_run, write_run
 
 _FLAGS = flags.FlagValues()

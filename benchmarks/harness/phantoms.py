@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from covid_jax.data.datasets import SYNTHETIC_MARKER
 from covid_jax.data.geometry import from_spacing
+from covid_jax.data.raw import SYNTHETIC_MARKER
 from covid_jax.data.volume import write_volume
 
 Triple = tuple[int, int, int]

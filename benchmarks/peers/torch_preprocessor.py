@@ -15,7 +15,7 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import (  # noqa:
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager  # noqa: E402
 
 from covid_jax.data.plan import Plan  # noqa: E402
-from covid_jax.nnunet.plans import intensity_properties  # noqa: E402
+from covid_jax.nnunet.own_plans import intensity_properties  # noqa: E402
 
 DATASET = {
     "labels": {"background": 0, "lesion": 1},

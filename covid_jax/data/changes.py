@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from covid_jax.data.datasets import Case, RawDataset, Split
 from covid_jax.data.plan import Plan
 from covid_jax.data.processes import each
+from covid_jax.data.raw import Case, RawDataset, Split
 from covid_jax.data.volume import files_of
 from covid_jax.errors import UserError, listed
 from covid_jax.files import digest

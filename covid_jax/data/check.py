@@ -5,10 +5,10 @@ from pathlib import Path
 
 from covid_jax.data import store
 from covid_jax.data.changes import Changes, changes_between, refuse_another_dataset, sources_of
-from covid_jax.data.datasets import RawDataset
 from covid_jax.data.findings import Finding, check_dataset, summary, without_refused
 from covid_jax.data.planning import check_plan_fold, known_plan
 from covid_jax.data.preparation import check_places, open_dataset
+from covid_jax.data.raw import RawDataset
 from covid_jax.errors import UserError
 
 

@@ -8,24 +8,28 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from covid_jax.config import OUTSIDE
-from covid_jax.data.normalization import scheme_of
+from covid_jax.data.raw import (
+    SYNTHETIC_MARKER,
+    Case,
+    RawDataset,
+    Split,
+    cross_validation,
+    is_synthetic,
+    not_taken,
+    published_splits,
+    with_splits,
+)
 from covid_jax.data.scans import ENDINGS, channels_of, ending, files_in
 from covid_jax.errors import UserError, listed
 from covid_jax.files import read_json
 from covid_jax.label_space import LabelSpace, label_space, unlike_nnunet
 from covid_jax.values import mapping, maybe, read, several, text, whole
-
-SYNTHETIC_MARKER = "SYNTHETIC.txt"
-"""A raw folder that holds a file of this name is synthetic, and so is all that comes from it."""
 
 READERS = {
     "SimpleITKIO": False,
@@ -34,99 +38,6 @@ READERS = {
     "NibabelIOWithReorient": True,
 }
 """nnU-Net's readers of medical files, and whether they turn the scan."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """One scan.
-
-    Attributes:
-      images: of each channel: a file, or a folder with a DICOM series.
-    """
-
-    name: str
-    images: tuple[Path, ...]
-    label: Path
-
-
-@dataclass(frozen=True)
-class Split:
-    """Names of the cases to train on, to test on, and to validate on.
-
-    Settings are selected by the cases to validate on, or by those to train on where there are none;
-    never by those to test on.
-    """
-
-    train: tuple[str, ...]
-    test: tuple[str, ...]
-    validation: tuple[str, ...] = ()
-
-    @property
-    def cases(self) -> tuple[str, ...]:
-        """All of them."""
-        return (*self.train, *self.validation, *self.test)
-
-
-@dataclass(frozen=True)
-class RawDataset:
-    """A raw dataset as it was found on disk.
-
-    Attributes:
-      cases: sorted by name.
-      label_space: what the values of its labels are, as they are in the files.
-      splits: the folds.
-      synthetic: whether it was made by phantom.py.
-      notes: what a user should know of it, such as cases of the split that are not there, and
-        files that are not taken.
-      folder: of the raw data.
-      left_out: cases that are there and were taken out by `without`.
-      licence: of its scans; empty where nothing is known of it.
-      file_ending: of its scans, as dataset.json says.
-      channels: what the images are, as dataset.json says.
-      planned_schemes: how they are normalised by a plan that is taken as it is, whatever they are
-        called; empty without one.
-      intensities: how the values of CT are read (intensities.read_as).
-    """
-
-    name: str
-    cases: tuple[Case, ...]
-    label_space: LabelSpace
-    splits: tuple[Split, ...]
-    synthetic: bool
-    notes: tuple[str, ...] = ()
-    channels: tuple[str, ...] = ("CT",)
-    planned_schemes: tuple[str, ...] = ()
-    intensities: str = "auto"
-    folder: Path = Path()
-    left_out: frozenset[str] = frozenset()
-    licence: str = ""
-    file_ending: str = ENDINGS[0]
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The names of its classes or regions."""
-        return self.label_space.names
-
-    @property
-    def schemes(self) -> tuple[str, ...]:
-        """How each channel is normalised (normalization.SCHEMES)."""
-        return self.planned_schemes or tuple(map(scheme_of, self.channels))
-
-    def without(self, names: Collection[str]) -> "RawDataset":
-        """The dataset without some of its cases, in its folds too."""
-
-        def rest(cases: tuple[str, ...]) -> tuple[str, ...]:
-            return tuple(case for case in cases if case not in names)
-
-        return replace(
-            self,
-            cases=tuple(case for case in self.cases if case.name not in names),
-            left_out=self.left_out | frozenset(names),
-            splits=tuple(
-                Split(rest(split.train), rest(split.test), rest(split.validation))
-                for split in self.splits
-            ),
-        )
 
 
 def covid19(raw_dir: Path) -> RawDataset:
@@ -152,7 +63,7 @@ def structseg_gtv(raw_dir: Path) -> RawDataset:
     ]
     taken = {case.label.parent for case in cases}
     marker = raw_dir / SYNTHETIC_MARKER
-    notes = _not_taken(
+    notes = not_taken(
         "no folder with data.nii.gz",
         (path.name for path in raw_dir.iterdir() if path not in {*taken, marker}),
     )
@@ -186,9 +97,9 @@ def nsclc_effusion(raw_dir: Path) -> RawDataset:
         Case(name, (folder,), masks[name]) for name, folder in patients.items() if name in masks
     ]
     notes = [
-        *_not_taken("patients without a mask of an effusion", patients.keys() - masks.keys()),
-        *_not_taken("masks without their patient", masks.keys() - patients.keys()),
-        *_not_taken("files that are no first mask of an effusion", others),
+        *not_taken("patients without a mask of an effusion", patients.keys() - masks.keys()),
+        *not_taken("masks without their patient", masks.keys() - patients.keys()),
+        *not_taken("files that are no first mask of an effusion", others),
     ]
     return _with_published_splits("nsclc_effusion", raw_dir, cases, ("pleural effusion",), notes)
 
@@ -228,7 +139,7 @@ def nnunet(raw_dir: Path) -> RawDataset:
         found = files_in(images)
         scans, others = channels_of(images, found.paths, len(channels))
         cases, of_files = _pairs(scans, found.left_out, masks)
-        of_files += _not_taken(
+        of_files += not_taken(
             f"images without nnU-Net's _0000 of their channel in {images}", others
         )
     notes += of_files
@@ -313,63 +224,6 @@ def read_dataset(name: str, raw_dir: str | Path) -> RawDataset:
     return raw if raw.synthetic else replace(raw, licence=raw.licence or DATASETS[name].licence)
 
 
-def published_splits(name: str) -> tuple[Split, ...]:
-    """The benchmark's folds of a dataset (Ma et al. 2020, arXiv 2004.12537)."""
-    text = resources.files("covid_jax.data").joinpath("splits", f"{name}.json").read_text()
-    return tuple(Split(tuple(fold["train"]), tuple(fold["test"])) for fold in json.loads(text))
-
-
-def cross_validation(names: list[str], folds: int = 5) -> tuple[Split, ...]:
-    """nnU-Net's folds of `names` (generate_crossval_split): shuffled with its seed."""
-    order = np.arange(len(names))
-    np.random.RandomState(12345).shuffle(order)
-    return tuple(
-        Split(
-            tuple(names[i] for i in sorted(set(order) - set(test))),
-            tuple(names[i] for i in sorted(test)),
-        )
-        for test in np.array_split(order, min(folds, len(names)))
-    )
-
-
-def with_splits(raw: RawDataset, path: Path) -> RawDataset:
-    """The dataset with the folds of a file like nnU-Net's splits_final.json.
-
-    Its validation cases are those that are tested on, as in cross_validation.
-
-    Raises:
-      UserError: it is none, or names a case that is not there.
-    """
-    names = several(text)
-    try:
-        folds = several(mapping)(json.loads(path.read_text("utf-8-sig")))
-        splits = tuple(
-            Split(*(read(fold, part, names, whose=f"fold {number}:") for part in ("train", "val")))
-            for number, fold in enumerate(folds)
-        )
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, UserError) as error:
-        raise UserError(
-            f"{path}: is no list of folds, each with the names of cases under train and val "
-            f"({error})"
-        ) from error
-    here, told = {case.name for case in raw.cases}, {n for split in splits for n in split.cases}
-    if not splits or (missing := told - here):
-        what = f"names cases that are not there: {listed(missing)}" if splits else "has no fold"
-        raise UserError(f"{path}: {what}")
-    for number, split in enumerate(splits):
-        if both := {*split.train} & {*split.test}:
-            raise UserError(f"{path}: fold {number} trains and tests on {listed(both)}")
-    notes = _not_taken(f"to train or test on, as {path.name} has it", here - told)
-    return replace(raw, splits=splits, notes=(*raw.notes, *notes))
-
-
-def is_synthetic(raw_dir: Path) -> bool:
-    """Whether the folder says that its scans were made by phantom.py."""
-    return (raw_dir / SYNTHETIC_MARKER).is_file()
-
-
 def _with_published_splits(
     name: str, raw_dir: Path, cases: list[Case], labels: tuple[str, ...], notes: list[str]
 ) -> RawDataset:
@@ -417,7 +271,7 @@ def _pairs(
     ]
     alone = [found.paths[name].name for name in found.paths.keys() - images.keys()]
     notes = [*left_out, *found.left_out]
-    return cases, notes + _not_taken(f"labels without an image in {labels}", alone)
+    return cases, notes + not_taken(f"labels without an image in {labels}", alone)
 
 
 def _named_cases(
@@ -454,7 +308,7 @@ def _named_cases(
     held = files_in(images).paths.values() if images.is_dir() else ()
     others = {file.resolve() for file in held} - {file.resolve() for file in taken}
     unnamed = f"images in {images} that {description.name} does not name"
-    return cases, _not_taken(unnamed, (file.name for file in others))
+    return cases, not_taken(unnamed, (file.name for file in others))
 
 
 def _channels(description: dict[str, Any]) -> tuple[str, ...]:
@@ -492,11 +346,6 @@ def _other_endings(description: Path, told: Any, cases: Iterable[Case]) -> list[
         f"{description} says file_ending {told}, and {len(others)} of {len(files)} files end "
         f"otherwise, which nnU-Net would not take: {listed(others)}"
     ]
-
-
-def _not_taken(what: str, names: Iterable[str]) -> list[str]:
-    names = list(names)
-    return [f"{len(names)} not taken, {what}: {listed(names)}"] if names else []
 
 
 def _checked(name: str, raw_dir: Path, cases: list[Case], notes: Iterable[str]) -> tuple[Case, ...]:

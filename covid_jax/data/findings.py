@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from covid_jax.data.changes import check_label, digests_of
-from covid_jax.data.datasets import Case, RawDataset
 from covid_jax.data.geometry import Volume
 from covid_jax.data.labels import read_label
 from covid_jax.data.plan import Plan
 from covid_jax.data.preprocess import check_extent, read_channels
 from covid_jax.data.processes import each
+from covid_jax.data.raw import Case, RawDataset
 from covid_jax.errors import UserError
 
 

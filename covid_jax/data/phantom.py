@@ -23,8 +23,8 @@ from covid_jax.data.chest import (
     points_of,
     smooth_noise,
 )
-from covid_jax.data.datasets import SYNTHETIC_MARKER, published_splits
 from covid_jax.data.geometry import Volume, from_spacing, stored_along
+from covid_jax.data.raw import SYNTHETIC_MARKER, published_splits
 from covid_jax.data.volume import write_volume
 from covid_jax.errors import UserError, writing
 

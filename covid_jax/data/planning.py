@@ -7,7 +7,6 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from covid_jax.data.datasets import Case, RawDataset
 from covid_jax.data.findings import read_case
 from covid_jax.data.plan import (
     FINGERPRINT_VOXELS,
@@ -22,6 +21,7 @@ from covid_jax.data.plan import (
 from covid_jax.data.planner import Planning, Topology
 from covid_jax.data.preprocess import nonzero_box
 from covid_jax.data.processes import each
+from covid_jax.data.raw import Case, RawDataset
 from covid_jax.errors import UserError
 from covid_jax.lock import only_here
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from covid_jax.config import NAME
 from covid_jax.data import phantom, store
 from covid_jax.data.changes import changes_between, each_digests, refuse_another_dataset, sources_of
-from covid_jax.data.datasets import Case, RawDataset, read_dataset, with_splits
+from covid_jax.data.datasets import read_dataset
 from covid_jax.data.findings import check_dataset, notes_of, read_case_as, summary, without_refused
 from covid_jax.data.normalization import CT
 from covid_jax.data.plan import Plan
@@ -19,6 +19,7 @@ from covid_jax.data.planner import Planning
 from covid_jax.data.planning import check_plan_fold, known_plan, network_told, plan_for
 from covid_jax.data.preprocess import check_extent, prepare_case
 from covid_jax.data.processes import each
+from covid_jax.data.raw import Case, RawDataset, with_splits
 from covid_jax.data.volume import files_of
 from covid_jax.errors import UserError
 from covid_jax.files import refuse_inside

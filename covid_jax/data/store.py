@@ -22,10 +22,11 @@ from typing import Any
 import numpy as np
 
 from covid_jax.config import IGNORED, OUTSIDE
-from covid_jax.data.datasets import DATASETS, RawDataset, Split
+from covid_jax.data.datasets import DATASETS
 from covid_jax.data.geometry import NiftiHeader, Volume
 from covid_jax.data.preprocess import Geometry, PreparedCase
 from covid_jax.data.processes import each
+from covid_jax.data.raw import RawDataset, Split
 from covid_jax.data.volume import write_volume
 from covid_jax.errors import UserError, writing
 from covid_jax.files import digest, read_json, write_json

@@ -16,8 +16,9 @@ from covid_jax.errors import UserError
 from covid_jax.files import read_json, whole_file, write_json
 from covid_jax.label_space import CLASSES, label_space, labels_json
 from covid_jax.model.nnunet_weights import to_params, to_state_dict
+from covid_jax.nnunet.own_plans import write_plans
 from covid_jax.nnunet.pickles import load_checkpoint, load_pickle
-from covid_jax.nnunet.plans import read_plans, write_plans
+from covid_jax.nnunet.plans import read_plans
 from covid_jax.nnunet.version_1 import read_plans_v1
 from covid_jax.values import mapping, read
 

@@ -4,7 +4,6 @@ What decides a mask there is honoured or refused by name; nothing of it is passe
 """
 
 import dataclasses
-import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,9 +24,7 @@ from covid_jax.config import (
 from covid_jax.data.datasets import READERS
 from covid_jax.data.normalization import CT, SCHEMES, Z_SCORE, Normalization, ct
 from covid_jax.data.plan import Plan, Resampling
-from covid_jax.data.planner import total_strides
 from covid_jax.errors import UserError
-from covid_jax.inference.postprocess import Postprocessing
 from covid_jax.label_space import CLASSES, LabelSpace, label_space, unlike_nnunet
 from covid_jax.values import (
     Kind,
@@ -45,20 +42,20 @@ from covid_jax.values import (
 AXES = (0, 1, 2)
 """D, H, W by their numbers."""
 
-_RAS = ("S", "A", "R")  # what the readers with Reorient turn a scan to, slices first
+RAS = ("S", "A", "R")  # what the readers with Reorient turn a scan to, slices first
 _LIBRARIES = ("torch.nn", "dynamic_network_architectures")
 _ARCHITECTURES = "dynamic_network_architectures.architectures."
-_PLAIN_UNET = f"{_ARCHITECTURES}unet.PlainConvUNet"
-_RESIDUAL_UNET = f"{_ARCHITECTURES}unet.ResidualEncoderUNet"
+PLAIN_UNET = f"{_ARCHITECTURES}unet.PlainConvUNet"
+RESIDUAL_UNET = f"{_ARCHITECTURES}unet.ResidualEncoderUNet"
 
 _NETWORKS = {
-    _PLAIN_UNET: "n_conv_per_stage",
-    _RESIDUAL_UNET: "n_blocks_per_stage",
+    PLAIN_UNET: "n_conv_per_stage",
+    RESIDUAL_UNET: "n_blocks_per_stage",
     f"{_ARCHITECTURES}residual_unet.ResidualEncoderUNet": "n_blocks_per_stage",
 }
 """The networks by the names that plans have for them, and how each calls its encoder's blocks."""
 
-_OLD_NETWORKS = {"PlainConvUNet": _PLAIN_UNET, "ResidualEncoderUNet": _RESIDUAL_UNET}
+_OLD_NETWORKS = {"PlainConvUNet": PLAIN_UNET, "ResidualEncoderUNet": RESIDUAL_UNET}
 """Their names in plans before nnU-Net 2.5."""
 
 # Trainers of nnU-Net and of those that build on it, by what their names say of another network
@@ -202,7 +199,7 @@ def read_plans(
     plan = dataclasses.replace(
         plan_of(settings, "spacing", "median_image_size_in_voxels", normalization),
         file_axes=not READERS[reader],
-        axes=_RAS if READERS[reader] else Plan.axes,
+        axes=RAS if READERS[reader] else Plan.axes,
         transpose=transpose,
         image_resampling=_resampling(settings, "data"),
         score_resampling=_resampling(settings, "probabilities"),
@@ -214,140 +211,6 @@ def read_plans(
     if unknown := plans.keys() - _PLANS_KEYS:
         notes.append(f"plans has keys that this program does not know: {_listed(unknown)}")
     return Settings(config, plan, tuple(notes))
-
-
-def write_plans(config: Config, plan: Plan) -> dict[str, Any]:
-    """What nnU-Net v2's ExperimentPlanner would have written for this network and plan."""
-    network, data = config.model, config.data
-    residual = bool(network.n_blocks_per_stage)
-    blocks = (
-        {"n_blocks_per_stage": network.n_blocks_per_stage}
-        if residual
-        else {"n_conv_per_stage": network.n_conv_per_stage}
-    )
-    resample = "resample_data_or_seg_to_shape"
-    configuration = {
-        "data_identifier": "nnUNetPlans_3d_fullres",
-        "preprocessor_name": "DefaultPreprocessor",
-        "batch_size": data.batch_size,
-        "patch_size": data.patch_size,
-        "median_image_size_in_voxels": plan.median_shape,
-        "spacing": plan.spacing_mm,
-        "normalization_schemes": plan.schemes,
-        "use_mask_for_norm": [how.use_mask_for_norm for how in plan.normalization],
-        "resampling_fn_data": resample,
-        "resampling_fn_data_kwargs": _arguments(plan.image_resampling, is_seg=False),
-        "resampling_fn_seg": resample,
-        "resampling_fn_seg_kwargs": _arguments(plan.label_resampling, is_seg=True),
-        "resampling_fn_probabilities": resample,
-        "resampling_fn_probabilities_kwargs": _arguments(plan.score_resampling, is_seg=False),
-        "architecture": {
-            "network_class_name": _RESIDUAL_UNET if residual else _PLAIN_UNET,
-            "arch_kwargs": {
-                "n_stages": len(network.features_per_stage),
-                "features_per_stage": network.features_per_stage,
-                "conv_op": "torch.nn.modules.conv.Conv3d",
-                "kernel_sizes": network.kernel_sizes,
-                "strides": network.strides,
-                **blocks,
-                "n_conv_per_stage_decoder": network.n_conv_per_stage_decoder,
-                "conv_bias": True,
-                "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-                "norm_op_kwargs": {"eps": network.norm_epsilon, "affine": True},
-                "dropout_op": None,
-                "dropout_op_kwargs": None,
-                "nonlin": "torch.nn.LeakyReLU",
-                "nonlin_kwargs": {"inplace": True, "negative_slope": network.negative_slope},
-            },
-            "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-        },
-        "batch_dice": config.loss.batch_dice,
-    }
-    plans = {
-        "dataset_name": "Dataset000_covid_jax",
-        "plans_name": "nnUNetPlans",
-        "original_median_spacing_after_transp": plan.spacing_mm,
-        "original_median_shape_after_transp": plan.median_shape,
-        "image_reader_writer": "NibabelIOWithReorient" if plan.axes == _RAS else "SimpleITKIO",
-        "transpose_forward": plan.transpose,
-        "transpose_backward": as_tuple(np.argsort(plan.transpose)),
-        "configurations": {"3d_fullres": configuration},
-        "experiment_planner_used": "ExperimentPlanner",
-        "label_manager": "LabelManager",
-        "foreground_intensity_properties_per_channel": intensity_properties(plan),
-    }
-    return json.loads(json.dumps(plans))
-
-
-def intensity_properties(plan: Plan) -> dict[str, dict[str, float]]:
-    """Of each channel, what nnU-Net normalises by (foreground_intensity_properties)."""
-    return {
-        str(channel): {
-            "mean": how.mean,
-            "std": how.std,
-            "percentile_00_5": how.lower,
-            "percentile_99_5": how.upper,
-        }
-        for channel, how in enumerate(plan.normalization)
-    }
-
-
-def not_in_nnunet(config: Config, plan: Plan, postprocessing: Postprocessing) -> tuple[str, ...]:
-    """What of a run nnU-Net cannot do with its network, and what to do about it: a line each."""
-    inference = config.inference
-    patch, factors = config.data.patch_size, total_strides(config.model.strides)
-    limits = [
-        (
-            bool(np.any(np.array(patch) % factors)),
-            f"The run's patch, {patch}, is no multiple of {factors}: nnU-Net's "
-            "network stops with an error. Train it with one that is.",
-        ),
-        (
-            not plan.file_axes and plan.axes == Plan.axes,
-            "The run turns each scan to head, back, left; nnU-Net takes the axes of the file. Give "
-            "it files whose axes point to the left, back and head (LPS): its masks of others are "
-            "wrong.",
-        ),
-        (
-            plan.resample_first,
-            "The run resamples a scan before it clips intensities, as nnU-Net v1; v2 clips first: "
-            "masks differ a little.",
-        ),
-        (
-            inference.average != "logits",
-            "The run averages the probabilities of windows and views, nnU-Net their logits: masks "
-            "differ a little.",
-        ),
-        (
-            not inference.mirror and bool(inference.mirror_axes),
-            "The run does not mirror; nnU-Net does, unless it is given --disable_tta.",
-        ),
-        (
-            inference.step_size != InferenceConfig.step_size,
-            f"The run's windows are {inference.step_size:g} of a window apart: give nnU-Net "
-            f"-step_size {inference.step_size:g}.",
-        ),
-        (
-            bool(postprocessing.threshold),
-            f"A lesion is from a probability of {postprocessing.threshold:g} on here; nnU-Net "
-            "takes the likeliest class.",
-        ),
-        (
-            postprocessing.largest_only,
-            "The largest component alone is kept here; nnU-Net keeps all.",
-        ),
-        (
-            any(how.is_ct for how in plan.normalization),
-            "Scans of 8-bit grey are mapped to HU here; nnU-Net takes their values as they are: "
-            "give it scans in HU.",
-        ),
-        (
-            inference.sums != "float16",
-            "nnU-Net adds up windows in half precision, which moves a few voxels, most of them at "
-            "the edges of a scan.",
-        ),
-    ]
-    return tuple(line for holds, line in limits if holds)
 
 
 def told(config: Config, plan: Plan) -> Iterable[str]:
@@ -640,18 +503,6 @@ def _resampling(settings: Mapping[str, Any], of: str) -> Resampling:
     )
     threshold = read(arguments, "separate_z_anisotropy_threshold", number, ANISOTROPY, whose)
     return Resampling(order, coarse_order, separate, threshold)
-
-
-def _arguments(how: Resampling, is_seg: bool) -> dict[str, Any]:
-    arguments: dict[str, Any] = {
-        "is_seg": is_seg,
-        "order": how.order,
-        "order_z": how.coarse_order,
-        "force_separate_z": how.separate,
-    }
-    if how.anisotropy != ANISOTROPY:  # older versions of nnU-Net do not know it
-        arguments["separate_z_anisotropy_threshold"] = how.anisotropy
-    return arguments
 
 
 def _inherited(configurations: Mapping[str, Any], name: str, *below: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from covid_jax.config import Config
-from covid_jax.data.datasets import published_splits
+from covid_jax.data.raw import published_splits
 from covid_jax.errors import UserError, listed
 from covid_jax.files import read_json
 from covid_jax.reporting.paper import NOTHING, Paper, whole_paper

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from covid_jax.config import PAPER_DATASETS, Config, layout_of
 from covid_jax.data.changes import image_digest
-from covid_jax.data.datasets import cross_validation, published_splits, read_dataset
+from covid_jax.data.datasets import read_dataset
 from covid_jax.data.normalization import scheme_of
 from covid_jax.data.plan import load_plan
+from covid_jax.data.raw import cross_validation, published_splits
 from covid_jax.data.store import StoredDataset, digests, load_dataset
 from covid_jax.errors import UserError, listed
 from covid_jax.files import refuse_inside

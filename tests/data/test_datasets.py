@@ -6,14 +6,9 @@ import unicodedata
 
 import pytest
 
-from covid_jax.data.datasets import (
-    DATASETS,
-    SYNTHETIC_MARKER,
-    cross_validation,
-    published_splits,
-    read_dataset,
-)
+from covid_jax.data.datasets import DATASETS, read_dataset
 from covid_jax.data.phantom import write_raw_dataset
+from covid_jax.data.raw import SYNTHETIC_MARKER, cross_validation, published_splits
 from covid_jax.data.store import load_dataset, save_dataset
 from covid_jax.data.volume import read_volume
 from covid_jax.errors import UserError

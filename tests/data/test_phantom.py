@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from covid_jax.data.datasets import SYNTHETIC_MARKER
 from covid_jax.data.phantom import LESIONS, make_phantom, write_raw_dataset
+from covid_jax.data.raw import SYNTHETIC_MARKER
 from covid_jax.errors import UserError
 
 DATASETS = [name for name in LESIONS if name != "mirage"]

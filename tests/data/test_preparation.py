@@ -11,13 +11,13 @@ import pytest
 import SimpleITK as sitk
 
 from covid_jax.data.check import changes_in, check
-from covid_jax.data.datasets import Case, Split
 from covid_jax.data.findings import check_dataset
 from covid_jax.data.normalization import Z_SCORE, Normalization
 from covid_jax.data.phantom import write_raw_dataset
 from covid_jax.data.plan import load_plan, save_plan
 from covid_jax.data.planner import Planning, coarsest_first
 from covid_jax.data.preparation import open_dataset, prepare_dataset
+from covid_jax.data.raw import Case, Split
 from covid_jax.data.store import load_case, load_dataset
 from covid_jax.data.volume import files_of, read_volume, write_volume
 from covid_jax.errors import UserError

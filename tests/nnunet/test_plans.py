@@ -11,7 +11,8 @@ from covid_jax.data.plan import Plan, Resampling
 from covid_jax.errors import UserError
 from covid_jax.inference.postprocess import Postprocessing
 from covid_jax.nnunet.model_folder import nnunet_plan
-from covid_jax.nnunet.plans import not_in_nnunet, read_plans, write_plans
+from covid_jax.nnunet.own_plans import not_in_nnunet, write_plans
+from covid_jax.nnunet.plans import read_plans
 from tests.conftest import ROOT
 
 PLANS = json.loads((ROOT / "tests" / "files" / "nnunet_plans.json").read_text())

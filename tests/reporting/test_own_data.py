@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from covid_jax.config import Config, StudyConfig, run_name, to_dict
-from covid_jax.data.datasets import published_splits
 from covid_jax.data.geometry import from_spacing
 from covid_jax.data.plan import load_plan
 from covid_jax.data.preparation import prepare_dataset
+from covid_jax.data.raw import published_splits
 from covid_jax.data.store import load_dataset
 from covid_jax.data.volume import read_volume, write_volume
 from covid_jax.evaluation.folders import evaluate_folders, save_metrics

@@ -7,10 +7,10 @@ import re
 import pytest
 
 from covid_jax.config import InferenceConfig, LossConfig, load_config_file, to_dict
-from covid_jax.data.datasets import Split
 from covid_jax.data.normalization import ct
 from covid_jax.data.plan import Plan, load_plan, save_plan
 from covid_jax.data.planner import Topology, topology_of
+from covid_jax.data.raw import Split
 from covid_jax.data.store import StoredDataset
 from covid_jax.errors import UserError
 from covid_jax.label_space import LabelSpace

@@ -54,3 +54,9 @@ def sampled(logits: np.ndarray) -> np.ndarray:
 def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
     """The largest difference as a share of the largest value."""
     return float(np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max())
+
+
+def assert_near(ours: np.ndarray, theirs: np.ndarray, share: float) -> None:
+    """That no value of ours is further from theirs than `share` of the largest of theirs."""
+    ours, theirs = np.asarray(ours, float), np.asarray(theirs, float)
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=share * np.abs(theirs).max(initial=0))

@@ -18,6 +18,7 @@ from covid_jax.studies.folder import claim_study
 from covid_jax.training.checkpoint import Checkpoints, load_params
 from covid_jax.training.pretrained import load_config, load_pretrained, load_run
 from tests.conftest import ROOT
+from tests.networks import assert_near
 
 RUN = "study/runs/scratch-none-fold0"
 
@@ -91,7 +92,7 @@ def test_its_training_goes_on_from_a_checkpoint_of_then(left):
         assert checkpoints.newest().step == 400
     after = load_params(RUN)
     for ours, theirs in zip(jax.tree.leaves(after), jax.tree.leaves(before), strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=0.02)
+        assert_near(ours, theirs, 0.02)
 
 
 def test_its_study_is_done_and_is_reported_without_its_raw_data(left):

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from covid_jax.data import resample as module
 from covid_jax.data.plan import Resampling
 from covid_jax.data.resample import resample, resample_planes
+from tests.networks import assert_near
 
 SIZES = st.tuples(*[st.integers(1, 12)] * 3)
 SPACINGS = st.tuples(*[st.sampled_from([0.7, 1.0, 1.3, 5.0])] * 3)
@@ -36,7 +37,7 @@ def test_slabs_of_any_thickness_give_what_the_whole_gives(shape, size, before, a
     expected = np.stack([resample(channel, size, before, after, how) for channel in volume])
     slabs = (volume[:, at : at + cut] for at in range(0, shape[0], cut))
     ours = np.concatenate(list(resample_planes(slabs, shape, size, before, after, how)), axis=1)
-    np.testing.assert_allclose(ours, expected, atol=1e-5)
+    assert_near(ours, expected, 1e-5)
 
 
 def test_planes_leave_before_all_have_come():

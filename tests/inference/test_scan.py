@@ -17,6 +17,7 @@ from covid_jax.errors import UserError
 from covid_jax.inference.scan import make_ensemble, make_scorer
 from covid_jax.model.unet import UNet
 from covid_jax.training.platform import platform_of
+from tests.networks import assert_near
 
 NETWORK = UNetConfig(
     features_per_stage=(2, 4),
@@ -57,7 +58,7 @@ def test_runs_are_averaged_in_what_each_of_them_averages(case):
         else:
             expected = (special.softmax(scores[0], axis=-1) + scores[1]) / 2
         ours = gathered(make_ensemble(runs, False, CPU)(case), case.geometry)
-        np.testing.assert_allclose(np.moveaxis(ours, 0, -1), expected, atol=1e-6)
+        assert_near(np.moveaxis(ours, 0, -1), expected, 1e-6)
 
 
 def test_a_network_that_was_trained_without_mirroring_is_not_mirrored():

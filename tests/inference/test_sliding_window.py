@@ -15,6 +15,7 @@ from covid_jax.inference.sliding_window import (
     predict_volume,
     window_starts,
 )
+from tests.networks import assert_near
 
 
 def voxelwise(image):
@@ -36,13 +37,13 @@ def expected(volume):
 def test_a_voxelwise_network_gives_each_voxel_its_own_probability(shape, step_size, batch_size):
     volume = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     ours = predict_volume(voxelwise, volume, (4, 6, 6), step_size=step_size, batch_size=batch_size)
-    np.testing.assert_allclose(ours, expected(volume), atol=1e-5)
+    assert_near(ours, expected(volume), 1e-5)
 
 
 def test_mirrored_views_are_mirrored_back():
     volume = np.random.default_rng(0).normal(size=(5, 9, 7)).astype(np.float32)
     ours = predict_volume(voxelwise, volume, (4, 6, 6), mirror_axes=(0, 1, 2))
-    np.testing.assert_allclose(ours, expected(volume), atol=1e-5)
+    assert_near(ours, expected(volume), 1e-5)
 
 
 def test_mirroring_makes_a_network_that_knows_left_from_right_symmetric():
@@ -54,9 +55,9 @@ def test_mirroring_makes_a_network_that_knows_left_from_right_symmetric():
     plain = predict_volume(sided, volume, (4, 6, 6))[..., 1]
     mirrored = predict_volume(sided, volume, (4, 6, 6), mirror_axes=(0, 1, 2))[..., 1]
     assert plain[0, 0, 0] < 0.3
-    np.testing.assert_allclose(mirrored, 0.5, atol=1e-6)
+    assert_near(mirrored, 0.5, 1e-6)
     others = predict_volume(sided, volume, (4, 6, 6), mirror_axes=(0, 1))[..., 1]
-    np.testing.assert_allclose(others, plain, atol=1e-6)
+    assert_near(others, plain, 1e-6)
 
 
 def test_a_window_is_seen_once_for_each_set_of_axes():
@@ -116,7 +117,7 @@ def test_planes_are_given_away_in_order_when_no_window_reaches_them(depth):
     for slab in predict_slabs(network, volume, (4, 6, 6), batch_size=1):
         slabs.append(slab)
     assert [slab.shape[1:3] for slab in slabs] == [(9, 7)] * len(slabs)
-    np.testing.assert_allclose(np.concatenate(slabs), expected(volume), atol=1e-5)
+    assert_near(np.concatenate(slabs), expected(volume), 1e-5)
     assert seen == sorted(seen)
     assert (seen[-1] > 0) == (depth > 4)
 

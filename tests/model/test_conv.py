@@ -11,6 +11,7 @@ from jax import lax
 from covid_jax.model import onednn
 from covid_jax.model.conv import convolution, neighbours, transposed_convolution
 from tests.conftest import needs_onednn
+from tests.networks import assert_near
 
 ODD = st.sampled_from([1, 3, 5])
 STRIDE = st.sampled_from([1, 2, 3])
@@ -49,7 +50,7 @@ def test_value_and_gradients_are_those_of_lax(kernel, strides, size, channels, f
         parts = tuple(jnp.asarray(rng.normal(size=(2, *size, c))) for c in channels)
         weights = jnp.asarray(rng.normal(size=(*kernel, sum(channels), 4)))
         for a, b in beside_lax(rng, form, parts, weights, strides):
-            np.testing.assert_allclose(a, b, atol=1e-9)
+            assert_near(a, b, 1e-9)
 
 
 @given(
@@ -74,7 +75,7 @@ def test_packing_neighbours_along_w_changes_no_number(
         packs = neighbours(shape, strides, 8 * blocks) > 1
         assert packs == (taps > 1)
         for a, b in beside_lax(rng, "packed", parts, weights, strides):
-            np.testing.assert_allclose(a, b, atol=1e-11 * float(jnp.abs(b).max()))
+            assert_near(a, b, 1e-11)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +113,7 @@ def test_onednn_gives_the_value_and_gradients_of_lax_in_float32(
     shape = (*kernel, sum(channels), features)
     weights = jnp.asarray(rng.normal(size=shape), jnp.float32)
     for a, b in beside_lax(rng, "onednn", parts, weights, strides):
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * float(jnp.abs(b).max()))
+        assert_near(a, b, 1e-5)
 
 
 @needs_onednn
@@ -164,7 +165,7 @@ def test_slices_large_enough_for_the_scan_give_the_same_gradient():
     def gradient(form):
         return jax.grad(lambda k: (convolution(x, k, (1, 1, 1), form) ** 2).sum())(kernel)
 
-    np.testing.assert_allclose(gradient("slices"), gradient("lax"), rtol=1e-4)
+    assert_near(gradient("slices"), gradient("lax"), 1e-5)
 
 
 @pytest.mark.parametrize("strides", [(1, 2, 2), (2, 2, 2), (1, 1, 1), (3, 1, 2)])

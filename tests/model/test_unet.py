@@ -12,6 +12,7 @@ from covid_jax.model.unet import MultiEncoderUNet, ResidualBlock, UNet, average_
 from covid_jax.training.state import new_params
 from covid_jax.transfer.freezing import leaf_paths
 from tests.conftest import FORMS
+from tests.networks import assert_near
 
 SMALL = UNetConfig(
     in_channels=2,
@@ -123,7 +124,7 @@ def test_the_form_of_the_convolutions_does_not_change_the_numbers(form, model):
     ours = jax.jit(UNet(model, form=form).apply)(variables, image)
     theirs = jax.jit(UNet(model, form="lax").apply)(variables, image)
     for a, b in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-4)
+        assert_near(a, b, 1e-4)
 
 
 @NETWORKS
@@ -164,7 +165,7 @@ def test_rematerialisation_adds_a_forward_pass_and_changes_no_number(network, mo
     plain, again = lowered(remat=False), lowered(remat=True)
     gradients = [jax.tree.leaves(one.compile()(params)) for one in (plain, again)]
     for a, b in zip(*gradients, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)
+        assert_near(a, b, 1e-5)
     # Of three passes one is done twice, but for the heads and what no gradient needs.
     work = again.cost_analysis()["flops"] / plain.cost_analysis()["flops"]
     assert 1.2 < work < 1.4

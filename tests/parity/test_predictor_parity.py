@@ -27,6 +27,7 @@ from covid_jax.nnunet.run_folder import read_run
 from covid_jax.training.checkpoint import load_params
 from covid_jax.training.platform import platform_of
 from tests.conftest import ROOT
+from tests.networks import assert_near
 
 torch = pytest.importorskip("torch", reason="PyTorch is missing: EXTRAS=dev,peers launch/test.sh")
 from benchmarks.peers.torch_predictor import predictor  # noqa: E402, I001
@@ -115,7 +116,7 @@ def test_an_exported_network_predicts_there_what_it_predicts_here(
     write_model(tmp_path / "model", model)
     their_mask, theirs = nnunet_prediction(tmp_path / "model", scan, mirror)
     ours = our_probabilities(model, scan)
-    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    assert_near(ours, theirs, 1e-4)
     best, second = np.sort(ours, axis=0)[:-3:-1]
     assert np.array_equal(ours.argmax(0)[best - second > 1e-4], their_mask[best - second > 1e-4])
     assert len(np.unique(their_mask)) == 3
@@ -209,9 +210,7 @@ def test_a_residual_encoder_predicts_there_what_it_predicts_here(tmp_path, thora
     image = nib.load(thorax).slicer[10:60, 5:75, 20:60]
     nib.save(image, tmp_path / "scan.nii.gz")
     _, theirs = nnunet_prediction(tmp_path / "model", tmp_path / "scan.nii.gz", mirror=False)
-    np.testing.assert_allclose(
-        our_probabilities(model, tmp_path / "scan.nii.gz"), theirs, atol=1e-4
-    )
+    assert_near(our_probabilities(model, tmp_path / "scan.nii.gz"), theirs, 1e-4)
 
 
 @NETWORKS

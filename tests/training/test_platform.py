@@ -29,6 +29,7 @@ from covid_jax.training.program import make_program
 from covid_jax.transfer.freezing import mask, split
 from covid_jax.transfer.strategies import STRATEGIES, frozen_patterns
 from tests.conftest import ROOT, tiny
+from tests.networks import assert_near
 
 FAST_ON_CPU = "onednn" if onednn.available() else "slices"
 
@@ -189,7 +190,7 @@ def test_every_choice_of_every_platform_trains_the_same_network(trained_everywhe
 def test_in_bfloat16_losses_agree_to_its_rounding(trained_everywhere):
     losses = np.array(trained_everywhere["bfloat16"])
     assert np.isfinite(losses).all()
-    np.testing.assert_allclose(losses, np.broadcast_to(losses[0], losses.shape), atol=0.03)
+    assert_near(losses, np.broadcast_to(losses[0], losses.shape), 0.03)
 
 
 RESIDUAL = {"n_conv_per_stage": (), "n_blocks_per_stage": (1, 2, 1)}

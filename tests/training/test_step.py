@@ -25,6 +25,7 @@ from covid_jax.training.step import make_eval_step, make_train_step, mean_dice, 
 from covid_jax.transfer.freezing import join, leaf_paths, mask, split
 from covid_jax.transfer.strategies import STRATEGIES, initial_params
 from tests.conftest import tiny
+from tests.networks import assert_near
 
 CONFIG = tiny()
 MODEL = UNetConfig(
@@ -147,7 +148,7 @@ def test_an_update_is_torchs_sgd():
         g = g * min(1.0, 2.0 / np.linalg.norm(g)) + 0.1 * p
         momentum = 0.9 * momentum + g
         p = p - 0.05 * (g + 0.9 * momentum)
-        np.testing.assert_allclose(params["p"], p, atol=1e-5)
+        assert_near(params["p"], p, 1e-5)
 
 
 @functools.cache
@@ -162,7 +163,7 @@ def test_gradients_of_trainable_leaves_are_those_of_full_training(patterns):
     full = after_full_training()
     for f, p, h in zip(*map(jax.tree.leaves, (full, part, held)), strict=True):
         if not h:
-            np.testing.assert_allclose(f, p, atol=1e-6)
+            assert_near(f, p, 1e-6)
 
 
 def test_refreezing_moves_no_parameter_and_keeps_the_momentum_of_what_goes_on():
@@ -263,5 +264,5 @@ def test_bfloat16_stays_near_float32_in_logits_and_in_twenty_steps():
         assert 0 < difference.max() < 0.05 * jnp.abs(head).max()
         assert difference.mean() < 0.01 * jnp.abs(head).max()
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
-    np.testing.assert_allclose(rough, exact, atol=0.02)
+    assert_near(rough, exact, 0.02)
     assert exact[-1] < exact[0] - 0.2  # it learns

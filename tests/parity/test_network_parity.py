@@ -116,7 +116,7 @@ def test_new_weights_are_drawn_from_the_same_distribution(name):
 
 
 def test_the_stored_golden_values_are_what_the_peer_gives():
-    stored = json.loads(golden.FILE.read_text())
+    stored = json.loads(golden.NETWORKS.read_text())
     for name in CASES.keys() - {"version 1"}:
         live = golden.values(peer.network(CASES[name][0]), name)
         assert {k: list(v) for k, v in live["weights"].items()} == stored[name]["weights"]

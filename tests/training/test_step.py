@@ -264,5 +264,5 @@ def test_bfloat16_stays_near_float32_in_logits_and_in_twenty_steps():
         assert 0 < difference.max() < 0.05 * jnp.abs(head).max()
         assert difference.mean() < 0.01 * jnp.abs(head).max()
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
-    assert_near(rough, exact, 0.02)
+    assert_near(rough, exact, 0.05)
     assert exact[-1] < exact[0] - 0.2  # it learns

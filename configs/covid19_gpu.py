@@ -10,7 +10,7 @@
 
 import dataclasses
 
-from covid_jax.config import Config, load_config_file, named_run
+from covid_jax.config import Config, DataConfig, load_config_file, named_run
 
 
 def get_config(name: str = "scratch") -> Config:
@@ -27,7 +27,7 @@ def get_config(name: str = "scratch") -> Config:
         steps_per_epoch=200,
         checkpoint_every=5,
         model=dataclasses.replace(reduced.model, features_per_stage=(16, 32, 64, 128)),
-        data=dataclasses.replace(reduced.data, foreground_fraction=0.33),
+        data=dataclasses.replace(reduced.data, foreground_fraction=DataConfig.foreground_fraction),
         study=study,
     )
     return named_run(longer, name)

@@ -12,18 +12,26 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from covid_jax.config import Config, UNetConfig, load_config_file, named_run
-    from covid_jax.data.geometry import Volume
-    from covid_jax.data.preprocess import read_scan
-    from covid_jax.data.volume import read_volume, write_volume
-    from covid_jax.errors import UserError
-    from covid_jax.evaluation.metrics import segmentation_metrics
-    from covid_jax.inference.ensemble import open_ensemble, segment
-    from covid_jax.inference.sliding_window import predict_volume
-    from covid_jax.model.unet import MultiEncoderUNet, UNet
-    from covid_jax.train import set_up
-    from covid_jax.training.checkpoint import load_params
-    from covid_jax.transfer.freezing import join, mask, split
+    from covid_jax.config import Config as Config
+    from covid_jax.config import UNetConfig as UNetConfig
+    from covid_jax.config import load_config_file as load_config_file
+    from covid_jax.config import named_run as named_run
+    from covid_jax.data.geometry import Volume as Volume
+    from covid_jax.data.preprocess import read_scan as read_scan
+    from covid_jax.data.volume import read_volume as read_volume
+    from covid_jax.data.volume import write_volume as write_volume
+    from covid_jax.errors import UserError as UserError
+    from covid_jax.evaluation.metrics import segmentation_metrics as segmentation_metrics
+    from covid_jax.inference.ensemble import open_ensemble as open_ensemble
+    from covid_jax.inference.ensemble import segment as segment
+    from covid_jax.inference.sliding_window import predict_volume as predict_volume
+    from covid_jax.model.unet import MultiEncoderUNet as MultiEncoderUNet
+    from covid_jax.model.unet import UNet as UNet
+    from covid_jax.train import set_up as set_up
+    from covid_jax.training.checkpoint import load_params as load_params
+    from covid_jax.transfer.freezing import join as join
+    from covid_jax.transfer.freezing import mask as mask
+    from covid_jax.transfer.freezing import split as split
 
 _MODULES = {
     "Config": "config",
@@ -47,28 +55,7 @@ _MODULES = {
     "mask": "transfer.freezing",
     "split": "transfer.freezing",
 }
-__all__ = [
-    "Config",
-    "MultiEncoderUNet",
-    "UNet",
-    "UNetConfig",
-    "UserError",
-    "Volume",
-    "join",
-    "load_config_file",
-    "load_params",
-    "mask",
-    "named_run",
-    "open_ensemble",
-    "predict_volume",
-    "read_scan",
-    "read_volume",
-    "segment",
-    "segmentation_metrics",
-    "set_up",
-    "split",
-    "write_volume",
-]
+__all__ = [*_MODULES]
 
 
 def __getattr__(name: str) -> Any:

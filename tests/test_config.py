@@ -310,6 +310,13 @@ def test_a_flag_of_several_values_is_split_at_its_commas(flag, field, value):
     assert seen == [value, value]
 
 
+@pytest.mark.parametrize("flag", ["data.datasets=1", "frozen=(1,'a')", "study.scans=1.5"])
+def test_a_name_that_is_a_number_is_one_line(flag, refuses):
+    line = refuses("train", "--config=tiny", f"--config.{flag}", "--explain")
+    assert line.startswith(f"error: config.{flag.partition('=')[0]}=(1")
+    assert "must be tuple[str, ...]" in line
+
+
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.py")), ids=lambda f: f.stem)
 def test_every_run_of_a_study_is_a_config_of_its_own(file):
     runs = load_config_file(str(file)).study.runs

@@ -7,6 +7,7 @@ import zipfile
 
 import pytest
 
+from covid_jax import __version__
 from covid_jax.__main__ import COMMANDS
 from tests.conftest import ROOT, SMALL_NETWORK
 
@@ -41,7 +42,10 @@ def covid_jax(wheel, tmp_path_factory):
 
 def test_a_wheel_holds_the_package_and_the_configs_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    assert {name.split("/")[0] for name in names} == {"covid_jax", "covid_jax-0.1.0.dist-info"}
+    assert {name.split("/")[0] for name in names} == {
+        "covid_jax",
+        f"covid_jax-{__version__}.dist-info",
+    }
     configs = {f"covid_jax/{path.relative_to(ROOT)}" for path in (ROOT / "configs").glob("*.py")}
     files = {path for path in (ROOT / "covid_jax").rglob("*") if "__pycache__" not in path.parts}
     package = {str(path.relative_to(ROOT)) for path in files if path.is_file()}
@@ -58,7 +62,7 @@ def test_an_installed_command_trains_from_any_folder_by_the_name_of_a_config(cov
 def test_the_command_tells_its_commands_and_refuses_others(covid_jax):
     told = covid_jax().stdout
     assert [line.split()[0] for line in told.splitlines()[2:]] == [*COMMANDS]
-    assert covid_jax("--version").stdout == "covid_jax 0.1.0\n"
+    assert covid_jax("--version").stdout == f"covid_jax {__version__}\n"
     assert covid_jax("import-nnunet", "--help").stdout.startswith("Brings a network")
     refused = covid_jax("trian")
     assert (refused.returncode, refused.stdout) == (1, "")

@@ -10,7 +10,7 @@ from typing import Any
 from absl import flags
 
 from covid_jax.config.files import load_config_file
-from covid_jax.config.rules import validate
+from covid_jax.config.rules import check_types, validate
 from covid_jax.config.settings import Config, is_settings
 from covid_jax.errors import UserError
 
@@ -65,15 +65,23 @@ def run_from_flag(own: flags.FlagValues, name: str) -> Config:
 
 def _completed(config: Config, overridden: Mapping[str, Any]) -> Config:
     """`config` with other values of some fields, by their paths; validated."""
-    for path, value in overridden.items():
-        *places, last = path.split(".")
-        settings = functools.reduce(getattr, places, config)
-        if typing.get_type_hints(type(settings))[last] == tuple[str, ...]:
+    places = {path: _place(config, path) for path in overridden}
+    for path, (settings, name) in places.items():
+        setattr(settings, name, overridden[path])
+    check_types(config, "config")
+    for settings, name in places.values():
+        if typing.get_type_hints(type(settings))[name] == tuple[str, ...]:
             # Where "a,b" are two: ml_collections takes them for one.
-            value = tuple(itertools.chain.from_iterable(name.split(",") for name in value))
-        setattr(settings, last, value)
+            parts = (value.split(",") for value in getattr(settings, name))
+            setattr(settings, name, tuple(itertools.chain.from_iterable(parts)))
     validate(config)
     return config
+
+
+def _place(config: Config, path: str) -> tuple[Any, str]:
+    """The settings that have the field at a path such as "data.datasets", and its name there."""
+    *above, name = path.split(".")
+    return functools.reduce(getattr, above, config), name
 
 
 def check_config_arguments(arguments: Sequence[str]) -> None:

@@ -70,7 +70,7 @@ def check(
 
 
 def changes_in(
-    raw: RawDataset, out_dir: Path, findings: Sequence["Finding"], processes: int
+    raw: RawDataset, out_dir: Path, findings: Sequence[Finding], processes: int
 ) -> Changes:
     """What prepare_dataset would do to what `out_dir` holds of a dataset; writes nothing.
 

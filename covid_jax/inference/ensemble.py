@@ -18,7 +18,7 @@ from covid_jax.errors import UserError
 from covid_jax.inference.postprocess import Postprocessing, load_postprocessing, mask_of
 from covid_jax.inference.scan import Predictor, make_ensemble
 from covid_jax.label_space import LabelSpace
-from covid_jax.training.platform import Platform, platform_here
+from covid_jax.training.platform import platform_here
 from covid_jax.training.pretrained import load_run
 
 
@@ -49,19 +49,18 @@ def open_ensemble(
     workdirs: Sequence[str | Path],
     mirror: bool | None = None,
     intensities: str = "auto",
-    platform: Platform | None = None,
 ) -> Ensemble:
     """The runs in these folders as one, the same in whatever order they are given.
+
+    They predict on this process's own device.
 
     Args:
       mirror: whether they average over mirrored views; None: as each run says.
       intensities: how the values of scans will be read, which masks depend on.
-      platform: what to predict on; None: this process's own device.
 
     Raises:
       UserError: a folder is no run; runs of different plans, numbers of classes or regions.
     """
-    platform = platform or platform_here()
     runs = [load_run(workdir) for workdir in workdirs]
     first, plan, _ = runs[0]
     for workdir, (config, other, _) in zip(workdirs, runs, strict=True):
@@ -98,7 +97,7 @@ def open_ensemble(
         plan,
         first.model.num_classes,
         first.label_space,
-        make_ensemble(in_order, mirror, platform),
+        make_ensemble(in_order, mirror, platform_here()),
         postprocessing,
         digest_of(json.dumps([asdict(postprocessing), *sorted(digests)])),
         tuple(notes),

@@ -63,14 +63,15 @@ def load_postprocessing(workdir: str | Path, config: InferenceConfig) -> Postpro
 
     Raises a UserError where what was chosen is damaged.
     """
-    if chosen := read_json(Path(workdir) / _FILE):
+    path = Path(workdir) / _FILE
+    if chosen := read_json(path):
         try:
             found = Postprocessing(**chosen)
             check_types(found, "postprocessing")
         except (TypeError, UserError) as error:
-            raise UserError(f"{Path(workdir) / _FILE}: damaged ({error})") from error
+            raise UserError(f"{path}: damaged ({error})") from error
         if not 0 <= found.threshold < 1:
-            raise UserError(f"{Path(workdir) / _FILE}: a threshold lies in 0 to below 1")
+            raise UserError(f"{path}: a threshold lies in 0 to below 1")
         return found
     return Postprocessing(config.threshold, config.largest_only)
 

@@ -19,9 +19,9 @@ from covid_jax.reporting.tables import (
     Row,
     Table,
     Trials,
-    _seconds_table,
     compared_told,
     comparisons,
+    seconds_table,
 )
 from covid_jax.reporting.words import p_told
 
@@ -71,7 +71,7 @@ def write_tables(report: Path, runs: Sequence[Run], tables: Sequence[Table], not
 def summary_table(runs: Sequence[Run], paper: Paper, note: str) -> str:
     """Every kind of run as text, those of other folds or seeds apart: the paper's in brackets."""
     metrics = ("dsc", "nsd", "sensitivity")
-    table = _seconds_table(runs, kinds_of(runs), paper, metrics)
+    table = seconds_table(runs, kinds_of(runs), paper, metrics)
     lines = [["", *(HEADINGS[name] for name in metrics), "s an epoch"]]
     for folds, rows in table.sections:
         lines.append([folds, "", "", "", ""])

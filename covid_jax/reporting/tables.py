@@ -225,7 +225,7 @@ def _table_2(runs: Sequence[Run], paper: Paper) -> Table:
 def _table_3(runs: Sequence[Run], paper: Paper) -> Table:
     """The five strategies of the paper, or every kind of run."""
     kinds = list(_kinds(runs, paper, paper.table_3))
-    table = _seconds_table(runs, kinds, paper, ("dsc", "nsd", "sensitivity"))
+    table = seconds_table(runs, kinds, paper, ("dsc", "nsd", "sensitivity"))
     title = _titled("Table III", "the strategies, and the seconds of an epoch", paper)
     return replace(table, title=title)
 
@@ -236,13 +236,13 @@ def _table_3_by_fold(runs: Sequence[Run], paper: Paper) -> Table:
     rows: list[Row] = []
     for fold in _folds(runs):
         here = [run for run in runs if run.fold == fold and run.kind in kinds]
-        of_fold = _seconds_table(here, kinds_of(here), paper, list(whole.groups[0].headings))
+        of_fold = seconds_table(here, kinds_of(here), paper, list(whole.groups[0].headings))
         rows += of_fold.rows
     groups = (replace(whole.groups[0], title="The same of each fold", folded=True),)
     return Table("3_folds", f"{whole.title}, by fold", groups, tuple(rows), whole.told)
 
 
-def _seconds_table(
+def seconds_table(
     runs: Sequence[Run], kinds: Sequence[Kind], paper: Paper, metrics: Sequence[str]
 ) -> Table:
     """Kinds of run with the seconds of an epoch, which are medians over runs."""

@@ -138,7 +138,7 @@ def test_parts_end_within_their_limits_and_the_budget_whatever_they_do(tmp_path)
     ]
     begin = time.monotonic()
     undone = drive(tasks, seconds=5)
-    assert time.monotonic() - begin < 60  # which one of them would take
+    assert time.monotonic() - begin < 6
     assert undone == {
         "failing": "failed, exit status 3",
         "hanging": "killed after 1 s",

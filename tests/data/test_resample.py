@@ -37,7 +37,7 @@ def test_slabs_of_any_thickness_give_what_the_whole_gives(shape, size, before, a
     expected = np.stack([resample(channel, size, before, after, how) for channel in volume])
     slabs = (volume[:, at : at + cut] for at in range(0, shape[0], cut))
     ours = np.concatenate(list(resample_planes(slabs, shape, size, before, after, how)), axis=1)
-    assert_near(ours, expected, 1e-5)
+    assert_near(ours, expected, 2e-6)
 
 
 def test_planes_leave_before_all_have_come():

@@ -163,7 +163,7 @@ def test_gradients_of_trainable_leaves_are_those_of_full_training(patterns):
     full = after_full_training()
     for f, p, h in zip(*map(jax.tree.leaves, (full, part, held)), strict=True):
         if not h:
-            assert_near(f, p, 1e-6)
+            assert_near(f, p, 5e-7)
 
 
 def test_refreezing_moves_no_parameter_and_keeps_the_momentum_of_what_goes_on():
@@ -264,5 +264,5 @@ def test_bfloat16_stays_near_float32_in_logits_and_in_twenty_steps():
         assert 0 < difference.max() < 0.05 * jnp.abs(head).max()
         assert difference.mean() < 0.01 * jnp.abs(head).max()
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
-    assert_near(rough, exact, 0.05)
+    assert_near(rough, exact, 0.035)
     assert exact[-1] < exact[0] - 0.2  # it learns

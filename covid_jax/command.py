@@ -5,6 +5,7 @@ any number of times in one process: what a call changes of the process is as bef
 """
 
 import contextlib
+import ctypes
 import os
 import signal
 import sys
@@ -29,13 +30,19 @@ from covid_jax.errors import (
 Main = Callable[[Sequence[str]], int]
 
 _ONE_WISH_SECONDS = 5.0  # in which several signals are one, as Ctrl-C's and then a study's
+_MALLOPT = {  # by their names in glibc's malloc.h
+    "M_MMAP_MAX": (-4, 0),  # no block is the system's again once it is freed,
+    "M_TRIM_THRESHOLD": (-1, -1),  # nor is the end of the heap,
+    "M_ARENA_MAX": (-8, 1),  # which is the only one that can hold large blocks
+    "M_TOP_PAD": (-2, 64 << 20),  # and grows by 64 MiB at least
+}
 _ONE_AT_A_TIME = threading.RLock()  # flags, sys.argv and what is logged are the process's
 _HELP = {"--help", "-help", "--helpfull", "-h"}
 
 
 def as_process(main: Main) -> NoReturn:
     """Runs a command as what this process is for: with its arguments, to its exit status."""
-    quieten()
+    for_commands()
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed: the next file would take its number
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
@@ -48,10 +55,30 @@ def as_process(main: Main) -> NoReturn:
     sys.exit(status)
 
 
-def quieten() -> None:
-    """From now on this process is for commands: what libraries tell in their wake is left out."""
+def for_commands() -> None:
+    """From now on this process is for commands, and is set up for them as a whole.
+
+    What libraries tell in their wake is left out, and memory that was freed is kept.
+    """
     logging.set_verbosity(logging.FATAL)  # orbax tells each step, and errors before it raises them
     sys.unraisablehook = _report_unraisable
+    if not any(name.startswith("MALLOC_") for name in os.environ):  # who sets one has chosen
+        keep_freed_memory(ctypes.CDLL(None))
+
+
+def keep_freed_memory(libc: Any) -> None:
+    """From now on what this process frees is for what it allocates next, not for the system.
+
+    A program of JAX allocates all its intermediate values as one block, and frees it at its end. By
+    glibc's own rules every step of a training, and every window of a prediction, then begins with
+    pages that the system first has to find and clear.
+
+    Args:
+      libc: the C library that allocates here; one that is not glibc is left as it is.
+    """
+    if hasattr(libc, "mallopt"):
+        for option, value in _MALLOPT.values():
+            libc.mallopt(option, value)
 
 
 def run_command(
@@ -75,7 +102,7 @@ def run_command(
         return 0
     with _ONE_AT_A_TIME:
         verbosity = logging.get_verbosity()
-        logging.set_verbosity(logging.FATAL)  # as `quieten`
+        logging.set_verbosity(logging.FATAL)  # as `for_commands`
         try:
             if check_arguments:
                 check_arguments(arguments)

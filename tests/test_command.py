@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import threading
 import pytest
 from absl import flags, logging
 
-from covid_jax.command import run_command
+from covid_jax.command import keep_freed_memory, run_command
 from covid_jax.config import config_from_flag, define_config_flag
 from covid_jax.errors import REQUEUE_STATUS, STOP_SIGNALS, StoppedError, UserError
 from tests.conftest import ROOT, tiny
@@ -43,6 +44,39 @@ def test_a_fault_of_the_program_keeps_its_traceback():
     said, status = ended("1 / 0")
     assert "ZeroDivisionError" in said
     assert status == 1
+
+
+FREES = f"""{COMMAND}
+import resource, numpy
+def work():
+    numpy.ones(25_000_000)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    numpy.ones(25_000_000)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+as_process(lambda given: run_command(work, OWN, None, given))
+"""
+
+
+def pages_touched_anew(chosen):
+    """How many pages an array takes from the system where one as large was freed before."""
+    without = {name: value for name, value in os.environ.items() if "MALLOC" not in name}
+    command = [sys.executable, "-c", FREES]
+    environment = without | {"NUMPY_MADVISE_HUGEPAGE": "0"} | chosen
+    return int(subprocess.run(command, env=environment, capture_output=True, check=True).stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library allocates here")
+def test_memory_that_a_command_freed_is_used_again():
+    assert pages_touched_anew({}) < 20
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library allocates here")
+def test_who_sets_how_memory_is_allocated_has_chosen():
+    assert pages_touched_anew({"MALLOC_ARENA_TEST_": "8"}) > 50  # 200 MB, of 2 MiB each at most
+
+
+def test_a_c_library_without_mallopt_is_left_as_it_is():
+    keep_freed_memory(object())
 
 
 SLEEPS = f"""{COMMAND}

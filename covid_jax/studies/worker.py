@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from queue import SimpleQueue
 from typing import IO
 
-from covid_jax.command import quieten
+from covid_jax.command import for_commands
 
 
 def serve(orders: Iterable[str], answers: IO[str]) -> None:
@@ -50,7 +50,7 @@ def _read(orders: Iterable[str], taken: SimpleQueue[str], busy: threading.Event)
 
 
 if __name__ == "__main__":
-    quieten()
+    for_commands()
     answers, *cores = map(int, sys.argv[1:])
     if cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)  # before JAX and OpenMP count them

@@ -1,9 +1,9 @@
 """The paper's study on its 20 real cases in their reduced form; pre-training is synthetic.
 
-All 5 folds and 14 rows of Table I, on the quickstart's network (`--jobs=2` on 2 cores). Loss and
-augmentation are nnU-Net's; network, sampling and the number of steps are what did best for its time
-on the training cases of fold 0, each left out once (docs/study.md). Values are not comparable with
-the paper's, which are of full scans; differences between strategies may be.
+All 5 folds and 14 rows of Table I, on the quickstart's network (`--jobs=2` on 2 cores). Loss,
+sampling and augmentation are nnU-Net's; the network is what did best for its time on the training
+cases of fold 0, each left out once (docs/study.md). Values are not comparable with the paper's,
+which are of full scans; differences between strategies may be.
 """
 
 import dataclasses
@@ -28,8 +28,6 @@ def get_config(name: str = "scratch") -> Config:
         steps_per_epoch=50,
         validation_steps=5,
         checkpoint_every=5,
-        # Every patch has a lesion: so few steps are too short to learn from empty ones as well.
-        data=dataclasses.replace(quickstart.data, foreground_fraction=1.0),
         inference=InferenceConfig(),
         study=StudyConfig(
             title="Transfer of lung lesions to COVID-19 CT, reduced",

@@ -2,8 +2,8 @@
 
     bash launch/gpu_study.sh --output=DIR
 
-On fold 0 2,000 steps bring scratch from a DSC of 0.56 to 0.63 (PyTorch's nnU-Net:
-0.62). On 2 cores it takes a night, and goes on where it was stopped:
+On fold 0 2,000 steps bring scratch from a DSC of 0.56 to 0.63 (PyTorch's nnU-Net: 0.62). On 2 cores
+it takes a night, and goes on where it was stopped:
 
     python -m covid_jax.study --config=configs/covid19_gpu.py --workdir=DIR --jobs=2
 """

@@ -30,12 +30,12 @@ from covid_jax.errors import (
 Main = Callable[[Sequence[str]], int]
 
 _ONE_WISH_SECONDS = 5.0  # in which several signals are one, as Ctrl-C's and then a study's
-_MALLOPT = {  # by their names in glibc's malloc.h
-    "M_MMAP_MAX": (-4, 0),  # no block is the system's again once it is freed,
-    "M_TRIM_THRESHOLD": (-1, -1),  # nor is the end of the heap,
-    "M_ARENA_MAX": (-8, 1),  # which is the only one that can hold large blocks
-    "M_TOP_PAD": (-2, 64 << 20),  # and grows by 64 MiB at least
-}
+_MALLOPT = (  # options of glibc's malloc.h, and their values
+    (-4, 0),  # M_MMAP_MAX: no block is the system's again once it is freed,
+    (-1, -1),  # M_TRIM_THRESHOLD: nor is the end of the heap,
+    (-8, 1),  # M_ARENA_MAX: which is the only one that can hold large blocks
+    (-2, 64 << 20),  # M_TOP_PAD: and grows by 64 MiB at least
+)
 _ONE_AT_A_TIME = threading.RLock()  # flags, sys.argv and what is logged are the process's
 _HELP = {"--help", "-help", "--helpfull", "-h"}
 
@@ -77,7 +77,7 @@ def keep_freed_memory(libc: Any) -> None:
       libc: the C library that allocates here; one that is not glibc is left as it is.
     """
     if hasattr(libc, "mallopt"):
-        for option, value in _MALLOPT.values():
+        for option, value in _MALLOPT:
             libc.mallopt(option, value)
 
 

@@ -35,7 +35,7 @@ from covid_jax.evaluation.scoring import score_run
 from covid_jax.model.nnunet_weights import to_params
 from covid_jax.train import train
 from covid_jax.training.parallel import keep_compiled_programs
-from covid_jax.training.run import fitted, open_data, samplers, title
+from covid_jax.training.run import fitted, make_phantom_data, open_data, samplers, title
 
 matplotlib.use("agg")
 
@@ -114,6 +114,7 @@ def work() -> None:
         raise UserError("--output or --workdir is missing (see --help)")
     announce_device()
     config, output, workdir = config_from_flag(_FLAGS), Path(_OUTPUT.value), Path(_WORKDIR.value)
+    make_phantom_data(config, workdir)
     what = title(config, open_data(config, workdir)[1])
     config.data.prepared_dir = config.data.prepared_dir or str(workdir / "data")
     keep_compiled_programs()

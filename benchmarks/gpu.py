@@ -35,7 +35,7 @@ from benchmarks.peers.stand_ins import missing, stand_in_for_missing
 from covid_jax.command import as_process, run_command
 from covid_jax.config import check_config_arguments, config_from_flag, define_config_flag
 from covid_jax.device import announce_device, announce_device_of_children
-from covid_jax.errors import STOP_SIGNALS, StoppedError, UserError, stop_signals_go_to
+from covid_jax.errors import StoppedError, UserError, stop_signals_go_to, stopped_by
 
 _FLAGS = flags.FlagValues()
 _HAS_CONFIG = not missing("ml_collections", "grain")  # which a bare machine may lack
@@ -163,7 +163,7 @@ def _listed(parts: Sequence[Part]) -> str:
 
 
 def _stop(number: int, _: object) -> None:
-    raise StoppedError(f"{signal.Signals(number).name}; the same command goes on")
+    raise StoppedError(stopped_by(number))
 
 
 def work() -> None:
@@ -190,7 +190,7 @@ def work() -> None:
     cache = folder.absolute().with_name(f"{folder.absolute().name}.cache")
     with (
         tempfile.TemporaryDirectory() as scratch,  # a process that is killed cleans up nothing
-        stop_signals_go_to(_stop, (*STOP_SIGNALS, signal.SIGINT)),
+        stop_signals_go_to(_stop),
     ):
         environment = {
             "JAX_COMPILATION_CACHE_DIR": str(cache / "xla"),

@@ -31,7 +31,7 @@ from covid_jax.device import announce_device
 from covid_jax.errors import UserError
 from covid_jax.training.parallel import make_mesh
 from covid_jax.training.program import make_program
-from covid_jax.training.run import open_data, samplers
+from covid_jax.training.run import make_phantom_data, open_data, samplers
 from covid_jax.training.state import initial_state, learning_rate, new_params
 from covid_jax.training.step import mean_dice, pseudo_dice
 
@@ -128,6 +128,7 @@ def work() -> None:
     config = CONFIG
     config.epochs = _EPOCHS.value
     config.data.augment = False
+    make_phantom_data(config, data)
     _, datasets = open_data(config, data)
     training, validation = samplers(config, datasets)
     trainers: dict[str, Train] = {"covid_jax": train_ours, "PyTorch's nnU-Net": train_torch}

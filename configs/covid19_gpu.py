@@ -2,8 +2,7 @@
 
     bash launch/gpu_study.sh --output=DIR
 
-On fold 0 2,000 steps bring scratch from a DSC of 0.56 to 0.63 (PyTorch's nnU-Net: 0.62). On 2 cores
-it takes a night, and goes on where it was stopped:
+On 2 cores it takes a night, and goes on where it was stopped:
 
     python -m covid_jax.study --config=configs/covid19_gpu.py --workdir=DIR --jobs=2
 """
@@ -19,7 +18,7 @@ def get_config(name: str = "scratch") -> Config:
     study = dataclasses.replace(
         reduced.study, title="Transfer of lung lesions to COVID-19 CT, reduced, 2,000 steps a run"
     )
-    # Epochs of 200 steps: a GPU does 50 in a tenth of a second, less than an epoch's end takes.
+    # Epochs of 200 steps: a GPU does 100 in a fifth of a second, less than an epoch's end takes.
     longer = dataclasses.replace(
         reduced,
         pretraining_epochs=10,

@@ -9,6 +9,7 @@ from covid_jax.errors import UserError
 
 _DEVICES = Path("/dev")
 _DRIVER = Path("/proc/driver/nvidia/version")
+_GPUS = Path("/proc/driver/nvidia/gpus")
 
 
 def announce_device() -> None:
@@ -83,6 +84,17 @@ def cores() -> list[int]:
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return [*range(os.cpu_count() or 1)]
+
+
+def gpus_by_number() -> list[str]:
+    """By which CUDA_VISIBLE_DEVICES names each GPU of this machine that is to be used."""
+    chosen = _chosen()
+    if chosen and not {"cuda", "gpu"} & {*chosen.split(",")}:
+        return []
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name for name in named.split(",") if name]
+    return [str(number) for number in range(len(list(_GPUS.glob("*"))))]
 
 
 def _chosen() -> str:

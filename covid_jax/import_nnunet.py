@@ -19,7 +19,7 @@ from pathlib import Path
 from absl import flags
 
 from covid_jax.command import as_process, run_command
-from covid_jax.device import announce_cpu
+from covid_jax.device import announce_device
 from covid_jax.errors import UserError
 from covid_jax.files import refuse_inside, whole_folder
 from covid_jax.inference.postprocess import load_postprocessing
@@ -51,7 +51,7 @@ def work() -> None:
     for flag in (_CHECKPOINT, _OUT_DIR):
         if not flag.value:
             raise UserError(f"--{flag.name} is missing (see --help)")
-    announce_cpu()
+    announce_device()
     out_dir = Path(_OUT_DIR.value)
     if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
         raise UserError(

@@ -166,7 +166,6 @@ def work() -> None:
     splits = Path(_SPLITS.value) if _SPLITS.value else None
     announce_cpu()
     if _CHECK_ONLY.value:
-        _given_plan(Path(_RAW_DIR.value))  # which refuses what it cannot take
         if planning:
             print(f"--planner={planning.planner} plans from prepared cases, and so nothing here")
         check(
@@ -179,6 +178,8 @@ def work() -> None:
             _INTENSITIES.value,
             _NAME.value,
             splits,
+            _given_plan(Path(_RAW_DIR.value)),
+            as_planned=bool(_PLANS.value),
         )
         return
     raw_dir, out_dir = Path(_RAW_DIR.value), Path(_OUT_DIR.value)

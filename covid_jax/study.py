@@ -31,7 +31,7 @@ from covid_jax.config import (
     run_from_flag,
 )
 from covid_jax.device import announce_device_of_children
-from covid_jax.errors import StoppedError, UserError, stop_signals_go_to
+from covid_jax.errors import StoppedError, UserError, stop_signals_go_to, stopped_by
 from covid_jax.reporting.page import terminal_summary, write_report
 from covid_jax.studies.data import check_data, check_places, seen_notes
 from covid_jax.studies.executors import local
@@ -73,6 +73,9 @@ def work() -> None:
             )
         print(f"{write_report(workdir)}\n{terminal_summary(workdir)}")
         return
+    slurm = _EXECUTOR.value == "slurm"
+    if passed_over := (_FRESH.value and "--fresh") if slurm else (_SLURM.value and "--slurm"):
+        raise UserError(f"{passed_over} has no meaning with --executor={_EXECUTOR.value}")
     config = config_from_flag(_FLAGS)
     announce_device_of_children()
     every = plan_steps(config, functools.partial(run_from_flag, _FLAGS), workdir)
@@ -93,7 +96,7 @@ def work() -> None:
     with the_only_study(workdir) as lock, stopped_by_signals():
         claim_study(workdir, config)
         write_configs(steps)
-        if _EXECUTOR.value == "slurm":
+        if slurm:
             failed = run_steps(steps, workdir, Slurm(options, _JOBS.value, [lock]))
         else:
             with local(_JOBS.value, _FRESH.value, [lock]) as executor:
@@ -111,8 +114,7 @@ def stopped_by_signals() -> Iterator[None]:
     """Within, SIGTERM, SIGUSR1 and Ctrl-C stop the steps, which save, and then the study."""
 
     def stop(number: int, _: FrameType | None) -> None:
-        name = signal.Signals(number).name
-        raise StoppedError(f"{_WORKDIR.value}: by {name}; the same command goes on")
+        raise StoppedError(f"{_WORKDIR.value}: {stopped_by(number)}")
 
     ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
     with stop_signals_go_to(stop, STUDY_STOPS - ignored):  # under nohup it outlives its terminal

@@ -1,6 +1,6 @@
-"""Trains one run: one strategy on one fold, from the config file and its overrides.
+r"""Trains one run: one strategy on one fold, from the config file and its overrides.
 
-    python -m covid_jax.train --config=configs/paper.py:body-msd --workdir=runs/body-msd
+    python -m covid_jax.train --config=configs/paper.py:body-msd --workdir=runs/body-msd \
         --config.data.prepared_dir=prepared --config.pretrained=runs/pretraining-msd
 
 The work directory gets config.json, checkpoints/, best/ (the epoch with the best moving average of
@@ -70,6 +70,7 @@ from covid_jax.training.run import (
     Run,
     announcement,
     fitted,
+    make_phantom_data,
     network_notes,
     open_data,
     planned,
@@ -134,6 +135,7 @@ def set_up(config: Config, workdir: str | Path) -> Run:
     workdir = Path(workdir)
     # The data: the plan that all runs share, and where the patches of this fold come from.
     with first_before_others():
+        make_phantom_data(config, workdir)
         plan, datasets = open_data(config, workdir)
     config = fitted(config, plan, datasets)
     masked = plan.masked_channels
@@ -276,9 +278,7 @@ def finish(run: Run, params: Any, workdir: Path) -> None:
     if not (workdir / "model").is_dir():
         export_model(workdir)
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
-    own = run.datasets[0].split(run.config.fold).validation
-    chosen_by = "its validation cases" if own else "its test cases, whose scores are then no test"
-    write_card_of_best(workdir, run.config, run.plan, size, chosen_by)
+    write_card_of_best(workdir, run.config, run.plan, size)
     print(f"done: {workdir}")
 
 
@@ -347,6 +347,11 @@ def _check_flags() -> None:
         raise UserError(f"{' and '.join(asked)}: give one of them, each trains nothing")
     if asked and _ACCEPT_CHANGES.value:
         raise UserError(f"--accept_changes has no meaning with {asked[0]}, which trains nothing")
+    if (_DRY_RUN.value or _EXPLAIN.value) and (_COORDINATOR.value or _DISTRIBUTED.value):
+        raise UserError(
+            f"{asked[0]} is of one process: leave out --coordinator and --distributed (on a CPU "
+            "XLA_FLAGS=--xla_force_host_platform_device_count=N stands for N devices)"
+        )
     if not _COORDINATOR.value and (_NUM_PROCESSES.value, _PROCESS_ID.value) != (1, 0):
         raise UserError("--num_processes and --process_id need --coordinator=HOST:PORT")
     if _COORDINATOR.value and _DISTRIBUTED.value:

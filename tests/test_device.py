@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from covid_jax.device import missed_gpu, nvidia_driver
+from covid_jax.device import gpus_by_number, missed_gpu, nvidia_driver
 from tests.conftest import ROOT
 
 VERSION = (
@@ -44,6 +44,22 @@ def test_a_driver_without_a_device_is_no_gpu(machine):
     """In a container /proc is that of the host."""
     (machine["devices"] / "nvidia0").unlink()
     assert missed_gpu("cpu", "", **machine) is None
+
+
+@pytest.mark.parametrize(
+    ("visible", "platforms", "numbers"),
+    [
+        ("0,1", "", ["0", "1"]),
+        ("0", "cuda,cpu", ["0"]),
+        ("0", "cpu", []),
+        ("-1", "", []),
+        ("", "", []),
+    ],
+)
+def test_gpus_that_jax_is_not_to_use_are_none(monkeypatch, visible, platforms, numbers):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setenv("JAX_PLATFORMS", platforms)
+    assert gpus_by_number() == numbers
 
 
 @pytest.mark.parametrize(

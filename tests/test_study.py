@@ -125,13 +125,22 @@ def test_the_report_can_be_redrawn_from_the_folders(study, command, refuses):
     workdir, _ = study
     before = (workdir / "report" / "table_3.csv").read_text()
     (workdir / "report" / "table_3.csv").unlink()
+    (workdir / "report" / "table_9.csv").write_text("of a row that is gone\n")
     finished = command("study", *ARGUMENTS, f"--workdir={workdir}", "--report_only")
     assert finished.returncode == 0, finished.stderr
     assert "device" not in finished.stdout  # nothing is run
     assert (workdir / "report" / "table_3.csv").read_text() == before
+    assert not (workdir / "report" / "table_9.csv").exists()
     for more in ("--list", "--only=scratch"):
         line = refuses("study", f"--workdir={workdir}", "--report_only", more)
         assert line.endswith(f"leave out {more.partition('=')[0]}")
+
+
+def test_a_flag_of_the_other_executor_is_refused(study, refuses):
+    workdir, _ = study
+    for executor, flag in (("local", "--slurm=partition=gpu"), ("slurm", "--fresh")):
+        line = refuses("study", f"--workdir={workdir}", f"--executor={executor}", flag)
+        assert line.endswith(f"{flag.partition('=')[0]} has no meaning with --executor={executor}")
 
 
 def test_a_step_that_needs_what_only_leaves_out_is_refused_before_it_runs(study, refuses):

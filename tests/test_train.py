@@ -480,6 +480,7 @@ print("COUNTS", *counts)
         (["--config.model.num_classes=4"], "num_classes=4: the data has 2"),
         (["--explain", "--replay=1"], "give one of them"),
         (["--dry_run", "--accept_changes"], "has no meaning with --dry_run"),
+        (["--explain", "--distributed"], "leave out --coordinator and --distributed"),
         (["--process_id=1"], "need --coordinator"),
         (["extra"], "unknown argument 'extra'"),
     ],

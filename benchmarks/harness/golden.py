@@ -80,10 +80,10 @@ def random_image(config: UNetConfig, patch: tuple[int, int, int], seed: int = 1)
     return rng.normal(size=(2, *patch, config.in_channels)).astype(np.float32)
 
 
-def stored_weights(name: str, seed: int = 0) -> dict[str, np.ndarray]:
+def stored_weights(name: str) -> dict[str, np.ndarray]:
     """Random weights for nnU-Net's network of a case, whose names and shapes are stored."""
     shapes = json.loads(NETWORKS.read_text())[name]["weights"]
-    return random_weights({key: tuple(shape) for key, shape in shapes.items()}, seed)
+    return random_weights({key: tuple(shape) for key, shape in shapes.items()}, seed=0)
 
 
 def random_batch(name: str) -> dict[str, np.ndarray]:

@@ -207,8 +207,9 @@ def optax_recipe(config: Config, platform: Platform, *, clip_in_front: bool) -> 
 def real_batches(config: Config, workdir: Path) -> Iterator[Batch]:
     """The training batches of the run, as train.py has them."""
     # Here, not above: machines that only time the step have none of the image libraries.
-    from covid_jax.training.run import open_data, samplers
+    from covid_jax.training.run import make_phantom_data, open_data, samplers
 
+    make_phantom_data(config, workdir)
     _, datasets = open_data(config, workdir)
     training, _ = samplers(config, datasets)
     return (vars(batch) for batch in training.batches(0, 10**6))

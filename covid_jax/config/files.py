@@ -90,8 +90,8 @@ def _faults_of(path: Path) -> Iterator[None]:
         raise UserError(f"{path}{line}: {' '.join(told.split())}") from error
 
 
-def read_config(path: Path, name: str = "") -> Config:
-    """The config in a JSON file, of this version or an older one; errors call it `name`.
+def read_config(path: Path) -> Config:
+    """The config in a JSON file, of this version or an older one.
 
     Raises:
       UserError: the file is damaged, or has settings that this version does not know.
@@ -99,10 +99,10 @@ def read_config(path: Path, name: str = "") -> Config:
     try:
         return from_dict(json.loads(path.read_text("utf-8-sig")))
     except UserError as error:
-        told = f"{name or path}: {error}; a newer version of covid_jax wrote it?"
+        told = f"{path}: {error}; a newer version of covid_jax wrote it?"
         raise UserError(told) from error
     except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{name or path}: damaged ({error})") from error
+        raise UserError(f"{path}: damaged ({error})") from error
 
 
 def to_dict(config: Config) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from covid_jax.data import store
 from covid_jax.data.changes import Changes, changes_between, refuse_another_dataset, sources_of
 from covid_jax.data.findings import Finding, check_dataset, summary, without_refused
+from covid_jax.data.plan import Plan
 from covid_jax.data.planning import check_plan_fold, known_plan
 from covid_jax.data.preparation import check_places, open_dataset
 from covid_jax.data.raw import RawDataset
@@ -22,17 +23,21 @@ def check(
     intensities: str,
     called: str = "",
     splits: Path | None = None,
+    given: Plan | None = None,
+    as_planned: bool = False,
 ) -> None:
     """Prints what `raw_dir` holds, and what would become of what `out_dir` holds of it.
+
+    `given` is the plan of prepare_dataset, as are the other arguments.
 
     Raises:
       UserError: prepare would refuse a case, or all of it.
     """
-    raw = open_dataset(name, raw_dir, intensities, called, splits)
+    raw = open_dataset(name, raw_dir, intensities, called, splits, given if as_planned else None)
     name = raw.name
     if out_dir:
         check_places(raw, out_dir)
-    plan = known_plan(out_dir)
+    plan = given or known_plan(out_dir)
     findings = check_dataset(raw, processes, plan)
     refused = [finding.case for finding in findings if finding.refused]
     label = "SYNTHETIC " if raw.synthetic else ""

@@ -350,7 +350,7 @@ def _other_endings(description: Path, told: Any, cases: Iterable[Case]) -> list[
 
 def _checked(name: str, raw_dir: Path, cases: list[Case], notes: Iterable[str]) -> tuple[Case, ...]:
     if not cases:
-        expected = f"{raw_dir}: no case in it; expected the layout of {name} (see the README)"
+        expected = f"{raw_dir}: no case in it; expected: {DATASETS[name].layout}"
         raise UserError("; ".join([expected, *notes]))
     return tuple(sorted(cases, key=lambda case: case.name))
 

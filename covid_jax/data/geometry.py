@@ -61,14 +61,9 @@ class Volume:
     header: NiftiHeader | None = field(default=None, repr=False)
 
 
-def from_file_axes(
-    voxels: np.ndarray, file_affine: np.ndarray, axes: tuple[str, str, str] = AXES
-) -> Volume:
-    """The Volume of an array in a file's own axes (i, j, k) with its affine to RAS+ mm.
-
-    D, H, W point to `axes`.
-    """
-    turn = ornt_transform(io_orientation(file_affine), axcodes2ornt(axes))
+def from_file_axes(voxels: np.ndarray, file_affine: np.ndarray) -> Volume:
+    """The Volume of an array in a file's own axes (i, j, k) with its affine to RAS+ mm."""
+    turn = ornt_transform(io_orientation(file_affine), axcodes2ornt(AXES))
     file_affine = np.asarray(file_affine, float)
     return _turned(Volume(voxels, np.zeros(3), file_affine, file_affine), turn)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from covid_jax.config import ANISOTROPY, LARGEST, OUTSIDE, check_types
+from covid_jax.config import ANISOTROPY, LARGEST, OUTSIDE, as_tuple, check_types
 from covid_jax.data.geometry import AXES, Volume
 from covid_jax.data.normalization import CT, SCHEMES, Z_SCORE, Normalization, ct
 from covid_jax.data.planner import (
@@ -383,14 +383,10 @@ def _fault_of_network(topology: Topology) -> str:
 
 def _topology_from_json(values: dict[str, Any]) -> Topology:
     stages = values.pop("n_stages")
-    topology = Topology(**{name: _nested(value) for name, value in values.items()})
+    topology = Topology(**{name: as_tuple(value) for name, value in values.items()})
     if stages != len(topology.strides):
         raise ValueError(f"n_stages={stages}, and strides of {len(topology.strides)}")
     return topology
-
-
-def _nested(value: Any) -> Any:
-    return tuple(map(_nested, value)) if isinstance(value, list) else value
 
 
 def _from_json(name: str, value: Any) -> Any:

@@ -32,6 +32,7 @@ def open_dataset(
     intensities: str = "auto",
     called: str = "",
     splits: Path | None = None,
+    as_planned: Plan | None = None,
 ) -> RawDataset:
     """The raw dataset in `raw_dir`, in the layout `name`.
 
@@ -39,22 +40,27 @@ def open_dataset(
       intensities: how its CT is read.
       called: its name, if not the layout's.
       splits: a file of its folds, as nnU-Net's splits_final.json; else they are the layout's.
+      as_planned: a plan whose normalisations are its channels', whatever these are called.
 
     Raises:
-      UserError: as read_dataset; or something is told of CT, and it has none.
+      UserError: as read_dataset; something is told of CT, and it has none; or `as_planned` is for
+        another number of channels.
     """
     raw = read_dataset(name, raw_dir)
     if called and not re.fullmatch(NAME, called):
         raise UserError(f"--name={called}: must be a name of letters, digits and . + - _")
-    raw = replace(raw, name=called or raw.name)
+    raw = replace(raw, name=called or raw.name, folder=raw_dir)
     if splits:
         raw = with_splits(raw, splits)
+    if as_planned:
+        _refuse_another_number(raw, as_planned)
+        raw = replace(raw, planned_schemes=as_planned.schemes)
     if intensities not in ("auto", "as_is") and CT not in raw.schemes:
         raise UserError(
             f"{raw_dir / 'dataset.json'}: its channels are {', '.join(raw.channels)}, and "
             f"--intensities={intensities} is of CT"
         )
-    return replace(raw, intensities=intensities, folder=raw_dir)
+    return replace(raw, intensities=intensities)
 
 
 def prepare_dataset(
@@ -80,24 +86,21 @@ def prepare_dataset(
     Where there is one, the network of `plan` or of `planning` replaces its own on the same grid.
     As many cases are worked on at once as there are `processes`. With `skip_bad` all are read
     first, and those that cannot be read safely are left out of the dataset and its folds, each with
-    a line that says why. `as_planned` takes the normalisations of `plan` whatever the channels are
-    called, and is for a plan of as many channels. The other arguments are open_dataset's.
+    a line that says why. With `as_planned` the normalisations too are those of `plan`. The other
+    arguments are open_dataset's.
 
     Raises:
       UserError: the raw dataset is incomplete, a case of it is damaged (names the file), or
         `out_dir` holds another dataset of this name, another plan than `plan`, or one on another
         grid than that of `planning`, or lies in `raw_dir`.
     """
-    raw = open_dataset(name, raw_dir, intensities, called, splits)
+    raw = open_dataset(name, raw_dir, intensities, called, splits, plan if as_planned else None)
     name = raw.name
     check_places(raw, out_dir)
     for note in raw.notes:
         tqdm.write(f"{name}: {note}")
-    if as_planned and plan:
-        _refuse_another_number(raw, plan)
-        raw = replace(raw, planned_schemes=plan.schemes)
     if skip_bad:
-        findings = check_dataset(raw, processes, known_plan(out_dir))
+        findings = check_dataset(raw, processes, plan or known_plan(out_dir))
         for finding in findings:
             if finding.refused:
                 tqdm.write(f"{finding.case}: left out; {finding.refused}")

@@ -33,20 +33,15 @@ class Case:
 
 @dataclass(frozen=True)
 class Split:
-    """Names of the cases to train on, to test on, and to validate on.
-
-    Settings are selected by the cases to validate on, or by those to train on where there are none;
-    never by those to test on.
-    """
+    """Names of the cases to train on, and to test on."""
 
     train: tuple[str, ...]
     test: tuple[str, ...]
-    validation: tuple[str, ...] = ()
 
     @property
     def cases(self) -> tuple[str, ...]:
         """All of them."""
-        return (*self.train, *self.validation, *self.test)
+        return (*self.train, *self.test)
 
 
 @dataclass(frozen=True)
@@ -104,10 +99,7 @@ class RawDataset:
             self,
             cases=tuple(case for case in self.cases if case.name not in names),
             left_out=self.left_out | frozenset(names),
-            splits=tuple(
-                Split(rest(split.train), rest(split.test), rest(split.validation))
-                for split in self.splits
-            ),
+            splits=tuple(Split(rest(split.train), rest(split.test)) for split in self.splits),
         )
 
 
@@ -117,8 +109,8 @@ def published_splits(name: str) -> tuple[Split, ...]:
     return tuple(Split(tuple(fold["train"]), tuple(fold["test"])) for fold in json.loads(text))
 
 
-def cross_validation(names: list[str], folds: int = 5) -> tuple[Split, ...]:
-    """nnU-Net's folds of `names` (generate_crossval_split): shuffled with its seed."""
+def cross_validation(names: list[str]) -> tuple[Split, ...]:
+    """nnU-Net's five folds of `names` (generate_crossval_split): shuffled with its seed."""
     order = np.arange(len(names))
     np.random.RandomState(12345).shuffle(order)
     return tuple(
@@ -126,7 +118,7 @@ def cross_validation(names: list[str], folds: int = 5) -> tuple[Split, ...]:
             tuple(names[i] for i in sorted(set(order) - set(test))),
             tuple(names[i] for i in sorted(test)),
         )
-        for test in np.array_split(order, min(folds, len(names)))
+        for test in np.array_split(order, min(5, len(names)))
     )
 
 

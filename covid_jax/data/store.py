@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from covid_jax.config import IGNORED, OUTSIDE
+from covid_jax.config import IGNORED, OUTSIDE, as_tuple
 from covid_jax.data.datasets import DATASETS
 from covid_jax.data.geometry import NiftiHeader, Volume
 from covid_jax.data.preprocess import Geometry, PreparedCase
@@ -333,7 +333,7 @@ def prepared_labels(description: dict[str, Any]) -> LabelSpace:
     """
     return LabelSpace(
         tuple(description["labels"]),
-        _tuple(description.get("regions", [])),
+        as_tuple(description.get("regions", [])),
         tuple(description.get("regions_class_order", [])),
         description.get("ignored"),
     )
@@ -346,7 +346,7 @@ def _reference(folder: Path, name: str) -> Path:
 
 def _splits(told: Sequence[dict[str, Sequence[str]]]) -> tuple[Split, ...]:
     """What dataset.json says of the folds."""
-    return tuple(Split(**{part: tuple(names) for part, names in of.items()}) for of in told)
+    return tuple(Split(tuple(of["train"]), tuple(of["test"])) for of in told)
 
 
 def _digest(geometry: dict[str, Any], *arrays: np.ndarray) -> str:
@@ -382,9 +382,5 @@ def _foreground(label: np.ndarray, space: LabelSpace) -> np.ndarray:
 def _geometry(known: dict[str, Any]) -> Geometry:
     """What case.json says; one from before headers were kept has none."""
     header = known.get("header")
-    told = NiftiHeader(**{k: _tuple(v) for k, v in header.items()}) if header else None
-    return Geometry(**{k: _tuple(v) for k, v in known.items()} | {"header": told})
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(map(_tuple, value)) if isinstance(value, list) else value
+    told = NiftiHeader(**{k: as_tuple(v) for k, v in header.items()}) if header else None
+    return Geometry(**{k: as_tuple(v) for k, v in known.items()} | {"header": told})

@@ -71,8 +71,7 @@ def score_run(
         return probabilities, turned_like(reference, as_volume(probabilities[0], geometry)).voxels
 
     if config.inference.choose:
-        selected_by = split.validation or split.train
-        save_postprocessing(workdir, choose((compared(name) for name in selected_by), space))
+        save_postprocessing(workdir, choose((compared(name) for name in split.train), space))
     postprocessing = load_postprocessing(workdir, config.inference)
     keep_others(folder, workdir / "predictions_kept")
     settings = json.dumps([to_dict(config), plan.hash, asdict(postprocessing)])

@@ -26,7 +26,15 @@ _PEAK = {"float32": 1, "float16": 10}
 def predict_volume(
     apply: Network, volume: np.ndarray, patch_size: Sequence[int], **settings: Any
 ) -> np.ndarray:
-    """predict_slabs as one array, (D, H, W, K), with the same arguments."""
+    """Probabilities of every voxel, (D, H, W, K), averaged over windows with Gaussian weights.
+
+    Args:
+      apply: the network's scores of windows (N, d, h, w, C), (N, d, h, w, K).
+      volume: (D, H, W, C), normalised as in training.
+      patch_size: of a window.
+      settings: as predict_slabs has them: step_size, mirror_axes, batch_size, average, activation,
+        sums.
+    """
     return np.concatenate(list(predict_slabs(apply, volume, patch_size, **settings)))
 
 
@@ -91,10 +99,10 @@ def predict_slabs(
             with np.errstate(over="ignore", invalid="ignore"):  # told in one line
                 planes = total[begin:end] / weights[begin:end, ..., None]
             if not np.isfinite(planes).all():
-                raise UserError(
-                    f"the network's scores do not fit into {sums}; predict with inference.sums "
-                    "of float32 in the run's config.json"
-                )
+                mend = "it is damaged, or its training went astray"
+                if sums != "float32":
+                    mend = "predict with inference.sums of float32 in the run's config.json"
+                raise UserError(f"the network's scores do not fit into {sums}; {mend}")
             yield planes[:, *inside[1:]]
 
     for some, averaged in _predicted(scores, padded, corners, patch_size, mirror_axes, batch_size):

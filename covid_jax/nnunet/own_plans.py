@@ -13,7 +13,7 @@ from covid_jax.config import (
 from covid_jax.data.plan import Plan, Resampling
 from covid_jax.data.planner import total_strides
 from covid_jax.inference.postprocess import Postprocessing
-from covid_jax.nnunet.plans import PLAIN_UNET, RAS, RESIDUAL_UNET, as_tuple
+from covid_jax.nnunet.plans import PLAIN_UNET, RAS, RESIDUAL_UNET, whole_numbers
 
 
 def write_plans(config: Config, plan: Plan) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def write_plans(config: Config, plan: Plan) -> dict[str, Any]:
         "original_median_shape_after_transp": plan.median_shape,
         "image_reader_writer": "NibabelIOWithReorient" if plan.axes == RAS else "SimpleITKIO",
         "transpose_forward": plan.transpose,
-        "transpose_backward": as_tuple(np.argsort(plan.transpose)),
+        "transpose_backward": whole_numbers(np.argsort(plan.transpose)),
         "configurations": {"3d_fullres": configuration},
         "experiment_planner_used": "ExperimentPlanner",
         "label_manager": "LabelManager",

@@ -1,4 +1,4 @@
-"""nnU-Net v2's plans.json and dataset.json as our settings, and ours as its plans.
+"""nnU-Net v2's plans.json and dataset.json as our settings.
 
 What decides a mask there is honoured or refused by name; nothing of it is passed over.
 """
@@ -171,7 +171,7 @@ def read_plans(
     back = read(plans, "transpose_backward", of_axes)
     _require(reader in READERS, f"its images are read by {reader}", READERS)
     _require(
-        sorted(transpose) == list(AXES) and back == as_tuple(np.argsort(transpose)),
+        sorted(transpose) == list(AXES) and back == whole_numbers(np.argsort(transpose)),
         f"transpose_backward={back} does not undo transpose_forward={transpose}",
     )
     _require(
@@ -254,7 +254,9 @@ def run_config(
     space: LabelSpace = CLASSES,
 ) -> Config:
     """The config of an imported run. Raises a UserError where a value cannot work."""
-    data = DataConfig(datasets=("nnunet",), patch_size=as_tuple(patch_size), batch_size=batch_size)
+    data = DataConfig(
+        datasets=("nnunet",), patch_size=whole_numbers(patch_size), batch_size=batch_size
+    )
     loss = LossConfig(batch_dice=batch_dice)
     config = Config(
         test=False, label_space=space, model=network, data=data, loss=loss, inference=inference
@@ -279,7 +281,7 @@ def plan_of(
     return Plan(
         spacing_mm=(depth, height, width),
         normalization=tuple(normalization),
-        median_shape=as_tuple(read(settings, size, several(number, 3))),
+        median_shape=whole_numbers(read(settings, size, several(number, 3))),
         training_cases=(),
         file_axes=True,
     )
@@ -319,8 +321,8 @@ def mirrored(axes: Iterable[int]) -> tuple[int, ...]:
     return tuple(sorted({whole(axis) for axis in axes}))
 
 
-def as_tuple(values: Iterable[Any]) -> tuple[Any, ...]:
-    """Whole numbers as a tuple."""
+def whole_numbers(values: Iterable[Any]) -> tuple[Any, ...]:
+    """`values` as Python's own."""
     return tuple(int(value) for value in values)
 
 

@@ -16,7 +16,7 @@ from covid_jax.data.plan import Plan
 from covid_jax.errors import writing
 from covid_jax.evaluation.folders import load_metrics
 from covid_jax.evaluation.metrics import NOT_OVER_LABELS, never_predicted
-from covid_jax.files import whole_file, write_json
+from covid_jax.files import whole_file, whole_folder, write_json
 from covid_jax.reporting.words import counted
 from covid_jax.training.checkpoint import best_of, copy_newest
 from covid_jax.training.pretrained import load_run
@@ -42,7 +42,7 @@ def export_model(workdir: Path) -> Path:
       its path
     """
     config, plan, params = load_run(workdir)
-    final, partial = workdir / "model", workdir / ".partial-model"
+    final = workdir / "model"
     shared = dataclasses.replace(
         config,
         pretrained="",
@@ -54,32 +54,29 @@ def export_model(workdir: Path) -> Path:
     metrics = load_metrics(tested) if tested.is_file() else {}
     card = model_card(config, plan, size, origin, metrics, channel_names(workdir))
     with writing(final):
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(final, ignore_errors=True)
+    with whole_folder(final) as partial:
         copy_newest(workdir, partial)
         for name in _BESIDE:
             if (workdir / name).is_file():
                 shutil.copy(workdir / name, partial / name)
         write_json(partial / "config.json", to_dict(shared))
         (partial / "README.md").write_text(card, "utf-8")
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
     return final
 
 
-def write_card_of_best(
-    workdir: Path, config: Config, plan: Plan, size: int, chosen_by: str
-) -> None:
+def write_card_of_best(workdir: Path, config: Config, plan: Plan, size: int) -> None:
     """Writes RUN/best/README.md, the card of the best epoch, where the run has one.
 
     Args:
       config, plan, size: of the run, as model_card has them.
-      chosen_by: whose Dice the epoch has the best average of, in words.
     """
     if best := best_of(workdir):
         origin, channels = load_provenance(workdir), channel_names(workdir)
         chosen = (
             f"{best.step // config.steps_per_epoch} of {epochs_of(config)}, the best by the "
-            f"moving average of the Dice of {chosen_by}, {best.average:.3f}"
+            "moving average of the Dice of its test cases, whose scores are then no test, "
+            f"{best.average:.3f}"
         )
         card = model_card(config, plan, size, origin, {}, channels, chosen)
         with whole_file(workdir / "best" / "README.md") as partial:

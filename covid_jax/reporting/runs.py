@@ -6,8 +6,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
-
 from covid_jax.config import STRATEGY_NAMES, Config, differences, run_name, to_dict
 from covid_jax.errors import UserError, listed
 from covid_jax.evaluation.folders import load_metrics
@@ -73,10 +71,6 @@ class Run:
     def kind(self) -> Kind:
         """The row of the tables that it belongs to."""
         return Kind(self.config.strategy, self.config.source, self.config.variant)
-
-    def mean(self, metric: str) -> float:
-        """The mean of a metric over the test cases that have it."""
-        return float(np.mean(list(self.values(metric).values())))
 
     def values(self, metric: str) -> dict[str, float]:
         """A metric of every test case that has it."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from covid_jax.device import cores
+from covid_jax.device import cores, gpus_by_number
 from covid_jax.studies.grid import Step
 
 _WORKER = "covid_jax.studies.worker"
@@ -87,7 +87,7 @@ def local(jobs: int, fresh: bool = False, lock: Collection[int] = ()) -> Iterato
     which it loses less than if all wanted all of them. Where the study is killed, its workers hold
     `lock` (see lock.py) until their steps have saved.
     """
-    executor = _Local(jobs, fresh, lock, _gpus(), cores(), {})
+    executor = _Local(jobs, fresh, lock, gpus_by_number(), cores(), {})
     try:
         yield executor
     finally:
@@ -271,11 +271,3 @@ class _InWorker:
 def _killed(number: int) -> str:
     memory = ", as the system does where memory is short" if number == signal.SIGKILL else ""
     return f"its process was killed by signal {number} ({signal.strsignal(number)}){memory}"
-
-
-def _gpus() -> list[str]:
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is not None:
-        return [name for name in named.split(",") if name]
-    count = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
-    return [str(number) for number in range(count)]

@@ -19,7 +19,7 @@ from covid_jax.config import (
 )
 from covid_jax.data.planner import PLANNERS
 from covid_jax.data.planning import known_plan
-from covid_jax.data.scans import scans_in
+from covid_jax.data.scans import base_of_channel, scans_in
 from covid_jax.errors import UserError, listed
 from covid_jax.files import write_json
 from covid_jax.training.pretrained import check_pretrained, load_config
@@ -307,14 +307,19 @@ def synthetic_data(config: Config, steps: Sequence[Step]) -> str:
 def scan_name(scan: str) -> str:
     """The name of the one scan at the place that config.study.scans names.
 
+    Of several channels: a folder that holds NAME_0000, NAME_0001 and so on, and no more.
+
     Raises:
       UserError: there is none, or several.
     """
     names = list(scans_in(Path(scan)).paths)
+    of_channels = {base_of_channel(name) for name in names}
+    if len(names) > 1 and len(of_channels) == 1 and all(of_channels):
+        return of_channels.pop()
     if len(names) > 1:
         raise UserError(
             f"config.study.scans: {scan} holds {len(names)} scans ({names[0]}, {names[1]}, ...); "
-            "name each of them"
+            "name each of them (of several channels: a folder of its own)"
         )
     return names[0]
 

@@ -25,8 +25,8 @@ from covid_jax.studies.grid import Step
 from covid_jax.studies.slurm import ask, left
 from covid_jax.training.progress import read_log
 
-STUDY_STOPS = frozenset({*STOP_SIGNALS, signal.SIGINT, signal.SIGHUP})
-"""What stops a study: besides STOP_SIGNALS Ctrl-C, and a terminal that was closed."""
+STUDY_STOPS = frozenset({*STOP_SIGNALS, signal.SIGHUP})
+"""What stops a study: STOP_SIGNALS, and a terminal that was closed."""
 
 _POLL_SECONDS = 0.2
 _TRACEBACK = "Traceback (most recent call last):"

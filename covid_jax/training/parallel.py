@@ -98,7 +98,7 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh, batch_size: int) -> dict
 def where_it_lies(augment: Augment, mesh: Mesh) -> Augment:
     """`augment`, by each device on the samples that it holds.
 
-    The devices along space do the same: patches have one channel, and a warp needs all slices.
+    The devices along space do the same: a warp needs all slices.
     """
     samples = PartitionSpec("data")
     return jax.shard_map(augment, mesh=mesh, in_specs=samples, out_specs=samples)

@@ -22,6 +22,7 @@ from covid_jax.errors import (
     StoppedError,
     UserError,
     stop_signals_go_to,
+    stopped_by,
     tell_stop,
 )
 
@@ -97,14 +98,14 @@ def stop_signals() -> Iterator[Callable[[int], bool]]:
     Raises:
       StoppedError: at the end, where a signal came after the last step that could save for it.
     """
-    asked: list[str] = []
+    asked: list[int] = []
     distributed = jax.distributed.is_initialized()
 
     def handle(number: int, _: FrameType | None) -> None:
         if asked:
             return
-        asked.append(signal.Signals(number).name)
-        tell_stop(f"\n{asked[0]}: saving after this step")
+        asked.append(number)
+        tell_stop(f"\n{signal.Signals(number).name}: saving after this step")
         if distributed:
             os.kill(os.getpid(), signal.SIGTERM)  # which JAX tells the others
 
@@ -116,7 +117,7 @@ def stop_signals() -> Iterator[Callable[[int], bool]]:
         else:
             yield lambda step: bool(asked)
     if asked and not distributed:
-        raise StoppedError(f"by {asked[0]}; the same command goes on")
+        raise StoppedError(stopped_by(asked[0]))
 
 
 @contextlib.contextmanager

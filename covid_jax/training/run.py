@@ -115,17 +115,24 @@ class Run:
         return local_samples(self.mesh, self.config.data.batch_size)
 
 
-def open_data(config: Config, workdir: Path) -> tuple[Plan, list[StoredDataset]]:
-    """The plan and the datasets of a run.
-
-    The synthetic dataset `phantom` is made where it is missing, in `workdir`/data if
-    config.data.prepared_dir is empty.
-    """
-    prepared_dir = Path(config.data.prepared_dir or workdir / "data")
+def make_phantom_data(config: Config, workdir: Path) -> None:
+    """Makes and prepares the synthetic dataset `phantom`, where it is missing, for a run of it."""
     if config.data.datasets == ("phantom",):
-        prepare_phantom(prepared_dir, _PHANTOM_CASES, seed=0)
-    elif not config.data.prepared_dir:
+        prepare_phantom(_prepared_dir(config, workdir), _PHANTOM_CASES, seed=0)
+
+
+def _prepared_dir(config: Config, workdir: Path) -> Path:
+    return Path(config.data.prepared_dir or workdir / "data")
+
+
+def open_data(config: Config, workdir: Path) -> tuple[Plan, list[StoredDataset]]:
+    """The plan and the datasets of a run, from config.data.prepared_dir.
+
+    Of the synthetic dataset `phantom`, if that is empty, from `workdir`/data.
+    """
+    if not (config.data.prepared_dir or config.data.datasets == ("phantom",)):
         raise UserError("config.data.prepared_dir is empty: give the folder that prepare wrote")
+    prepared_dir = _prepared_dir(config, workdir)
     plan = load_plan(prepared_dir / "plan.json")
     return plan, [load_dataset(prepared_dir, name, plan.hash) for name in config.data.datasets]
 
@@ -276,7 +283,7 @@ def unfreezing(run: Run, epoch: int) -> str:
 def samplers(
     config: Config, datasets: list[StoredDataset], masked: tuple[int, ...] = ()
 ) -> tuple[Sampler, Sampler]:
-    """The samplers of the fold's training and test cases.
+    """The samplers of training and of validation: of the fold's training and of its test cases.
 
     Each dataset's labels become classes of their own: multi_lesion has one for each lesion. Those
     of which regions are made stay what they are.
@@ -293,9 +300,9 @@ def samplers(
         sources, first = [], 1
         for dataset in datasets:
             split = dataset.split(config.fold)
-            # Without cases of their own the test cases': by these patches best/ alone is selected,
-            # and what is tested is the last epoch (nnU-Net: checkpoint_final).
-            names = split.train if stream == "training" else split.validation or split.test
+            # Validated by the test cases: by these patches best/ alone is selected, and what is
+            # tested is the last epoch (nnU-Net: checkpoint_final).
+            names = split.train if stream == "training" else split.test
             count = 0 if dataset.label_space.regions else len(dataset.labels)
             classes = tuple(range(first, first + count))
             sources.append(Source(tuple(load_case(dataset, name) for name in names), classes))

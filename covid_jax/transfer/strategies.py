@@ -115,7 +115,7 @@ def initial_params(
     (the heads) are left where they are; of those it names, no leaf may be missing or left over.
 
     Args:
-      first_conv: of config.FIRST_CONVS: what becomes of the first convolution where the
+      first_conv: config.first_conv: what becomes of the first convolution where the
         pre-trained network sees other channels. "repeat": theirs one after another, over and over;
         "mean": their mean for each; both scaled so that their sum keeps its size.
         "new": it is not copied.

@@ -601,6 +601,16 @@ def test_a_channel_is_asked_to_be_in_hu_where_the_plan_as_it_is_normalises_ct(
     describe(raw, LESION, channel_names={"0": "T1"})
     with pytest.raises(UserError, match=r"c0_0000\.nii\.gz: .*HU"):
         prepare_dataset("nnunet", raw, tmp_path / "ct", plan=ct_plan, as_planned=True)
+    # What is only checked is read by the same plan.
+    check("nnunet", raw, None, 0, 1, False, "auto", given=z_plan, as_planned=True)
+    with pytest.raises(UserError, match="3 cases would be refused"):
+        check("nnunet", raw, None, 0, 1, False, "auto", given=ct_plan, as_planned=True)
+    # How CT is to be read may be told of what the plan takes for CT.
+    told = {"plan": ct_plan, "as_planned": True, "intensities": "as_is"}
+    prepare_dataset("nnunet", raw, tmp_path / "told", **told)
+    open_dataset("nnunet", raw, "hu", as_planned=ct_plan)
+    with pytest.raises(UserError, match="--intensities=hu is of CT"):
+        open_dataset("nnunet", raw, "hu", as_planned=z_plan)
 
 
 @pytest.mark.parametrize("by", ["spacing", "turn"])

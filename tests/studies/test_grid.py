@@ -30,6 +30,7 @@ from covid_jax.studies.grid import (
     only,
     plan_steps,
     refuse_left_out,
+    scan_name,
     synthetic_data,
     write_configs,
 )
@@ -45,6 +46,16 @@ def test_a_setting_that_came_later_has_its_default_in_a_study_of_before(tmp_path
     write_json(tmp_path / "study.json", values)
     with pytest.raises(UserError, match="deterministic: True, was False"):
         claim_study(tmp_path, tiny(deterministic=True))
+
+
+def test_the_one_scan_of_a_place_may_be_of_several_channels(tmp_path):
+    for name in ("a_0000", "a_0001"):
+        (tmp_path / f"{name}.nii.gz").touch()
+    assert scan_name(str(tmp_path)) == "a"
+    assert scan_name(str(tmp_path / "a_0000.nii.gz")) == "a"
+    (tmp_path / "b_0000.nii.gz").touch()
+    with pytest.raises(UserError, match="holds 3 scans"):
+        scan_name(str(tmp_path))
 
 
 def test_a_study_of_a_newer_version_is_refused_by_its_file(tmp_path):

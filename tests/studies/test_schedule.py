@@ -328,6 +328,7 @@ def test_running_steps_end_with_the_study(folder, monkeypatch):
 
 def test_each_of_several_has_a_gpu_of_its_own(folder, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,7")
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     script = (
         "import os, pathlib; pathlib.Path('NAME').write_text(os.environ['CUDA_VISIBLE_DEVICES'])"
     )
@@ -339,6 +340,7 @@ def test_each_of_several_has_a_gpu_of_its_own(folder, monkeypatch):
 
 def test_those_that_share_a_gpu_share_its_memory(folder, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     script = """
 import os, pathlib, time
 time.sleep(1)
@@ -452,6 +454,7 @@ def test_a_worker_has_its_cores_before_its_step_begins_and_beside_a_gpu_all(
     folder, monkeypatch, gpus
 ):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     tells = "import os, pathlib, time; time.sleep(0.5)\n"
     tells += "pathlib.Path('{}').write_text(str(sorted(os.sched_getaffinity(0))))"
     assert run([step(folder, name, tells.format(name)) for name in ("a", "b")], folder, 2) == {}

@@ -29,7 +29,7 @@ from benchmarks.harness.seeds import Curve, agreement, agreement_table, draw_cur
 from covid_jax.command import as_process, run_command
 from covid_jax.device import announce_cpu
 from covid_jax.errors import UserError
-from covid_jax.evaluation.folders import described, evaluate_folders
+from covid_jax.evaluation.folders import evaluate_folders, what_is_scored
 
 matplotlib.use("agg")
 
@@ -133,7 +133,7 @@ def run(module: str, *arguments: str, **environment: str) -> None:
 def dsc(masks: Path, raw: Path) -> dict[str, float]:
     """The mean DSC of each label over the validation cases."""
     (fold,) = json.loads((raw / "splits_final.json").read_text())
-    names, _ = described(raw / "labelsTr", masks)
+    names, _ = what_is_scored(raw / "labelsTr", masks)
     metrics = evaluate_folders(masks, raw / "labelsTr", labels=names, cases=fold["val"])
     return {name: metrics["labels"][name]["mean"]["dsc"] for name in names.values()}
 

@@ -23,9 +23,9 @@ from covid_jax.device import announce_cpu, cores
 from covid_jax.errors import UserError, listed
 from covid_jax.evaluation.folders import (
     check_output,
-    described,
     evaluate_folders,
     save_metrics,
+    what_is_scored,
 )
 from covid_jax.evaluation.metrics import NOT_OVER_LABELS, never_predicted, unscored
 from covid_jax.label_space import values_of
@@ -65,7 +65,7 @@ def work() -> None:
     check_output(output)
     if not math.isfinite(_TOLERANCE_MM.value):
         raise UserError(f"--tolerance_mm={_TOLERANCE_MM.value}: give a number of mm")
-    names, ignored = described(references, predictions)
+    names, ignored = what_is_scored(references, predictions)
     ignored = ignored if _IGNORE_LABEL.value is None else _IGNORE_LABEL.value
     label = _LABEL.value
     _, truths = masks_in(predictions, references)

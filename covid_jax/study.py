@@ -37,7 +37,7 @@ from covid_jax.studies.data import check_data, check_places, seen_notes
 from covid_jax.studies.executors import local
 from covid_jax.studies.folder import check_runs, check_study, claim_study, other_runs
 from covid_jax.studies.grid import only, plan_steps, refuse_left_out, synthetic_data, write_configs
-from covid_jax.studies.schedule import STUDY_STOPS, listed, run_steps, the_only_study
+from covid_jax.studies.schedule import STUDY_STOPS, overview, run_steps, the_only_study
 from covid_jax.studies.slurm import Slurm
 
 _FLAGS = flags.FlagValues()
@@ -89,7 +89,7 @@ def work() -> None:
         if note:
             print(note)
     if _LIST.value:
-        print("\n".join(listed(steps, workdir)))
+        print("\n".join(overview(steps, workdir)))
         return
     refuse_left_out(steps, every)
     options = _slurm_options(_SLURM.value)

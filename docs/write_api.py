@@ -10,7 +10,8 @@ import covid_jax
 PAGE = Path(__file__).with_name("api.md")
 BEGINNING = """# In a notebook
 
-What this page names is imported from `covid_jax` itself. The examples are one after another those
+What this page names is imported from `covid_jax` itself, but for `train`, which is there the module
+of the command, and in it the function. The examples are one after another those
 of one notebook, in the root of the project; a test runs them. A longer one, with pictures:
 [transfer.ipynb](../examples/transfer.ipynb). `python docs/write_api.py` makes this page of the
 docstrings.

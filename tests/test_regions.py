@@ -14,7 +14,7 @@ from covid_jax.data.plan import load_plan
 from covid_jax.data.preparation import open_dataset
 from covid_jax.data.store import StoredDataset, load_case, load_dataset
 from covid_jax.errors import UserError
-from covid_jax.evaluation.folders import described
+from covid_jax.evaluation.folders import what_is_scored
 from covid_jax.label_space import LabelSpace
 from covid_jax.nnunet.run_folder import read_run
 from covid_jax.training.pretrained import load_run
@@ -91,7 +91,7 @@ def test_what_is_prepared_is_the_label_map_with_voxels_of_each_region(trained):
     whole, core = (case.label[tuple(voxels.T)] for voxels in case.foreground)
     assert (set(whole), set(core)) == ({1, 2}, {2})
     assert set(case.label[tuple(case.annotated.T)]) == {0, 1, 2}
-    assert described(dataset.references) == ({(1, 2): "whole", (2,): "core"}, IGNORED)
+    assert what_is_scored(dataset.references) == ({(1, 2): "whole", (2,): "core"}, IGNORED)
 
 
 def test_what_was_prepared_before_it_was_known_where_to_sample_is_prepared_again(trained, tmp_path):

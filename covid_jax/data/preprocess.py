@@ -60,7 +60,8 @@ class PreparedCase:
 def read_scan(path: str | Path) -> Volume:
     """The scan at `path` in HU; what had to be assumed for that is in its notes.
 
-    Raises as read_volume and read_as.
+    Raises:
+      UserError: as read_volume; or its values are not finite, or neither HU nor 8-bit grey.
     """
     return read_scan_as(path, "auto")[0]
 

@@ -79,7 +79,14 @@ def write_volume(path: str | Path, volume: Volume, describe: Describe | None = N
     """Writes the volume in the axes of the file that it came from; whole or not at all.
 
     As NIfTI it has shape, units and both forms of that file where it was NIfTI, and else its affine
-    in mm as both forms. NIfTI keeps what `describe` says of it (write_nifti).
+    in mm as both forms.
+
+    Args:
+      describe: what a NIfTI header's description says, made from the bytes of its other fields that
+        tell where the voxels lie; without it, nothing.
+
+    Raises:
+      UserError: another ending than those that are written, or the disk does not take it.
     """
     path = Path(path)
     if path.name.endswith(".mhd"):

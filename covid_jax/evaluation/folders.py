@@ -247,7 +247,7 @@ def check_output(path: Path) -> None:
         raise UserError(f"--output={path}: is there, and no metrics of this command; give another")
 
 
-def described(*folders: Path) -> tuple[dict[Label, str], int | None]:
+def what_is_scored(*folders: Path) -> tuple[dict[Label, str], int | None]:
     """What is scored, and the ignored value, from the first dataset.json in or above these.
 
     The names of label values; or those of regions, by all of their values.

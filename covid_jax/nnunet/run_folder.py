@@ -9,13 +9,13 @@ from covid_jax.files import read_json, write_json
 from covid_jax.nnunet.model_folder import Model
 from covid_jax.training.checkpoint import save_params
 from covid_jax.training.pretrained import load_run
-from covid_jax.training.workdir import claim_workdir, described
+from covid_jax.training.workdir import claim_workdir, dataset_json
 
 
 def read_run(workdir: Path) -> Model:
     """A run of ours, with the dataset.json that it was imported with, or one of its own."""
     config, plan, params = load_run(workdir)
-    dataset = read_json(workdir / "dataset.json") or described(config, plan)
+    dataset = read_json(workdir / "dataset.json") or dataset_json(config, plan)
     return Model(config, plan, params, dataset)
 
 

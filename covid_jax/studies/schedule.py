@@ -169,7 +169,7 @@ def states(steps: Sequence[Step], workdir: Path) -> dict[str, State]:
     return found
 
 
-def listed(steps: Sequence[Step], workdir: Path) -> list[str]:
+def overview(steps: Sequence[Step], workdir: Path) -> list[str]:
     """A line for each step with its state and seconds, and a last one for what is left."""
     found = states(steps, workdir)
     lines = []

@@ -108,7 +108,7 @@ def claim_workdir(
     if is_new:
         save_plan(workdir / "plan.json", plan)
     classes = workdir / "dataset.json"
-    if datasets and (told := described(config, plan, datasets[0])) != read_json(classes):
+    if datasets and (told := dataset_json(config, plan, datasets[0])) != read_json(classes):
         write_json(classes, told)
     if epochs_of(before) != epochs_of(config):
         print(_going_on(workdir, config, before))
@@ -146,7 +146,7 @@ def _going_on(workdir: Path, config: Config, before: Config) -> str:
     return f"{told}: its schedule is over {total} now, learning rate {rate:.4g} in epoch {epoch}"
 
 
-def described(config: Config, plan: Plan, data: StoredDataset | None = None) -> dict[str, Any]:
+def dataset_json(config: Config, plan: Plan, data: StoredDataset | None = None) -> dict[str, Any]:
     """The dataset.json, as nnU-Net has it, of what a run predicts.
 
     Channels are called as the data's are, or by their normalisation; classes get names where the

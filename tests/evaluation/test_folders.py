@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from covid_jax.errors import UserError
-from covid_jax.evaluation.folders import check_output, described, evaluate_folders
+from covid_jax.evaluation.folders import check_output, evaluate_folders, what_is_scored
 from covid_jax.evaluation.metrics import PAPER, never_predicted, unscored
 
 AFFINE = np.diag([-1.5, -1.5, 3.0, 1.0])
@@ -200,12 +200,12 @@ def test_dataset_json_names_the_labels_and_the_ignored_value(tmp_path):
     (tmp_path / "labelsTr").mkdir()
     labels = {"background": 0, "lesion": 1, "ignore": 2}
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
-    assert described(tmp_path / "labelsTr") == ({1: "lesion"}, 2)
+    assert what_is_scored(tmp_path / "labelsTr") == ({1: "lesion"}, 2)
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": ["a", "b"]}))  # a prepared one
-    assert described(tmp_path / "labelsTr") == ({1: "a", 2: "b"}, 255)
+    assert what_is_scored(tmp_path / "labelsTr") == ({1: "a", 2: "b"}, 255)
     (tmp_path / "dataset.json").write_text("{")
     with pytest.raises(UserError, match=r"dataset\.json: damaged"):
-        described(tmp_path / "labelsTr")
+        what_is_scored(tmp_path / "labelsTr")
 
 
 def test_metrics_are_written_over_metrics_and_over_nothing_else(tmp_path):

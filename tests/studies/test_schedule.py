@@ -18,7 +18,7 @@ from covid_jax.files import write_json
 from covid_jax.lock import is_held, only_here
 from covid_jax.studies.executors import local, share_of_cores
 from covid_jax.studies.grid import Step
-from covid_jax.studies.schedule import listed, run_steps, states, the_only_study
+from covid_jax.studies.schedule import overview, run_steps, states, the_only_study
 from covid_jax.studies.slurm import elapsed_seconds
 
 
@@ -226,7 +226,7 @@ pathlib.Path("other").write_text("")
     steps = [killed, step(folder, "other", script), step(folder, "third", makes("third"))]
     assert run(steps, folder, 2) == {"killed": KILLED}
     assert [one.done for one in steps] == [False, True, True]
-    assert [listed([one], folder)[0].split()[0] for one in steps] == ["failed", "done", "done"]
+    assert [overview([one], folder)[0].split()[0] for one in steps] == ["failed", "done", "done"]
     step(folder, "killed", makes("killed"))
     assert run(steps, folder) == {}
 
@@ -250,7 +250,7 @@ def test_a_step_that_watches_files_is_done_at_every_start_and_that_is_said(folde
     two = step(folder, "done", FAILS)
     for each in (one, two):
         each.result.write_text("before")
-    assert listed([one, two], folder)[-1] == (
+    assert overview([one, two], folder)[-1] == (
         "2 of 2 steps are done; at each start looks for raw files that changed: watches"
     )
     assert run([one, two], folder) == {}
@@ -288,16 +288,16 @@ def test_the_list_ends_with_what_is_left_and_what_is_known_of_it(folder):
         for name in ("one_a", "one_b", "two_a")
     ]
     (folder / "steps").mkdir()
-    assert listed(steps, folder)[-1] == (
+    assert overview(steps, folder)[-1] == (
         "0 of 3 steps are done; how long 3 others take is known once steps like them are done"
     )
     steps[0].result.write_text("")
     (folder / "steps" / "one_a.json").write_text('{"state": "done", "seconds": 4.0}')
-    assert listed(steps, folder)[-1] == (
+    assert overview(steps, folder)[-1] == (
         "1 of 3 steps are done; 1 more takes 4 s; how long 1 other takes is known once steps like "
         "it are done"
     )
-    assert listed(steps[:1], folder)[-1] == "1 of 1 steps are done"
+    assert overview(steps[:1], folder)[-1] == "1 of 1 steps are done"
 
 
 @pytest.mark.parametrize(
@@ -308,7 +308,7 @@ def test_a_damaged_record_of_a_step_is_named(folder, record):
     one.result.write_text("")
     write_json(folder / "steps" / "one.json", record)
     with pytest.raises(UserError, match=r"steps/one\.json: damaged; .* Delete it"):
-        listed([one], folder)
+        overview([one], folder)
 
 
 def test_running_steps_end_with_the_study(folder, monkeypatch):

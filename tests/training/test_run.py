@@ -27,7 +27,7 @@ from covid_jax.training.provenance import (
 )
 from covid_jax.training.run import fitted, network_notes, planned
 from covid_jax.training.state import new_params
-from covid_jax.training.workdir import as_begun, check_place, claim_workdir, described
+from covid_jax.training.workdir import as_begun, check_place, claim_workdir, dataset_json
 from covid_jax.transfer.strategies import network_of
 from tests.conftest import ROOT, tiny
 
@@ -185,7 +185,7 @@ def test_a_run_keeps_the_names_of_its_classes_and_is_not_taken_for_an_imported_o
         StoredDataset(name, tmp_path, LabelSpace((*own, "lesion")), (), True)
         for name, own in CLASSES
     ]
-    assert described(fitted(tiny(), PLAN, data), PLAN)["labels"] == {
+    assert dataset_json(fitted(tiny(), PLAN, data), PLAN)["labels"] == {
         "background": 0,
         "tumour": 1,
         "lesion (one)": 2,
@@ -193,12 +193,12 @@ def test_a_run_keeps_the_names_of_its_classes_and_is_not_taken_for_an_imported_o
     }
     for channels, told in (((), "CT"), (("FLAIR",), "FLAIR")):
         named = dataclasses.replace(data[0], channels=channels, file_ending=".nrrd")
-        assert described(tiny(), PLAN, named)["channel_names"] == {"0": told}
-        assert described(tiny(), PLAN, named)["file_ending"] == ".nrrd"
+        assert dataset_json(tiny(), PLAN, named)["channel_names"] == {"0": told}
+        assert dataset_json(tiny(), PLAN, named)["file_ending"] == ".nrrd"
     before = tmp_path / "before"
     claim_workdir(before, tiny(), PLAN)
     (before / "dataset.json").write_text(
-        json.dumps(described(fitted(tiny(), PLAN, data[:1]), PLAN))
+        json.dumps(dataset_json(fitted(tiny(), PLAN, data[:1]), PLAN))
     )
     config = tiny("body-msd", pretrained=str(before))
     assert provenance(config, [])["pretrained"]["imported"] == "of the labels tumour, lesion"

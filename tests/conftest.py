@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import fcntl
 import importlib
 import io
 import os
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -18,8 +20,15 @@ from covid_jax.model import onednn
 
 ROOT = Path(__file__).resolve().parent.parent
 
+
+def installed(module: str, extra: str) -> ModuleType:
+    """The module; where it is not installed, the test is skipped, by what would run it."""
+    reason = f"no {module.partition('.')[0]}: EXTRAS=dev,{extra} bash launch/test.sh"
+    return pytest.importorskip(module, reason=reason)
+
+
 needs_onednn = pytest.mark.skipif(
-    not onednn.available(), reason="oneDNN: no extra onednn for this machine, or no C++ compiler"
+    not onednn.available(), reason="no oneDNN for this machine, or no compiler: apt-get install g++"
 )
 SMALL_NETWORK = (
     "--config.model.features_per_stage=4,8",
@@ -119,6 +128,11 @@ def refuses(command):
     return run
 
 
+def of_devices(count: int) -> dict[str, str]:
+    """The environment of a process that sees so many virtual devices."""
+    return {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 1 MB."""
@@ -128,7 +142,7 @@ def small_disk(tmp_path):
         ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], check=False, capture_output=True
     )
     if mounted.returncode:
-        pytest.skip("mounting a small file system needs root")
+        pytest.skip("no small file system: sudo bash launch/test.sh, where root may mount one")
     yield folder
     subprocess.run(["umount", folder], check=True)
 
@@ -141,8 +155,14 @@ def tiny(name: str = "scratch", **changes: object) -> Config:
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory, command) -> Path:
-    """The work directory of configs/tiny.py, trained once through the command."""
-    workdir = tmp_path_factory.mktemp("tiny") / "run"
-    finished = command("train", f"--config={ROOT}/configs/tiny.py", f"--workdir={workdir}")
-    assert finished.returncode == 0, finished.stderr
+    """The work directory of configs/tiny.py, trained once through the command, for all workers."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # each has a folder of its own in the one of all
+        folder = folder.parent
+    workdir = folder / "tiny" / "run"
+    with (folder / "tiny.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (workdir / "model").is_dir():
+            finished = command("train", f"--config={ROOT}/configs/tiny.py", f"--workdir={workdir}")
+            assert finished.returncode == 0, finished.stderr
     return workdir

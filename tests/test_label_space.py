@@ -3,6 +3,7 @@
 import itertools
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -166,7 +167,6 @@ def test_classes_of_several_datasets_have_names_of_their_own(labels):
 
 
 def test_numpys_and_jaxs_labels_lie_in_the_same_regions():
-    jnp = pytest.importorskip("jax.numpy")
     labels = np.arange(5)
     for values in itertools.chain(TUMOUR.regions, [(0, 4)]):
         assert (np.isin(labels, values) == np.asarray(lies_in(jnp.asarray(labels), values))).all()

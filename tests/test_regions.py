@@ -69,6 +69,7 @@ def trained(tmp_path_factory, command):
             "--config.inference.average=logits",
             "--config.epochs=1",
             "--config.steps_per_epoch=30",
+            "--config.data.augment=False",
             *SMALL_NETWORK,
         ),
     ):

@@ -9,7 +9,7 @@ import pytest
 
 from covid_jax.studies.schedule import the_only_study
 from covid_jax.training.checkpoint import load_params
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SMALL_NETWORK
 
 ARGUMENTS = [
     f"--config={ROOT}/configs/tiny.py",
@@ -17,6 +17,8 @@ ARGUMENTS = [
     "--config.study.runs=('scratch','frozen_encoder-msd')",
     "--config.study.raw.phantom_cases=4",
     "--config.study.note=a test",
+    "--config.data.augment=False",
+    *SMALL_NETWORK,
 ]
 
 NOTE = "a test | SYNTHETIC data: msd_lung, phantom"

@@ -100,6 +100,7 @@ sys.meta_path = [Without if finder is PathFinder else finder for finder in sys.m
 def test_a_run_without_such_files_needs_neither_simpleitk_nor_pydicom(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(BLOCK)
     short = ("--config.epochs=1", "--config.steps_per_epoch=1", "--config.validation_steps=0")
+    short += ("--config.data.augment=False",)
     finished = subprocess.run(
         [
             *(sys.executable, "-m", "covid_jax.train", TINY, f"--workdir={tmp_path}/run"),
@@ -340,6 +341,7 @@ def test_unfreezing_at_an_epoch_goes_on_exactly_after_a_kill(tiny_run, tmp_path,
     arguments = [
         TINY,
         f"--config.data.prepared_dir={tiny_run / 'data'}",
+        "--config.data.augment=False",
         "--config.frozen=encoder",
         "--config.frozen_schedule=((1,'!encoder/stage_1'),(2,'!**/norm'))",
         "--config.epochs=3",
@@ -376,6 +378,7 @@ def test_a_run_that_goes_on_to_more_epochs_does_so_exactly_after_a_kill(
     arguments = [
         TINY,
         f"--config.data.prepared_dir={tiny_run / 'data'}",
+        "--config.data.augment=False",
         "--config.steps_per_epoch=3",
         *SMALL_NETWORK,
     ]
@@ -408,13 +411,14 @@ def test_a_run_that_goes_on_to_more_epochs_does_so_exactly_after_a_kill(
     assert (straight / "metrics.json").is_file()
 
 
-def test_a_finished_run_that_is_started_again_changes_nothing(tiny_run, command):
-    before = (tiny_run / "metrics.json").stat().st_mtime_ns
-    finished = command("train", TINY, f"--workdir={tiny_run}")
+def test_a_finished_run_that_is_started_again_changes_nothing(tiny_run, tmp_path, command):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    before = (run / "metrics.json").stat().st_mtime_ns
+    finished = command("train", TINY, f"--workdir={run}")
     assert finished.returncode == 0, finished.stderr
     assert "going on from the checkpoint of step 20" in finished.stdout
-    assert (tiny_run / "metrics.json").stat().st_mtime_ns == before
-    assert len(read_log(tiny_run)) == 2
+    assert (run / "metrics.json").stat().st_mtime_ns == before
+    assert len(read_log(run)) == 2
 
 
 def test_another_config_for_the_same_folder_is_refused_with_the_difference(tiny_run, refuses):
@@ -447,7 +451,8 @@ def logged(self, line):
     counts.append(compiled)
     epoch(self, line)
 train.Progress.epoch = logged
-config = tiny(epochs=3, test=False)
+config = tiny(epochs=3, steps_per_epoch=2, test=False)
+config.data.augment = False
 config.data.prepared_dir = {str(tiny_run / "data")!r}
 train.train(config, Path({str(tmp_path / "run")!r}))
 print("COUNTS", *counts)

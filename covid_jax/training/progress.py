@@ -12,8 +12,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
@@ -250,6 +248,10 @@ def draw_progress(epochs: list[dict[str, Any]], title: str, path: Path) -> None:
     The green line is the moving average of the Dice, by which the best epoch is known.
     A dotted line stands where from one epoch to the next other parameters are frozen.
     """
+    # At the end of an epoch, and not before: it takes a sixth of the time that a command starts in.
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
     number = [line["epoch"] + 1 for line in epochs]
     figure = Figure(figsize=(7, 8))
     top, middle, bottom = figure.subplots(3, 1, sharex=True)

@@ -12,6 +12,7 @@ from tests.conftest import ROOT, SMALL_NETWORK, needs_onednn
 SMALL = (
     f"--config={ROOT}/configs/tiny.py",
     *SMALL_NETWORK,
+    "--config.data.augment=False",
     "--rounds=2",
 )
 SCAN = f"{ROOT}/examples/covid19/COVID-19-CT-Seg_20cases/coronacases_001.nii.gz"

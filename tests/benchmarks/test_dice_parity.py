@@ -2,11 +2,9 @@
 
 import json
 
-import pytest
+from tests.conftest import ROOT, SMALL_NETWORK, installed
 
-pytest.importorskip("nnunetv2", reason="extra peers is not installed")
-
-from tests.conftest import ROOT, SMALL_NETWORK
+installed("nnunetv2", extra="peers")
 
 
 def test_both_are_measured_on_the_test_cases(tmp_path, command):
@@ -14,6 +12,7 @@ def test_both_are_measured_on_the_test_cases(tmp_path, command):
         f"--config={ROOT}/configs/tiny.py",
         "--config.epochs=1",
         "--config.steps_per_epoch=2",
+        "--config.data.augment=False",
         "--seeds=2",
         f"--workdir={tmp_path}/runs",
         f"--output={tmp_path}",

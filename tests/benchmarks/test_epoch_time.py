@@ -20,6 +20,7 @@ def test_every_figure_is_there_for_every_strategy(tmp_path, command):
         f"--output={tmp_path}",
         "--seconds=0.05",
         "--rounds=2",
+        "--config.data.augment=False",
         "--config.steps_per_epoch=10",
         "--config.validation_steps=4",
     )

@@ -11,7 +11,7 @@ import pytest
 from benchmarks.gpu import Task, drive
 from benchmarks.harness.gpu_parts import FULL, PARTS, Sheet
 from covid_jax.errors import UserError
-from tests.conftest import ROOT
+from tests.conftest import ROOT, installed
 
 LIBRARIES = [
     "SimpleITK",
@@ -93,7 +93,7 @@ def test_it_runs_with_what_a_bare_machine_has(tmp_path):
 
 
 def test_pytorchs_nnunet_is_reached_without_the_libraries_that_read_scans(tmp_path):
-    pytest.importorskip("nnunetv2")
+    installed("nnunetv2", extra="peers")
     arguments = ("--dry_run", "--only=float32|loading|prediction|residual")
     status, told, errors = run_bare(tmp_path, LIBRARIES, *arguments)
     assert status == 0, errors

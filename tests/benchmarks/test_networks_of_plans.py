@@ -18,7 +18,7 @@ from covid_jax.data.planner import Topology
 from covid_jax.errors import UserError
 from covid_jax.label_space import LabelSpace
 from covid_jax.training.platform import platform_of, with_dtype
-from tests.conftest import ROOT, tiny
+from tests.conftest import ROOT, installed, tiny
 
 NNUNET = f"{ROOT}/configs/nnunet.py"
 TOPOLOGY = Topology(
@@ -102,7 +102,7 @@ def regions(folder):
 
 
 def test_ours_and_pytorchs_take_steps_of_regions_and_several_channels(regions):
-    pytest.importorskip("nnunetv2")
+    installed("nnunetv2", extra="peers")
     assert dummy_batch(regions[0])["image"].shape == (2, 8, 16, 16, 2)
     own = float(ours(*regions).train()["loss"])
     (peer,) = theirs(*regions, layouts=["contiguous"])
@@ -112,7 +112,7 @@ def test_ours_and_pytorchs_take_steps_of_regions_and_several_channels(regions):
 
 
 def test_the_parts_of_the_gpu_take_another_network(regions, tmp_path):
-    pytest.importorskip("nnunetv2")
+    installed("nnunetv2", extra="peers")
     scale = dataclasses.replace(DRY, config=regions[0], rounds=1)
     sheet = Sheet(tmp_path / "inference.json", "prediction", True, ("--config=FILE",))
     prediction(sheet, scale)

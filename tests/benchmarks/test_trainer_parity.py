@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 
-pytest.importorskip("nnunetv2", reason="extra peers is not installed")
-
 from benchmarks.harness.phantoms import PHANTOMS, write_phantoms
+from tests.conftest import installed
+
+installed("nnunetv2", extra="peers")
 
 
 @pytest.mark.parametrize("name", PHANTOMS)

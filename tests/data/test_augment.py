@@ -16,6 +16,7 @@ from covid_jax.data import augment as aug
 from tests.networks import assert_near
 
 PATCH = (6, 8, 8)
+AUGMENT = jax.jit(functools.partial(aug.augment, patch_size=PATCH, at_once=False))
 
 
 @pytest.fixture
@@ -34,17 +35,15 @@ def batch(n=4, size=PATCH):
 
 
 def test_the_same_key_gives_the_same_batch_and_another_does_not():
-    augment = jax.jit(functools.partial(aug.augment, patch_size=PATCH, at_once=False))
-    first, again, other = (augment(keys(seed), *batch()) for seed in (0, 0, 1))
+    first, again, other = (AUGMENT(keys(seed), *batch()) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first[0], again[0])
     assert not np.allclose(first[0], other[0])
 
 
 def test_a_sample_depends_on_its_key_and_not_on_the_others():
     image, label = batch()
-    augment = jax.jit(functools.partial(aug.augment, patch_size=PATCH, at_once=False))
     changed = image.at[0].add(1)
-    whole, other = (augment(keys(0), x, label)[0] for x in (image, changed))
+    whole, other = (AUGMENT(keys(0), x, label)[0] for x in (image, changed))
     np.testing.assert_array_equal(whole[1:], other[1:])
 
 
@@ -58,9 +57,9 @@ def test_masked_channels_are_zero_outside_whatever_is_drawn_and_the_others_are_n
     plain, _ = jax.jit(run)(keys(0, 8), image, label)
     found, labels = jax.jit(functools.partial(run, masked=(1,)))(keys(0, 8), image, label)
     assert set(np.unique(labels)) == {0, 1}
-    np.testing.assert_array_equal(found[..., 0], plain[..., 0])
+    assert_near(found[..., 0], plain[..., 0], 2e-6)
     zero = np.asarray(found[..., 1] == 0)
-    assert (zero | np.asarray(found[..., 1] == plain[..., 1])).all()
+    assert_near(found[..., 1], np.where(zero, 0, plain[..., 1]), 2e-6)
     assert 0.1 < zero.mean() < 0.6
     assert not np.asarray(labels)[zero].any()
 

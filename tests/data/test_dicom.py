@@ -33,7 +33,7 @@ from covid_jax.data.geometry import LPS, in_file_axes, turned_to_file_axes
 from covid_jax.data.phantom import write_raw_dataset
 from covid_jax.data.volume import read_volume, write_volume
 from covid_jax.errors import UserError
-from tests.conftest import ROOT
+from tests.conftest import ROOT, installed
 
 
 @pytest.fixture(scope="module")
@@ -534,7 +534,7 @@ def test_lossless_compression_that_needs_no_extra_changes_nothing(images, folder
     [("JPEG", "gdcm"), ("JPEG2000", "gdcm"), ("JPEG2000", "pylibjpeg"), ("JPEG2000", "PIL")],
 )
 def test_jpeg_is_read_without_a_change(images, folder, compressor, decoder):
-    pytest.importorskip(decoder, reason="the extra dicom is not installed")
+    installed(decoder, extra="dicom")
     save(folder.with_name("expected"), images)
     expected = read_series(folder.with_name("expected")).voxels
     gdcm_writes(folder, images, compressor)

@@ -8,13 +8,14 @@ from covid_jax.data.raw import SYNTHETIC_MARKER
 from covid_jax.errors import UserError
 
 DATASETS = [name for name in LESIONS if name != "mirage"]
+COARSE = (9.0, 6.0, 6.0)
 
 
 @pytest.mark.parametrize("kind", DATASETS)
 def test_the_same_seed_makes_the_same_scan_and_another_does_not(kind):
-    image, label = make_phantom(kind, 0, 1)
-    again, _ = make_phantom(kind, 0, 1)
-    other, _ = make_phantom(kind, 1, 1)
+    image, label = make_phantom(kind, 0, 1, COARSE)
+    again, _ = make_phantom(kind, 0, 1, COARSE)
+    other, _ = make_phantom(kind, 1, 1, COARSE)
     np.testing.assert_array_equal(image.voxels, again.voxels)
     assert not np.array_equal(image.voxels, other.voxels)
     assert label.voxels.any()
@@ -39,7 +40,7 @@ def test_a_dataset_can_have_another_ones_lesions_in_its_own_patients():
 
 
 def test_nothing_of_a_mirage_is_in_the_image_nor_of_the_image_in_it():
-    cases = [make_phantom("msd_lung", 0, index, lesion="mirage") for index in range(8)]
+    cases = [make_phantom("msd_lung", 0, index, COARSE, "mirage") for index in range(8)]
     inside = np.concatenate([image.voxels[label.voxels == 1] for image, label in cases])
     everywhere = np.concatenate([image.voxels.ravel() for image, _ in cases])
     air, flesh = (inside < -900).mean(), (inside > -200).mean()

@@ -16,7 +16,7 @@ import pytest
 from covid_jax.errors import REQUEUE_STATUS
 from covid_jax.training.checkpoint import load_params
 from covid_jax.training.progress import read_log
-from tests.conftest import ROOT, SMALL_NETWORK
+from tests.conftest import ROOT, SMALL_NETWORK, of_devices
 
 
 def settings(tiny_run, workdir, *more):
@@ -90,7 +90,7 @@ def two_devices(arguments):
     """Trains in one process with two virtual devices; returns the process."""
     return subprocess.run(
         [sys.executable, "-m", "covid_jax.train", *arguments],
-        env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
+        env=of_devices(2),
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -152,15 +152,17 @@ def test_a_signal_to_one_stops_all_at_one_step_and_one_process_goes_on(
     assert equal(load_params(tmp_path / "run"), load_params(straight))
 
 
-@pytest.mark.parametrize("killed", [0, 1])
-def test_where_one_dies_the_others_say_so_within_a_minute(tiny_run, straight, tmp_path, killed):
+def test_where_one_dies_the_others_say_so_within_a_minute_and_all_go_on(
+    tiny_run, straight, tmp_path
+):
     arguments = settings(tiny_run, tmp_path / "run", "--config.mesh.data=2")
-    run = Processes(tmp_path, 2, arguments)
-    run.wait_for(tmp_path / "run" / "checkpoints" / "40")
-    run.kill(killed)
-    assert run.started[1 - killed].wait(timeout=60) == REQUEUE_STATUS
-    assert "another process of this run has ended" in run.printed()[1 - killed].splitlines()[-1]
-    run.wait()
+    for killed, step in ((1, 40), (0, 80)):
+        run = Processes(tmp_path, 2, arguments)
+        run.wait_for(tmp_path / "run" / "checkpoints" / str(step))
+        run.kill(killed)
+        assert run.started[1 - killed].wait(timeout=60) == REQUEUE_STATUS
+        assert "another process of this run has ended" in run.printed()[1 - killed].splitlines()[-1]
+        run.wait()
     again = Processes(tmp_path, 2, arguments)
     assert again.wait() == [0, 0], again.printed()
     assert equal(load_params(tmp_path / "run"), load_params(straight))

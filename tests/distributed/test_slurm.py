@@ -23,17 +23,17 @@ from covid_jax.errors import UserError
 from covid_jax.files import write_json
 from covid_jax.lock import is_held
 from covid_jax.studies.grid import Step
-from covid_jax.studies.schedule import listed, run_steps, states
+from covid_jax.studies.schedule import overview, run_steps, states
 from covid_jax.studies.slurm import Slurm
 from covid_jax.training.checkpoint import load_params
-from tests.conftest import ROOT, SMALL_NETWORK
+from tests.conftest import ROOT, SMALL_NETWORK, of_devices
 
 PYTHON = sys.executable
 NEEDED = ("slurmctld", "slurmd", "munged", "sbatch", "sacct")
 PATH = f"{os.environ['PATH']}:/usr/sbin"
 missing = [name for name in NEEDED if shutil.which(name, path=PATH) is None]
 pytestmark = [
-    pytest.mark.skipif(os.getuid() != 0, reason="Slurm's daemons are started by root alone"),
+    pytest.mark.skipif(os.getuid() != 0, reason="no root for Slurm: sudo bash launch/test.sh"),
     pytest.mark.skipif(
         bool(missing), reason=f"no {', '.join(missing)}: apt-get install slurm-wlm munge"
     ),
@@ -188,7 +188,7 @@ def test_two_tasks_train_are_stopped_by_slurm_and_go_on_from_the_queue(slurm, ti
     straight = tmp_path / "straight"
     subprocess.run(
         [sys.executable, "-m", "covid_jax.train", *settings(tiny_run, straight)],
-        env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
+        env=of_devices(2),
         cwd=ROOT,
         check=True,
         capture_output=True,
@@ -323,7 +323,7 @@ def test_jobs_that_outlive_a_study_that_was_killed_are_waited_for_by_the_next(he
     study.wait()
     assert words(steps) == ["running", "queued", "queued", "to do"]
     job = json.loads(Path("steps/a.json").read_text())["job"]
-    lines = listed(steps, Path())
+    lines = overview(steps, Path())
     assert re.fullmatch(r"running +\? s  a  job \d+_0", lines[0])
     Path("go").touch()
     assert run_steps(steps, Path(), Slurm({}, 1)) == {"bad": "the disk is full"}
@@ -344,7 +344,7 @@ def test_jobs_that_ended_without_the_study_are_judged_by_what_they_made(here):
     study.wait()
     Path("go").touch()
     wait_for(lambda: words(steps) == ["done", "failed"], lambda: words(steps))
-    assert listed(steps, Path())[1].endswith("bad  full")
+    assert overview(steps, Path())[1].endswith("bad  full")
     step("bad")
     assert run_steps(steps, Path(), Slurm({}, 2)) == {}
     assert began("a", "bad") == ["x", "xx"]

@@ -30,7 +30,7 @@ import numpy as np
 from covid_jax.errors import REQUEUE_STATUS
 from covid_jax.training.checkpoint import load_params
 from covid_jax.training.progress import read_log
-from tests.conftest import ROOT, SMALL_NETWORK
+from tests.conftest import ROOT, SMALL_NETWORK, of_devices
 
 EPOCHS, LENGTH = 4, 40
 LAYOUTS = ((1, 1, 1), (2, 1, 1), (2, 1, 2), (1, 2, 1), (1, 2, 2))
@@ -71,7 +71,8 @@ def command(workdir: Path, data: Path, mesh: tuple[int, int]) -> list[str]:
         *(f"--workdir={workdir}", f"--config.data.prepared_dir={data}"),
         *(f"--config.mesh.data={mesh[0]}", f"--config.mesh.space={mesh[1]}"),
         *(f"--config.epochs={EPOCHS}", f"--config.steps_per_epoch={LENGTH}"),
-        *("--config.validation_steps=0", "--config.test=False", *SMALL_NETWORK),
+        *("--config.validation_steps=0", "--config.test=False", "--config.data.augment=False"),
+        *SMALL_NETWORK,
     ]
 
 
@@ -79,7 +80,6 @@ class Attempt:
     """A run that was started, in as many processes as asked."""
 
     def __init__(self, run: list[str], devices: int, processes: int, output: Path) -> None:
-        flags = f"--xla_force_host_platform_device_count={devices // processes}"
         self.output = output
         self.processes = []
         with socket.socket() as free:
@@ -90,7 +90,7 @@ class Attempt:
             self.processes.append(
                 subprocess.Popen(
                     [*run, *(others if processes > 1 else ())],
-                    env={**os.environ, "XLA_FLAGS": flags, "PYTHONUNBUFFERED": "1"},
+                    env={**of_devices(devices // processes), "PYTHONUNBUFFERED": "1"},
                     stdout=(output if index == 0 else Path(os.devnull)).open("w"),
                     stderr=subprocess.STDOUT,
                     cwd=ROOT,

@@ -259,7 +259,7 @@ def small_disk(tmp_path):
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
     if os.getuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("no file system of its own: it takes root, and a machine that lets it mount")
+        pytest.skip("no small file system: sudo bash launch/test.sh, where root may mount one")
     yield folder
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 

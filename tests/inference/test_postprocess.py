@@ -1,7 +1,6 @@
 """From probabilities to masks."""
 
 import numpy as np
-import pytest
 
 from covid_jax.config import InferenceConfig
 from covid_jax.inference.postprocess import (
@@ -10,6 +9,7 @@ from covid_jax.inference.postprocess import (
     save_postprocessing,
     to_mask,
 )
+from tests.conftest import installed
 
 
 def probabilities(*lesions):
@@ -46,7 +46,7 @@ def test_what_was_chosen_goes_before_the_config(tmp_path):
 
 
 def test_clean_up_is_nnunets():
-    peer = pytest.importorskip("nnunetv2.postprocessing.remove_connected_components")
+    peer = installed("nnunetv2.postprocessing.remove_connected_components", extra="peers")
     rng = np.random.default_rng(0)
     for _ in range(20):
         segmentation = (rng.random((7, 9, 8)) > 0.85).astype(np.uint8)

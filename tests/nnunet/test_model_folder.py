@@ -5,6 +5,7 @@ import pickle
 import shutil
 
 import jax
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -102,8 +103,16 @@ def test_the_folds_of_a_model_are_those_that_nnunet_predicts_with(folder):
         checkpoints_in(folder.parent)
 
 
+@pytest.fixture(scope="module")
+def scan(thorax, tmp_path_factory):
+    """A corner of the thorax."""
+    path = tmp_path_factory.mktemp("scan") / "corner.nii.gz"
+    nib.load(thorax).slicer[:30, :30, :30].to_filename(path)
+    return path
+
+
 def test_every_fold_of_a_model_becomes_a_run_and_predict_averages_them(
-    folder, tmp_path, thorax, command
+    folder, tmp_path, scan, command
 ):
     shutil.copytree(folder / "fold_0", folder / "fold_1")
     finished = command("import_nnunet", f"--checkpoint={folder}", f"--out_dir={tmp_path}/runs")
@@ -112,7 +121,7 @@ def test_every_fold_of_a_model_becomes_a_run_and_predict_averages_them(
     assert f"predict --checkpoint={runs}" in finished.stdout
     assert "8 views" in finished.stdout
     finished = command(
-        "predict", f"--checkpoint={runs}", f"--input={thorax}", f"--output_dir={tmp_path}/masks"
+        "predict", f"--checkpoint={runs}", f"--input={scan}", f"--output_dir={tmp_path}/masks"
     )
     assert finished.returncode == 0, finished.stderr
 
@@ -190,16 +199,16 @@ def test_a_file_without_weights_is_refused(tmp_path):
         read_model(VERSION_1 / "plans.pkl")
 
 
-def test_import_writes_a_run_that_predict_accepts(tmp_path, thorax, command):
+def test_import_writes_a_run_that_predict_accepts(tmp_path, scan, command):
     run = tmp_path / "run"
     finished = command("import_nnunet", f"--checkpoint={VERSION_1}", f"--out_dir={run}")
     assert finished.returncode == 0, finished.stderr
     assert "3 stages, 2 classes" in finished.stdout
     finished = command(
-        "predict", f"--checkpoint={run}", f"--input={thorax}", f"--output_dir={tmp_path}/masks"
+        "predict", f"--checkpoint={run}", f"--input={scan}", f"--output_dir={tmp_path}/masks"
     )
     assert finished.returncode == 0, finished.stderr
-    assert (tmp_path / "masks" / thorax.name).is_file()
+    assert (tmp_path / "masks" / scan.name).is_file()
 
 
 def test_a_hostile_checkpoint_leaves_no_run_and_is_not_executed(tmp_path, refuses):

@@ -3,13 +3,10 @@
 import json
 from pathlib import Path
 
-import pytest
-
 from covid_jax.data.datasets import read_dataset
+from tests.conftest import installed
 
-utils = pytest.importorskip(
-    "nnunetv2.utilities.utils", reason="nnU-Net is missing: EXTRAS=dev,peers launch/test.sh"
-)
+utils = installed("nnunetv2.utilities.utils", extra="peers")
 
 
 def files_of(cases):

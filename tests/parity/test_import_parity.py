@@ -19,9 +19,9 @@ from covid_jax.inference.scan import make_ensemble
 from covid_jax.label_space import label_space
 from covid_jax.nnunet.model_folder import checkpoints_in, plain_dataset, read_model
 from covid_jax.training.platform import platform_of
-from tests.conftest import ROOT
+from tests.conftest import ROOT, installed
 
-torch = pytest.importorskip("torch", reason="PyTorch is missing: EXTRAS=dev,peers launch/test.sh")
+torch = installed("torch", extra="peers")
 import benchmarks.peers.torch_predictor  # noqa: E402, F401, I001  (what nnU-Net asks for)
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor  # noqa: E402
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans  # noqa: E402

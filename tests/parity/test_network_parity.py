@@ -16,10 +16,10 @@ from covid_jax.model import nnunet_weights
 from covid_jax.model.nnunet_weights import to_params, to_state_dict
 from covid_jax.model.unet import MultiEncoderUNet, UNet
 from covid_jax.training.state import new_params
-from tests.conftest import FORMS
+from tests.conftest import FORMS, installed
 from tests.networks import relative_error, topologies
 
-torch = pytest.importorskip("torch", reason="PyTorch is missing: EXTRAS=dev,peers launch/test.sh")
+torch = installed("torch", extra="peers")
 from benchmarks.peers import torch_nnunet as peer  # noqa: E402
 from tests.parity import golden  # noqa: E402
 
@@ -43,7 +43,7 @@ def errors(config, patch, net, forward=None, form=None):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", ["benchmark", "isotropic", "uneven", "residual"])
+@pytest.mark.parametrize("name", ["uneven", "residual"])
 def test_logits_of_every_head_are_those_of_nnunets_network(name, form):
     config, patch = CASES[name]
     found = errors(config, patch, randomised(config), form=form)
@@ -84,7 +84,7 @@ def test_a_patch_that_the_strides_do_not_divide_is_cropped():
     assert max(errors(config, patch, randomised(config), peer.forward_cropped)) < TOLERANCE
 
 
-@settings(max_examples=16, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(topologies(), st.integers(0, 2**31))
 def test_logits_agree_for_any_topology(config, seed):
     patch = tuple(4 * math.prod(s) for s in zip(*config.strides, strict=True))

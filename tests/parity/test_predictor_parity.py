@@ -26,10 +26,10 @@ from covid_jax.nnunet.model_folder import (
 from covid_jax.nnunet.run_folder import read_run
 from covid_jax.training.checkpoint import load_params
 from covid_jax.training.platform import platform_of
-from tests.conftest import ROOT
+from tests.conftest import ROOT, installed
 from tests.networks import assert_near
 
-torch = pytest.importorskip("torch", reason="PyTorch is missing: EXTRAS=dev,peers launch/test.sh")
+torch = installed("torch", extra="peers")
 from benchmarks.peers.torch_predictor import predictor  # noqa: E402, I001
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO  # noqa: E402
 from nnunetv2.inference import predict_from_raw_data  # noqa: E402
@@ -197,6 +197,7 @@ def test_train_starts_from_an_imported_network(tmp_path, exported, tiny_run, com
         f"--config.pretrained={exported[1]}",
         "--config.epochs=1",
         "--config.steps_per_epoch=2",
+        "--config.data.augment=False",
         "--config.test=False",
     )
     assert finished.returncode == 0, finished.stderr

@@ -18,8 +18,9 @@ from covid_jax.data.store import open_case, save_case
 from covid_jax.label_space import label_space
 from covid_jax.model.loss import deep_supervision_loss
 from covid_jax.training.step import make_eval_step, mean_dice, pseudo_dice
+from tests.conftest import installed
 
-torch = pytest.importorskip("torch", reason="PyTorch is missing: EXTRAS=dev,peers launch/test.sh")
+torch = installed("torch", extra="peers")
 from batchgeneratorsv2.transforms.utils.seg_to_regions import (  # noqa: E402
     ConvertSegmentationToRegionsTransform,
 )

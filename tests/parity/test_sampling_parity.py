@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from covid_jax.data.preprocess import Geometry
 from covid_jax.data.sampling import cut_corner
 from covid_jax.data.store import StoredCase
+from tests.conftest import installed
 
-loaders = pytest.importorskip("nnunetv2.training.dataloading.data_loader")
+loaders = installed("nnunetv2.training.dataloading.data_loader", extra="peers")
 
 Size = tuple[int, int, int]
 sizes = st.tuples(*[st.integers(1, 9)] * 3)

@@ -16,9 +16,10 @@ from covid_jax.model.unet import UNet
 from covid_jax.training.state import initial_state, learning_rate, optimizer
 from covid_jax.training.step import make_train_step
 from covid_jax.transfer.freezing import leaf_paths
+from tests.conftest import installed
 from tests.networks import relative_error
 
-torch = pytest.importorskip("torch", reason="PyTorch is missing: EXTRAS=dev,peers launch/test.sh")
+torch = installed("torch", extra="peers")
 from nnunetv2.training.loss import dice  # noqa: E402
 
 from benchmarks.peers import torch_nnunet as peer  # noqa: E402

@@ -15,8 +15,9 @@ from covid_jax.data.sampling import Sampler, Source
 from covid_jax.data.store import StoredCase
 from covid_jax.training.progress import moving_average
 from covid_jax.training.state import learning_rate
+from tests.conftest import installed
 
-torch = pytest.importorskip("torch", reason="PyTorch is missing: EXTRAS=dev,peers launch/test.sh")
+torch = installed("torch", extra="peers")
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader  # noqa: E402
 from nnunetv2.training.logging.nnunet_logger import MetaLogger  # noqa: E402
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler  # noqa: E402

@@ -51,6 +51,11 @@ def test_a_model_is_a_place_to_start_from(tiny_run, command, tmp_path):
         f"--config.pretrained={tiny_run / 'model'}",
         f"--config.data.prepared_dir={tiny_run / 'data'}",
         f"--workdir={tmp_path / 'run'}",
+        "--config.epochs=1",
+        "--config.steps_per_epoch=1",
+        "--config.validation_steps=0",
+        "--config.data.augment=False",
+        "--config.test=False",
     )
     assert finished.returncode == 0, finished.stderr
     card = (tmp_path / "run" / "model" / "README.md").read_text()

@@ -19,7 +19,7 @@ from covid_jax.reporting.formats import summary_table
 from covid_jax.reporting.paper import NOTHING
 from covid_jax.reporting.runs import read_runs
 from covid_jax.studies.grid import plan_steps
-from covid_jax.studies.schedule import listed
+from covid_jax.studies.schedule import overview
 from covid_jax.training.pretrained import load_config
 from covid_jax.training.progress import read_log
 from covid_jax.training.provenance import load_provenance
@@ -132,7 +132,7 @@ def test_a_study_with_damaged_records_is_listed_or_refused_in_a_line(study):
     for content in damaged(json.loads(before)):
         file.write_text(json.dumps(content))
         try:
-            listed(steps, study)
+            overview(steps, study)
         except UserError:
             refused += 1
     file.write_text(before)

@@ -21,13 +21,13 @@ from covid_jax.files import write_json
 from covid_jax.reporting.cases import stored_cases
 from covid_jax.reporting.page import terminal_summary, write_report
 from covid_jax.studies.folder import load_study
-from tests.conftest import ROOT
+from tests.conftest import ROOT, installed
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 HOSTILE = "<script>alert(1)</script>"
 WITH_WEBGL = ["--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
 WITHOUT_WEBGL = ["--disable-gpu", "--disable-3d-apis"]
-needs_chromium = pytest.mark.skipif(not CHROMIUM, reason="no Chromium is installed")
+needs_chromium = pytest.mark.skipif(not CHROMIUM, reason="no Chromium: apt-get install chromium")
 
 
 NAMES = ("radiopaedia_29_86491_1", "radiopaedia_40_86625_0")
@@ -71,7 +71,7 @@ def page_file(tmp_path_factory, covid19_raw):
 @pytest.fixture
 def browse(page_file):
     """Opens the page; returns it when the viewer has drawn, and the list of what went wrong."""
-    playwright = pytest.importorskip("playwright.sync_api")
+    playwright = installed("playwright.sync_api", extra="dev")
     with playwright.sync_playwright() as running:
         browsers = []
 

@@ -9,7 +9,6 @@ from covid_jax.errors import UserError
 
 _DEVICES = Path("/dev")
 _DRIVER = Path("/proc/driver/nvidia/version")
-_GPUS = Path("/proc/driver/nvidia/gpus")
 
 
 def announce_device() -> None:
@@ -94,7 +93,7 @@ def gpus_by_number() -> list[str]:
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [name for name in named.split(",") if name]
-    return [str(number) for number in range(len(list(_GPUS.glob("*"))))]
+    return [str(number) for number in range(len(_gpus(_DEVICES)))]
 
 
 def _chosen() -> str:

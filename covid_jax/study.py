@@ -74,8 +74,9 @@ def work() -> None:
         print(f"{write_report(workdir)}\n{terminal_summary(workdir)}")
         return
     slurm = _EXECUTOR.value == "slurm"
-    if passed_over := (_FRESH.value and "--fresh") if slurm else (_SLURM.value and "--slurm"):
-        raise UserError(f"{passed_over} has no meaning with --executor={_EXECUTOR.value}")
+    other, given = ("--fresh", _FRESH.value) if slurm else ("--slurm", _SLURM.value)
+    if given:
+        raise UserError(f"{other} has no meaning with --executor={_EXECUTOR.value}")
     config = config_from_flag(_FLAGS)
     announce_device_of_children()
     every = plan_steps(config, functools.partial(run_from_flag, _FLAGS), workdir)

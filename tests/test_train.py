@@ -99,8 +99,10 @@ sys.meta_path = [Without if finder is PathFinder else finder for finder in sys.m
 
 def test_a_run_without_such_files_needs_neither_simpleitk_nor_pydicom(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(BLOCK)
-    short = ("--config.epochs=1", "--config.steps_per_epoch=1", "--config.validation_steps=0")
-    short += ("--config.data.augment=False",)
+    short = (
+        *("--config.epochs=1", "--config.steps_per_epoch=1", "--config.validation_steps=0"),
+        "--config.data.augment=False",
+    )
     finished = subprocess.run(
         [
             *(sys.executable, "-m", "covid_jax.train", TINY, f"--workdir={tmp_path}/run"),
@@ -294,6 +296,12 @@ def test_dry_run_checks_everything_and_leaves_nothing(tiny_run, tmp_path, comman
     for begin in ("data: phantom, 4 cases to train on", "a batch:", "mesh: 1 x 1", "memory:"):
         assert any(line.startswith(begin) for line in finished.stdout.splitlines())
     assert not (tmp_path / "run").exists()
+
+
+def test_explain_makes_no_data(tmp_path, refuses):
+    line = refuses("train", TINY, "--explain", f"--config.data.prepared_dir={tmp_path / 'data'}")
+    assert "prepare the data first" in line
+    assert not (tmp_path / "data").exists()
 
 
 def test_a_run_whose_data_was_prepared_again_is_refused_unless_told(tiny_run, tmp_path, command):

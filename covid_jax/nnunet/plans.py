@@ -322,7 +322,7 @@ def mirrored(axes: Iterable[int]) -> tuple[int, ...]:
 
 
 def whole_numbers(values: Iterable[Any]) -> tuple[Any, ...]:
-    """`values` as Python's own."""
+    """`values` as whole numbers of Python's own."""
     return tuple(int(value) for value in values)
 
 

@@ -13,7 +13,6 @@ from covid_jax import __version__
 from covid_jax.config import Config, RawDirs, to_dict
 from covid_jax.data.normalization import channel_of
 from covid_jax.data.plan import Plan
-from covid_jax.errors import writing
 from covid_jax.evaluation.folders import load_metrics
 from covid_jax.evaluation.metrics import NOT_OVER_LABELS, never_predicted
 from covid_jax.files import whole_file, whole_folder, write_json
@@ -36,7 +35,7 @@ _BESIDE = (
 def export_model(workdir: Path) -> Path:
     """Writes RUN/model, which predict and config.pretrained take like a run; whole or not at all.
 
-    Its config names no folder of this machine.
+    It is not there yet. Its config names no folder of this machine.
 
     Returns:
       its path
@@ -53,8 +52,6 @@ def export_model(workdir: Path) -> Path:
     origin, tested = load_provenance(workdir), workdir / "metrics.json"
     metrics = load_metrics(tested) if tested.is_file() else {}
     card = model_card(config, plan, size, origin, metrics, channel_names(workdir))
-    with writing(final):
-        shutil.rmtree(final, ignore_errors=True)
     with whole_folder(final) as partial:
         copy_newest(workdir, partial)
         for name in _BESIDE:

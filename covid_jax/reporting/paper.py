@@ -10,10 +10,10 @@ from typing import Any
 
 from covid_jax.reporting.kinds import Kind
 
-_METRICS = ("dsc", "nsd", "sensitivity", "f1", "accuracy")  # as metrics.PAPER, which needs skimage
 FOLDS = (0, 1, 2, 3, 4)
 """The paper's."""
 
+_METRICS = ("dsc", "nsd", "sensitivity", "f1", "accuracy")  # metrics.PAPER, which needs skimage
 
 Pair = tuple[float, float | None]
 """Mean and standard deviation over test cases, where the paper prints one."""

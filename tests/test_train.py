@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
 import nibabel as nib
@@ -25,6 +26,7 @@ from covid_jax.training.pretrained import load_pretrained
 from covid_jax.training.progress import read_log
 from covid_jax.transfer.freezing import leaf_paths
 from tests.conftest import ROOT, SMALL_NETWORK, tiny
+from tests.processes import Process
 
 TINY = f"--config={ROOT}/configs/tiny.py"
 
@@ -152,19 +154,10 @@ def kill_at_checkpoint(step, workdir, *arguments):
 
 def kill_when(reached, delay, workdir, *arguments):
     """Starts a training and kills it `delay` seconds after `reached` says so."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "covid_jax.train", f"--workdir={workdir}", *arguments],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 120
-    while not reached():
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.005)
+    process = Process("train", [f"--workdir={workdir}", *arguments], Path(f"{workdir}.txt"))
+    process.wait_until(reached)
     time.sleep(delay)
-    os.kill(process.pid, signal.SIGKILL)
+    process.send(signal.SIGKILL)
     process.wait()
     assert not (workdir / "metrics.json").exists()
 
@@ -218,19 +211,13 @@ def test_a_signal_saves_wherever_an_epoch_stands_and_the_run_goes_on_exactly(
     ]
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     assert command("train", f"--workdir={straight}", *arguments).returncode == 0
-    process = subprocess.Popen(
-        [sys.executable, "-m", "covid_jax.train", f"--workdir={stopped}", *arguments],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    while not (stopped / "checkpoints").is_dir():
-        time.sleep(0.005)
-    process.send_signal(number)
+    process = Process("train", [f"--workdir={stopped}", *arguments], tmp_path / "stopped.txt")
+    process.wait_until((stopped / "checkpoints").is_dir)
+    process.send(number)
     time.sleep(0.1)
-    process.send_signal(number)  # a second one changes nothing
-    told = process.communicate()[1].splitlines()[-1]
-    assert process.returncode == REQUEUE_STATUS
+    process.send(number)  # a second one changes nothing
+    assert process.wait() == REQUEUE_STATUS
+    told = process.printed().splitlines()[-1]
     assert told.startswith(f"stopped: {stopped}: saved after step")
     (step,) = saves(stopped)
     assert step < epochs * length

@@ -7,7 +7,6 @@ which all of them see.
 import contextlib
 import os
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -29,7 +28,6 @@ from covid_jax.errors import (
 _HEARTBEAT_SECONDS = 30  # after which a silent process counts as dead
 _ABORTED = 128 + signal.SIGABRT  # what this process ends with where JAX would abort it later
 _GRACE_SECONDS = 10  # for others that fail as this process does
-_SUPERVISED = "COVID_JAX_SUPERVISED"
 _LOST = (
     "another process of this run has ended; start all of them again: "
     "they go on from the last checkpoint"
@@ -143,19 +141,23 @@ def among_others() -> Iterator[None]:
 
 
 def supervise() -> None:
-    """Runs this same command in a child; returns in the child, and never in the parent.
+    """Goes on in a child of this process: returns there, and never here.
 
-    JAX aborts a process whose coordinator is gone, so only another process can tell its user.
+    JAX aborts a process whose coordinator is gone, so only another process can tell its user. To
+    be called before JAX has a device, whose threads a child would lack.
     """
-    if os.environ.get(_SUPERVISED):
+    sys.stdout.flush()  # or the child would print it again
+    child = os.fork()
+    if child == 0:
         return
-    # Signals meet the child alone, from the moment that it exists.
-    child = subprocess.Popen(
-        [sys.executable, "-m", "covid_jax.train", *sys.argv[1:]],
-        env={**os.environ, _SUPERVISED: "1"},
-    )
-    with stop_signals_go_to(lambda number, _: child.send_signal(number)):
-        status = child.wait()
+
+    def pass_on(number: int, _: FrameType | None) -> None:
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.kill(child, number)
+
+    with stop_signals_go_to(pass_on):
+        _, ended = os.waitpid(child, 0)
+    status = os.waitstatus_to_exitcode(ended)
     if status in (-signal.SIGABRT, _ABORTED):
         raise StoppedError(_LOST)
     sys.exit(status if status >= 0 else 128 - status)

@@ -14,7 +14,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -30,7 +29,8 @@ import numpy as np
 from covid_jax.errors import REQUEUE_STATUS
 from covid_jax.training.checkpoint import load_params
 from covid_jax.training.progress import read_log
-from tests.conftest import ROOT, SMALL_NETWORK, of_devices
+from tests.conftest import ROOT, SMALL_NETWORK
+from tests.processes import Process, several
 
 EPOCHS, LENGTH = 4, 40
 LAYOUTS = ((1, 1, 1), (2, 1, 1), (2, 1, 2), (1, 2, 1), (1, 2, 2))
@@ -64,11 +64,11 @@ class Tally:
         )
 
 
-def command(workdir: Path, data: Path, mesh: tuple[int, int]) -> list[str]:
+def settings(workdir: Path, data: Path, mesh: tuple[int, int]) -> list[str]:
     """The training of a run."""
     return [
-        *(sys.executable, "-m", "covid_jax.train", f"--config={ROOT}/configs/tiny.py"),
-        *(f"--workdir={workdir}", f"--config.data.prepared_dir={data}"),
+        *(f"--config={ROOT}/configs/tiny.py", f"--workdir={workdir}"),
+        f"--config.data.prepared_dir={data}",
         *(f"--config.mesh.data={mesh[0]}", f"--config.mesh.space={mesh[1]}"),
         *(f"--config.epochs={EPOCHS}", f"--config.steps_per_epoch={LENGTH}"),
         *("--config.validation_steps=0", "--config.test=False", "--config.data.augment=False"),
@@ -79,54 +79,40 @@ def command(workdir: Path, data: Path, mesh: tuple[int, int]) -> list[str]:
 class Attempt:
     """A run that was started, in as many processes as asked."""
 
-    def __init__(self, run: list[str], devices: int, processes: int, output: Path) -> None:
-        self.output = output
-        self.processes = []
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            coordinator = f"--coordinator=localhost:{free.getsockname()[1]}"
-        for index in range(processes):
-            others = [coordinator, f"--num_processes={processes}", f"--process_id={index}"]
-            self.processes.append(
-                subprocess.Popen(
-                    [*run, *(others if processes > 1 else ())],
-                    env={**of_devices(devices // processes), "PYTHONUNBUFFERED": "1"},
-                    stdout=(output if index == 0 else Path(os.devnull)).open("w"),
-                    stderr=subprocess.STDOUT,
-                    cwd=ROOT,
-                )
-            )
+    def __init__(self, run: list[str], devices: int, processes: int, folder: Path) -> None:
+        if processes == 1:
+            self.processes = [Process("train", run, folder / "process0.txt", devices)]
+        else:
+            self.processes = several(run, folder, processes, devices // processes)
 
     def wait_for_start(self) -> None:
         """Until it tells what it trains: before, the others wait for one that is gone (300 s)."""
-        while all(process.poll() is None for process in self.processes):
-            if "epochs of" in self.output.read_text():
+        while all(process.status() is None for process in self.processes):
+            if "epochs of" in self.processes[0].printed():
                 return
             time.sleep(0.02)
 
     def send(self, number: int, index: int) -> None:
         """To the process that trains: of several, each has a parent that waits for it."""
         process = self.processes[index % len(self.processes)]
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
         with contextlib.suppress(ProcessLookupError, FileNotFoundError):
-            inner = children.read_text().split() if len(self.processes) > 1 else []
-            os.kill(int(inner[0]) if inner else process.pid, number)
+            os.kill(process.child() if len(self.processes) > 1 else process.pid, number)
 
     def end(self) -> tuple[int | None, str]:
         """(exit status of the first process, what it printed); None for one that hung."""
+        first = self.processes[0]
         said, since = 0, time.monotonic()
-        while any(process.poll() is None for process in self.processes):
-            if self.output.stat().st_size > said:
-                said, since = self.output.stat().st_size, time.monotonic()
+        while any(process.status() is None for process in self.processes):
+            if len(first.printed()) > said:
+                said, since = len(first.printed()), time.monotonic()
             if time.monotonic() > since + PATIENCE:
                 break
             time.sleep(0.05)
-        hung = [index for index, one in enumerate(self.processes) if one.poll() is None]
+        hung = [index for index, one in enumerate(self.processes) if one.status() is None]
         for index in hung:
             self.send(signal.SIGKILL, index)
             self.processes[index].wait()
-        status = None if hung else self.processes[0].returncode
-        return status, self.output.read_text().replace("\r", "\n")
+        return None if hung else first.status(), first.printed().replace("\r", "\n")
 
 
 def soak(seconds: float, seed: int, folder: Path, disk: Path | None) -> Tally:
@@ -136,8 +122,8 @@ def soak(seconds: float, seed: int, folder: Path, disk: Path | None) -> Tally:
     data = folder / "data"
     straight = {mesh: folder / f"straight-{mesh[0]}x{mesh[1]}" for mesh in ((1, 1), (2, 1), (1, 2))}
     for mesh, workdir in straight.items():
-        run = command(workdir, data, mesh)
-        status, text = Attempt(run, mesh[0] * mesh[1], 1, folder / "straight.txt").end()
+        run = settings(workdir, data, mesh)
+        status, text = Attempt(run, mesh[0] * mesh[1], 1, folder).end()
         assert status == 0, text
     began = time.monotonic()
     while time.monotonic() < began + seconds:
@@ -167,9 +153,8 @@ def live(
         do_damage(damage, workdir, rng)
         processes = rng.choice([layout[2] for layout in LAYOUTS if layout[:2] == mesh])
         with trouble_on_disk(event, rng, disk):
-            attempt = Attempt(
-                command(workdir, data, mesh), mesh[0] * mesh[1], processes, data / "attempt.txt"
-            )
+            run = settings(workdir, data, mesh)
+            attempt = Attempt(run, mesh[0] * mesh[1], processes, data)
             if event in SIGNALS:
                 attempt.wait_for_start()
                 time.sleep(rng.uniform(0, 4))

@@ -34,7 +34,10 @@ MODEL = UNetConfig(
     n_conv_per_stage_decoder=(2, 1),
 )
 RESIDUAL = dataclasses.replace(MODEL, n_conv_per_stage=(), n_blocks_per_stage=(1, 2, 1))
-MODELS = pytest.mark.parametrize("model", [MODEL, RESIDUAL], ids=["plain", "residual"])
+FLOAT32 = pytest.param(MODEL, "float32", id="plain, float32")
+FLOAT64 = pytest.param(MODEL, "float64", id="plain, float64")
+RESIDUAL_FLOAT64 = pytest.param(RESIDUAL, "float64", id="residual, float64")
+"""Float64 tells each fault; what float32 adds, rounding, the plain network tells."""
 PATCH = (8, 32, 32)
 STEPS = 5
 TOLERANCE = {"float32": 1e-4, "float64": 1e-9}
@@ -59,7 +62,10 @@ def to_torch(labels):
     return torch.from_numpy(np.where(labels == IGNORED, 3, labels))
 
 
-@pytest.fixture(params=["float32", "float64"])
+PRECISIONS = pytest.mark.parametrize("precision", TOLERANCE, indirect=True)
+
+
+@pytest.fixture
 def precision(request, monkeypatch):
     """Also makes nnU-Net's Dice, which sums in float32 whatever its input is, sum in float64."""
     names = {**vars(torch), "float32": getattr(torch, request.param)}
@@ -68,6 +74,7 @@ def precision(request, monkeypatch):
         yield request.param
 
 
+@PRECISIONS
 @pytest.mark.parametrize("batch_dice", [False, True])
 @pytest.mark.parametrize(
     "kind", ["all classes", "an empty class", "empty", "ignored", "all ignored"]
@@ -108,7 +115,9 @@ def setting(model, precision, clip_norm, batch_dice):
     return config, net, loss, images, labels
 
 
-@MODELS
+@pytest.mark.parametrize(
+    ("model", "precision"), [FLOAT32, FLOAT64, RESIDUAL_FLOAT64], indirect=["precision"]
+)
 def test_every_gradient_is_torchs(model, precision):
     _, net, loss, images, labels = setting(model, precision, 12.0, False)
     loss(net(peer.channels_first(images[0])), torch.from_numpy(labels[0])).backward()
@@ -146,8 +155,17 @@ def values_of(net):
     return {name: weight.detach().numpy() for name, weight in net.state_dict().items()}
 
 
-@MODELS
-@pytest.mark.parametrize(("clip_norm", "batch_dice"), [(12.0, False), (0.1, True)])
+@pytest.mark.parametrize(
+    ("model", "precision", "clip_norm", "batch_dice"),
+    [
+        (*FLOAT32.values, 0.1, True),
+        (*FLOAT64.values, 12.0, False),
+        (*FLOAT64.values, 0.1, True),
+        (*RESIDUAL_FLOAT64.values, 0.1, True),
+    ],
+    ids=["float32, clipped", "float64", "float64, clipped", "residual, float64, clipped"],
+    indirect=["precision"],
+)
 def test_parameters_after_five_steps_are_torchs(model, precision, clip_norm, batch_dice):
     """Nesterov momentum, L2 weight decay, clipped gradients, poly schedule."""
     config, net, loss, images, labels = setting(model, precision, clip_norm, batch_dice)

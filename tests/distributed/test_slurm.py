@@ -26,7 +26,8 @@ from covid_jax.studies.grid import Step
 from covid_jax.studies.schedule import overview, run_steps, states
 from covid_jax.studies.slurm import Slurm
 from covid_jax.training.checkpoint import load_params
-from tests.conftest import ROOT, SMALL_NETWORK, of_devices
+from tests.conftest import ROOT, SMALL_NETWORK
+from tests.processes import Process
 
 PYTHON = sys.executable
 NEEDED = ("slurmctld", "slurmd", "munged", "sbatch", "sacct")
@@ -131,6 +132,7 @@ def settings(tiny_run, workdir):
         f"--workdir={workdir}",
         "--config.steps_per_epoch=100",
         "--config.validation_steps=0",
+        "--config.data.augment=False",
         "--config.test=False",
         "--config.mesh.data=2",
         *SMALL_NETWORK,
@@ -186,13 +188,8 @@ def test_two_tasks_train_are_stopped_by_slurm_and_go_on_from_the_queue(slurm, ti
     assert "going on from the checkpoint of step" in printed()
 
     straight = tmp_path / "straight"
-    subprocess.run(
-        [sys.executable, "-m", "covid_jax.train", *settings(tiny_run, straight)],
-        env=of_devices(2),
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-    )
+    alone = Process("train", settings(tiny_run, straight), tmp_path / "alone.txt", devices=2)
+    assert alone.wait() == 0, alone.printed()
     assert any(line.startswith(f"{job} ") and "COMPLETED" in line for line in accounted(slurm))
     ours, theirs = (jax.tree.leaves(load_params(run)) for run in (workdir, straight))
     assert all(map(np.array_equal, ours, theirs))
@@ -220,6 +217,7 @@ def test_a_study_submits_the_steps_that_are_ready_as_one_array_of_jobs(slurm, tm
         "--config.study.scans=()",
         "--config.epochs=1",
         "--config.steps_per_epoch=5",
+        "--config.data.augment=False",
         *SMALL_NETWORK,
     )
 

@@ -31,11 +31,13 @@ from covid_jax.data.augment import augment
 from covid_jax.data.sampling import Batch, Sampler
 from covid_jax.device import announce_device
 from covid_jax.errors import UserError
+from covid_jax.evaluation.folders import load_metrics
 from covid_jax.evaluation.scoring import score_run
 from covid_jax.model.nnunet_weights import to_params
 from covid_jax.train import train
+from covid_jax.training.completion import fitted
 from covid_jax.training.parallel import keep_compiled_programs
-from covid_jax.training.run import fitted, make_phantom_data, open_data, samplers, title
+from covid_jax.training.run import make_phantom_data, open_data, samplers, title
 
 matplotlib.use("agg")
 
@@ -85,7 +87,7 @@ def patches(config: Config, training: Sampler) -> Iterator[Batch]:
 
 def read_scores(workdir: Path) -> Scores:
     """From a run's metrics.json."""
-    cases = json.loads((workdir / "metrics.json").read_text())["cases"]
+    cases = load_metrics(workdir / "metrics.json")["cases"]
     return {name: case["dsc"] for name, case in cases.items()}
 
 

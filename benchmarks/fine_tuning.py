@@ -10,7 +10,6 @@ Writes fine_tuning.json: the DSC of every test case.
 """
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from covid_jax.command import as_process, run_command
 from covid_jax.config import check_config_arguments, config_from_flag, define_config_flag, named_run
 from covid_jax.device import announce_device
 from covid_jax.errors import UserError
+from covid_jax.evaluation.folders import load_metrics
 from covid_jax.files import read_json
 from covid_jax.train import train
 from covid_jax.training.parallel import keep_compiled_programs
@@ -35,12 +35,6 @@ _FLAGS = flags.FlagValues()
 define_config_flag(_FLAGS)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs.", _FLAGS)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the results.", _FLAGS)
-
-
-def scores(workdir: Path) -> dict[str, float]:
-    """The DSC of every test case of a run."""
-    cases = json.loads((workdir / "metrics.json").read_text())["cases"]
-    return {name: case["dsc"] for name, case in cases.items()}
 
 
 def work() -> None:
@@ -57,7 +51,8 @@ def work() -> None:
             train(named_run(config, f"{name}-imported"), place)
         else:
             train(dataclasses.replace(config, pretrained=""), place)
-        of_cases = scores(place)
+        cases = load_metrics(place / "metrics.json")["cases"]
+        of_cases = {name: case["dsc"] for name, case in cases.items()}
         mean = float(np.mean(list(of_cases.values())))
         lines.append({"strategy": name, "dsc": mean, "cases": of_cases})
     network = load_config(Path(workdir) / "scratch")

@@ -16,6 +16,15 @@ import numpy as np
 from covid_jax.errors import UserError
 from covid_jax.values import mapping, read, several, whole
 
+IGNORED = 255
+"""The value of a label's voxels that take no part in loss and metrics (nnU-Net's ignore label)."""
+
+OUTSIDE = 254
+"""The value of background outside of a scan's non-zero region (nnU-Net's -1) in prepared labels.
+
+It is there where a channel is normalised within that region, and nothing that is trained on has it.
+"""
+
 Label = int | tuple[int, ...]
 """What is scored: a class by its value, or a region by all of its values."""
 

@@ -115,6 +115,16 @@ _SEED = flags.DEFINE_integer(
 )
 
 
+def _check_flags() -> None:
+    """Raises a UserError for flags that would be passed over."""
+    synthetic = _SYNTHETIC.value or _DATASET.value == "phantom"
+    given = [f"--{flag.name}" for flag in (_NUM_CASES, _LESION, _SEED) if flag.present]
+    if given and not synthetic:
+        raise UserError(f"{' and '.join(given)}: of synthetic cases; give --synthetic too")
+    if _CHECK_ONLY.value and (_SYNTHETIC.value or given):
+        raise UserError("--check_only writes nothing, and so no synthetic cases; leave one out")
+
+
 def _planning() -> Planning | None:
     """What the flags ask of the planner."""
     ways = [f"--{flag.name}" for flag in (_PLANNER, _PLAN_FROM, _PLANS) if flag.value]
@@ -162,6 +172,7 @@ def work() -> None:
     for flag in (_DATASET, _RAW_DIR) if _CHECK_ONLY.value else (_DATASET, _RAW_DIR, _OUT_DIR):
         if not flag.value:
             raise UserError(f"--{flag.name} is missing (see --help)")
+    _check_flags()
     planning = _planning()
     splits = Path(_SPLITS.value) if _SPLITS.value else None
     announce_cpu()

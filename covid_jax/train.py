@@ -44,6 +44,7 @@ from covid_jax.evaluation.scoring import score_run
 from covid_jax.lock import only_here
 from covid_jax.reporting.card import export_model, write_card_of_best
 from covid_jax.training.checkpoint import Checkpoints
+from covid_jax.training.completion import fitted, network_notes, planned
 from covid_jax.training.dry_run import dry_run
 from covid_jax.training.explain import explain
 from covid_jax.training.parallel import (
@@ -69,11 +70,8 @@ from covid_jax.training.replay import replay
 from covid_jax.training.run import (
     Run,
     announcement,
-    fitted,
     make_phantom_data,
-    network_notes,
     open_data,
-    planned,
     samplers,
     title,
     unfreezing,

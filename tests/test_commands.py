@@ -172,6 +172,16 @@ def test_a_damaged_case_stops_prepare_with_its_name_and_no_dataset(raw, tmp_path
             ["--dataset=nnunet", "--synthetic", "--raw_dir=x", "--out_dir=x"],
             "no synthetic cases of it",
         ),
+        (
+            "prepare",
+            ["--dataset=nnunet", "--raw_dir=x", "--out_dir=x", "--num_cases=3", "--seed=0"],
+            "--num_cases and --seed: of synthetic cases; give --synthetic too",
+        ),
+        (
+            "prepare",
+            ["--dataset=covid19", "--raw_dir=x", "--synthetic", "--check_only"],
+            "--check_only writes nothing, and so no synthetic cases",
+        ),
         ("evaluate", ["--predictions=nowhere", "--references=x", "--output=x"], "nowhere"),
         (
             "prepare",

@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from covid_jax.config import IGNORED, load_config_file
+from covid_jax.config import load_config_file
 from covid_jax.data.check import changes_in
 from covid_jax.data.findings import check_dataset
 from covid_jax.data.plan import load_plan
@@ -15,10 +15,10 @@ from covid_jax.data.preparation import open_dataset
 from covid_jax.data.store import StoredDataset, load_case, load_dataset
 from covid_jax.errors import UserError
 from covid_jax.evaluation.folders import what_is_scored
-from covid_jax.label_space import LabelSpace
+from covid_jax.label_space import IGNORED, LabelSpace
 from covid_jax.nnunet.run_folder import read_run
+from covid_jax.training.completion import fitted
 from covid_jax.training.pretrained import load_run
-from covid_jax.training.run import fitted
 from tests.conftest import ROOT, SMALL_NETWORK, tiny
 
 LABELS = {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}

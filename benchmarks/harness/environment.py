@@ -50,8 +50,8 @@ def of_plan(config: Config) -> Config:
     # Here, not above: machines that only time the step have none of the image libraries.
     from covid_jax.data.plan import load_plan
     from covid_jax.data.store import load_dataset
+    from covid_jax.training.completion import fitted, planned
     from covid_jax.training.pretrained import load_config
-    from covid_jax.training.run import fitted, planned
 
     left, folder = left_to_plan(config), Path(config.data.prepared_dir)
     file, names = folder / "plan.json", config.data.datasets

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from covid_jax.config import IGNORED, Config
+from covid_jax.config import Config
 from covid_jax.data.augment import input_size
-from covid_jax.label_space import lies_in
+from covid_jax.label_space import IGNORED, lies_in
 from covid_jax.model.conv import form_in
 from covid_jax.model.loss import deep_supervision_loss
 from covid_jax.training.cost import planned_bytes

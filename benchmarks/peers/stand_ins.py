@@ -5,6 +5,7 @@ there begins with arrays. What is installed is left as it is; a stand-in fails w
 """
 
 import importlib.util
+import os
 import sys
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
@@ -50,6 +51,13 @@ def stand_in_for_missing() -> None:
     """From here on an import of LIBRARIES that are not installed gives something to hold."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.append(_Finder())
+
+
+def before_nnunet() -> None:
+    """From here on nnU-Net can be imported, and does not warn of folders that nobody uses."""
+    stand_in_for_missing()
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        os.environ.setdefault(variable, "unused")
 
 
 def missing(*modules: str) -> list[str]:

@@ -1,6 +1,5 @@
 """nnU-Net v2's own data loader and training transforms, in this thread or in its processes."""
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,11 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.peers.stand_ins import stand_in_for_missing
+from benchmarks.peers.stand_ins import before_nnunet
 
-stand_in_for_missing()
-for _variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-    os.environ.setdefault(_variable, "unused")  # nnU-Net warns where they are not set
+before_nnunet()
 from nnunetv2.training.data_augmentation.compute_initial_patch_size import (  # noqa: E402
     get_patch_size,
 )

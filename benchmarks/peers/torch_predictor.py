@@ -1,16 +1,13 @@
 """nnU-Net v2's own predictor."""
 
-import os
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from benchmarks.peers.stand_ins import stand_in_for_missing
+from benchmarks.peers.stand_ins import before_nnunet
 
-stand_in_for_missing()
-for _variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-    os.environ.setdefault(_variable, "unused")  # nnU-Net warns where they are not set
+before_nnunet()
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor  # noqa: E402
 
 

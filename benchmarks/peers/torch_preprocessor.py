@@ -1,14 +1,11 @@
 """nnU-Net v2's own preprocessor for CT, given our plan."""
 
-import os
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers.stand_ins import stand_in_for_missing
+from benchmarks.peers.stand_ins import before_nnunet
 
-stand_in_for_missing()
-for _variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-    os.environ.setdefault(_variable, "unused")  # nnU-Net warns where they are not set
+before_nnunet()
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import (  # noqa: E402
     DefaultPreprocessor,
 )

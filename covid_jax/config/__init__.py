@@ -25,11 +25,9 @@ from covid_jax.config.rules import (
 )
 from covid_jax.config.settings import (
     ANISOTROPY,
-    IGNORED,
     LARGEST,
     LAYOUTS,
     NAME,
-    OUTSIDE,
     PAPER_DATASETS,
     PAPER_RUNS,
     SOURCES,
@@ -54,11 +52,9 @@ from covid_jax.config.settings import (
 __all__ = [
     "ANISOTROPY",
     "CONFIGS",
-    "IGNORED",
     "LARGEST",
     "LAYOUTS",
     "NAME",
-    "OUTSIDE",
     "PAPER_DATASETS",
     "PAPER_RUNS",
     "SOURCES",

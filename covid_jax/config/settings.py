@@ -42,15 +42,6 @@ FIRST_CONVS = ("", "repeat", "mean", "new")
 ANISOTROPY = 3.0
 """Ratio of the coarsest to the finest axis from which nnU-Net treats the coarsest apart."""
 
-IGNORED = 255
-"""The value of a label's voxels that take no part in loss and metrics (nnU-Net's ignore label)."""
-
-OUTSIDE = 254
-"""The value of background outside of a scan's non-zero region (nnU-Net's -1) in prepared labels.
-
-It is there where a channel is normalised within that region, and nothing that is trained on has it.
-"""
-
 PAPER_RUNS = (
     "scratch",
     *(f"{s}-{p}" for s in ("continual", "body", "frozen_encoder") for p in SOURCES if p != "none"),

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from covid_jax.config import ANISOTROPY, OUTSIDE
+from covid_jax.config import ANISOTROPY
+from covid_jax.label_space import OUTSIDE
 
 Triple = tuple[int, int, int]
 Transform = Callable[[Array, Array], Array]

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from covid_jax.config import OUTSIDE
 from covid_jax.data.raw import (
     SYNTHETIC_MARKER,
     Case,
@@ -28,7 +27,7 @@ from covid_jax.data.raw import (
 from covid_jax.data.scans import ENDINGS, channels_of, ending, files_in
 from covid_jax.errors import UserError, listed
 from covid_jax.files import read_json
-from covid_jax.label_space import LabelSpace, label_space, unlike_nnunet
+from covid_jax.label_space import OUTSIDE, LabelSpace, label_space, unlike_nnunet
 from covid_jax.values import mapping, maybe, read, several, text, whole
 
 READERS = {

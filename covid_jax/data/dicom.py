@@ -28,7 +28,8 @@ from pydicom.uid import (
     LegacyConvertedEnhancedCTImageStorage,
 )
 
-from covid_jax.data.geometry import LPS, Volume, check_affine, from_file_axes, one_line
+from covid_jax.data.geometry import LPS, Volume, from_file_axes
+from covid_jax.data.headers import check_affine, one_line
 from covid_jax.data.slices import Slice, check_alike, parallel, stack, why_no_volume
 from covid_jax.errors import UserError
 

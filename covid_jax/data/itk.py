@@ -12,13 +12,11 @@ from typing import IO
 import numpy as np
 import SimpleITK as sitk
 
-from covid_jax.data.geometry import (
-    LPS,
-    Volume,
+from covid_jax.data.geometry import LPS, Volume, from_file_axes
+from covid_jax.data.headers import (
     check_affine,
     check_numbers,
     check_size,
-    from_file_axes,
     one_channel,
     one_line,
     three_axes,

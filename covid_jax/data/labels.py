@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from nibabel.orientations import aff2axcodes
 
-from covid_jax.config import IGNORED
 from covid_jax.data.geometry import Volume, apart_mm, turned_like
 from covid_jax.data.volume import read_volume
 from covid_jax.errors import UserError
+from covid_jax.label_space import IGNORED
 
 _LEAST_BESIDE = 1e-6  # whole numbers: float32's own rounding, of which nothing is said
 _MOST_BESIDE = 0.01  # what scaled storage and float resampling leave

@@ -19,15 +19,11 @@ from nibabel.arrayproxy import ArrayProxy
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
-from covid_jax.data.geometry import (
-    NiftiHeader,
-    Volume,
-    apart_mm,
+from covid_jax.data.geometry import NiftiHeader, Volume, apart_mm, from_file_axes, in_file_axes
+from covid_jax.data.headers import (
     check_affine,
     check_numbers,
     check_size,
-    from_file_axes,
-    in_file_axes,
     one_channel,
     one_line,
     three_axes,

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from covid_jax.config import ANISOTROPY, LARGEST, OUTSIDE, as_tuple, check_types
+from covid_jax.config import ANISOTROPY, LARGEST, as_tuple, check_types
 from covid_jax.data.geometry import AXES, Volume
 from covid_jax.data.normalization import CT, SCHEMES, Z_SCORE, Normalization, ct
 from covid_jax.data.planner import (
@@ -28,6 +28,7 @@ from covid_jax.data.planner import (
 )
 from covid_jax.errors import UserError
 from covid_jax.files import write_json
+from covid_jax.label_space import OUTSIDE
 
 VERSION = 3
 """Of plan.json; one without a version is of version 1."""

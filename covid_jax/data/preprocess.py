@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage, special
 
-from covid_jax.config import OUTSIDE
 from covid_jax.data.geometry import (
     NiftiHeader,
     Volume,
@@ -24,7 +23,7 @@ from covid_jax.data.plan import Plan
 from covid_jax.data.resample import resample, resample_label, resample_planes, resampled_size
 from covid_jax.data.volume import read_volume
 from covid_jax.errors import UserError
-from covid_jax.label_space import CLASSES, LabelSpace
+from covid_jax.label_space import CLASSES, OUTSIDE, LabelSpace
 
 Box = tuple[slice, slice, slice]
 _MOST_VOXELS = 2e9  # of a prepared image: 8 GB

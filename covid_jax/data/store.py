@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from covid_jax.config import IGNORED, OUTSIDE, as_tuple
+from covid_jax.config import as_tuple
 from covid_jax.data.datasets import DATASETS
 from covid_jax.data.geometry import NiftiHeader, Volume
 from covid_jax.data.preprocess import Geometry, PreparedCase
@@ -30,7 +30,7 @@ from covid_jax.data.raw import RawDataset, Split
 from covid_jax.data.volume import write_volume
 from covid_jax.errors import UserError, writing
 from covid_jax.files import digest, read_json, write_json
-from covid_jax.label_space import CLASSES, LabelSpace, lies_in
+from covid_jax.label_space import CLASSES, IGNORED, OUTSIDE, LabelSpace, lies_in
 
 _FILES = {"case.json", "image.npy", "label.npy", "foreground.npy"}
 _FOREGROUND_PER_CLASS = 10_000  # nnU-Net's number of voxels kept to centre patches on

@@ -8,7 +8,8 @@ import os
 import tempfile
 from pathlib import Path
 
-from covid_jax.data.geometry import Volume, in_file_axes, one_line
+from covid_jax.data.geometry import Volume, in_file_axes
+from covid_jax.data.headers import one_line
 from covid_jax.data.nifti import Describe, read_nifti, write_nifti
 from covid_jax.errors import UserError, writing
 from covid_jax.files import check_regular, whole_file

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from covid_jax.config import IGNORED
 from covid_jax.data.geometry import turned_like
 from covid_jax.data.labels import check_grid, check_values, read_mask
 from covid_jax.data.processes import each
@@ -25,7 +24,7 @@ from covid_jax.evaluation.metrics import (
     summarise,
 )
 from covid_jax.files import is_number, read_json, write_json
-from covid_jax.label_space import Label, label_values, lies_in, values_of
+from covid_jax.label_space import IGNORED, Label, label_values, lies_in, values_of
 
 _EMPTY = {(True, True): BOTH_EMPTY, (True, False): NO_PREDICTION, (False, True): NO_REFERENCE}
 _MOST_LABELS = 255  # more values than that are no labels

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from covid_jax.config import IGNORED, Config, to_dict
+from covid_jax.config import Config, to_dict
 from covid_jax.data.geometry import turned_like
 from covid_jax.data.plan import Plan
 from covid_jax.data.preprocess import Geometry, Piece, PreparedCase, as_volume, gathered
@@ -32,7 +32,7 @@ from covid_jax.inference.postprocess import (
     to_mask,
 )
 from covid_jax.inference.scan import make_predictor
-from covid_jax.label_space import CLASSES, LabelSpace
+from covid_jax.label_space import CLASSES, IGNORED, LabelSpace
 from covid_jax.training.platform import Platform
 
 _ENDING = ".nii.gz"

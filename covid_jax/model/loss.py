@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from covid_jax.config import IGNORED
-from covid_jax.label_space import CLASSES, LabelSpace, lies_in
+from covid_jax.label_space import CLASSES, IGNORED, LabelSpace, lies_in
 
 _SMOOTH = 1e-5
 

@@ -13,7 +13,6 @@ import numpy as np
 
 from covid_jax.config import (
     ANISOTROPY,
-    IGNORED,
     Config,
     DataConfig,
     InferenceConfig,
@@ -25,7 +24,7 @@ from covid_jax.data.datasets import READERS
 from covid_jax.data.normalization import CT, SCHEMES, Z_SCORE, Normalization, ct
 from covid_jax.data.plan import Plan, Resampling
 from covid_jax.errors import UserError
-from covid_jax.label_space import CLASSES, LabelSpace, label_space, unlike_nnunet
+from covid_jax.label_space import CLASSES, IGNORED, LabelSpace, label_space, unlike_nnunet
 from covid_jax.values import (
     Kind,
     T,

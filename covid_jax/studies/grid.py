@@ -22,8 +22,8 @@ from covid_jax.data.planning import known_plan
 from covid_jax.data.scans import base_of_channel, scans_in
 from covid_jax.errors import UserError, listed
 from covid_jax.files import write_json
+from covid_jax.training.completion import mirrored_as, planned
 from covid_jax.training.pretrained import check_pretrained, load_config
-from covid_jax.training.run import mirrored_as, planned
 from covid_jax.training.state import epochs_of
 
 

@@ -14,8 +14,7 @@ import numpy as np
 import optax
 from jax import Array
 
-from covid_jax.config import IGNORED
-from covid_jax.label_space import CLASSES, LabelSpace
+from covid_jax.label_space import CLASSES, IGNORED, LabelSpace
 from covid_jax.model.loss import deep_supervision_loss, regions_of
 from covid_jax.training.parallel import Apply, Augment
 from covid_jax.training.state import TrainState

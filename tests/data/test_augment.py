@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from covid_jax.config import OUTSIDE
 from covid_jax.data import augment as aug
+from covid_jax.label_space import OUTSIDE
 from tests.networks import assert_near
 
 PATCH = (6, 8, 8)

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.transform import resize
 
-from covid_jax.config import IGNORED
 from covid_jax.data.geometry import from_file_axes, from_spacing
 from covid_jax.data.intensities import read_as
 from covid_jax.data.labels import read_label
@@ -28,6 +27,7 @@ from covid_jax.data.preprocess import (
 from covid_jax.data.resample import resample, resampled_size
 from covid_jax.data.volume import read_volume, write_volume
 from covid_jax.errors import UserError
+from covid_jax.label_space import IGNORED
 
 PLAN = Plan((3.0, 2.0, 2.0), (ct(-1000.0, 200.0, -500.0, 250.0),), (10, 10, 10), ("a",))
 

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from covid_jax.config import IGNORED, OUTSIDE
 from covid_jax.data.geometry import from_spacing
 from covid_jax.data.preprocess import Geometry, PreparedCase
 from covid_jax.data.sampling import Sampler, Source, copy_cut, cut_corner
 from covid_jax.data.store import StoredCase, open_case, save_case
+from covid_jax.label_space import IGNORED, OUTSIDE
 
 GEOMETRY = Geometry((1, 1, 1), (), (), (), ())
 

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from covid_jax.config import IGNORED
 from covid_jax.data.geometry import from_spacing
 from covid_jax.data.volume import read_volume, write_volume
 from covid_jax.errors import UserError
 from covid_jax.evaluation.folders import evaluate_folders, save_metrics
 from covid_jax.evaluation.metrics import segmentation_metrics
+from covid_jax.label_space import IGNORED
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

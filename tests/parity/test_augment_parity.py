@@ -20,8 +20,8 @@ from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_p
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from scipy import stats
 
-from covid_jax.config import OUTSIDE
 from covid_jax.data import augment as aug
+from covid_jax.label_space import OUTSIDE
 from tests.networks import assert_near
 
 SAMPLES = 500

@@ -17,7 +17,6 @@ from nnunetv2.preprocessing.resampling.default_resampling import resample_data_o
 from nnunetv2.preprocessing.resampling.resample_torch import resample_torch_fornnunet
 
 from benchmarks.peers.torch_preprocessor import DATASET, plans_of
-from covid_jax.config import OUTSIDE
 from covid_jax.data.geometry import Volume, from_spacing
 from covid_jax.data.labels import read_label
 from covid_jax.data.normalization import CT, SCHEMES, Z_SCORE, Normalization, ct
@@ -25,6 +24,7 @@ from covid_jax.data.phantom import make_phantom
 from covid_jax.data.plan import Fingerprint, Plan, Resampling, fingerprint, make_plan
 from covid_jax.data.preprocess import gathered, nonzero_box, prepare_case, read_scan, restore_planes
 from covid_jax.data.resample import resample, resample_label, resampled_size
+from covid_jax.label_space import OUTSIDE
 from tests.networks import assert_near
 
 

@@ -11,11 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import special
 
-from covid_jax.config import IGNORED
 from covid_jax.data.geometry import from_spacing
 from covid_jax.data.preprocess import Geometry, PreparedCase
 from covid_jax.data.store import open_case, save_case
-from covid_jax.label_space import label_space
+from covid_jax.label_space import IGNORED, label_space
 from covid_jax.model.loss import deep_supervision_loss
 from covid_jax.training.step import make_eval_step, mean_dice, pseudo_dice
 from tests.conftest import installed

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from benchmarks.harness.golden import random_image
-from covid_jax.config import IGNORED, Config, OptimizerConfig, UNetConfig
+from covid_jax.config import Config, OptimizerConfig, UNetConfig
+from covid_jax.label_space import IGNORED
 from covid_jax.model.loss import deep_supervision_loss
 from covid_jax.model.nnunet_weights import to_params
 from covid_jax.model.unet import UNet

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from covid_jax.config import IGNORED, OptimizerConfig, UNetConfig
+from covid_jax.config import OptimizerConfig, UNetConfig
 from covid_jax.data.augment import augment
+from covid_jax.label_space import IGNORED
 from covid_jax.model.unet import UNet
 from covid_jax.training.state import (
     initial_state,

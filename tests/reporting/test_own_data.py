@@ -25,9 +25,16 @@ from covid_jax.reporting.page import terminal_summary, write_report
 from covid_jax.reporting.paper import NOTHING
 from covid_jax.reporting.runs import Run
 from tests.conftest import tiny
-from tests.reporting.test_page import WITH_WEBGL, WITHOUT_WEBGL, browse, needs_chromium
+from tests.reporting.test_page import (
+    WITH_WEBGL,
+    WITHOUT_WEBGL,
+    browse,
+    browser,
+    needs_chromium,
+    redrawn,
+)
 
-__all__ = ["browse"]  # a fixture
+__all__ = ["browse", "browser"]  # fixtures
 
 CLASSES = {"background": 0, "oedema": 1, "necrosis": 2, "enhancing": 3}
 REGIONS = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}
@@ -112,10 +119,21 @@ def make_study(folder, labels):
 
 
 @pytest.fixture(scope="module", params=[CLASSES, REGIONS], ids=["classes", "regions"])
-def study(tmp_path_factory, request):
+def reported(tmp_path_factory, request):
+    """The folder of a study with its report, and the figures of masks in it."""
     folder = make_study(tmp_path_factory.mktemp("own"), request.param)
-    write_report(folder)
-    return folder
+    drawn, overlays = [], figures.overlays
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            figures, "overlays", lambda *parts: drawn.append(overlays(*parts)) or drawn[-1]
+        )
+        write_report(folder)
+    return folder, drawn
+
+
+@pytest.fixture
+def study(reported):
+    return reported[0]
 
 
 def test_nothing_of_the_paper_appears(study):
@@ -156,8 +174,8 @@ def test_the_viewer_draws_each_channel_and_the_reference_by_itself(browse, flags
     assert len(page.locator("#legend li").all()) == 3
     viewer, seen = page.locator("#viewer"), []
     for what, name in (("channel", "T1"), ("channel", "FLAIR"), ("run", "reference")):
-        page.select_option(f"#{what}", label=name)
-        page.wait_for_timeout(1000)
+        with redrawn(page):
+            page.select_option(f"#{what}", label=name)
         seen.append(viewer.screenshot())
     assert len(set(seen)) == 3
     assert [line for line in wrong if "WebGL" not in line] == []
@@ -184,14 +202,8 @@ def test_every_network_is_drawn(study):
         assert f"<!-- {title} -->" in drawn
 
 
-def test_the_figure_of_masks_has_every_strategy_every_channel_and_every_class(study, monkeypatch):
-    drawn = []
-    overlays = figures.overlays
-    monkeypatch.setattr(
-        figures, "overlays", lambda *parts: drawn.append(overlays(*parts)) or drawn[-1]
-    )
-    write_report(study)
-    (figure,) = drawn
+def test_the_figure_of_masks_has_every_strategy_every_channel_and_every_class(reported):
+    study, (figure,) = reported
     columns = [axes.get_title() for axes in figure.axes if axes.get_title()]
     assert columns[:3] == ["T1", "FLAIR", "reference"]
     assert {column.split(",")[0] for column in columns[3:]} == {kind for kind, *_ in KINDS}

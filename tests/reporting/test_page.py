@@ -1,13 +1,18 @@
 """The report's page in a real browser, opened from disk."""
 
+import contextlib
+import functools
 import html
+import io
 import json
 import re
 import shutil
+import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from matplotlib.image import imread
 
 from covid_jax.config import load_config_file, run_name, to_dict
 from covid_jax.data.datasets import read_dataset
@@ -21,12 +26,12 @@ from covid_jax.files import write_json
 from covid_jax.reporting.cases import stored_cases
 from covid_jax.reporting.page import terminal_summary, write_report
 from covid_jax.studies.folder import load_study
-from tests.conftest import ROOT, installed
+from tests.conftest import ROOT, installed, tiny
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 HOSTILE = "<script>alert(1)</script>"
-WITH_WEBGL = ["--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
-WITHOUT_WEBGL = ["--disable-gpu", "--disable-3d-apis"]
+WITH_WEBGL = ("--use-angle=swiftshader", "--enable-unsafe-swiftshader")
+WITHOUT_WEBGL = ("--disable-gpu", "--disable-3d-apis")
 needs_chromium = pytest.mark.skipif(not CHROMIUM, reason="no Chromium: apt-get install chromium")
 
 
@@ -51,6 +56,7 @@ def page_file(tmp_path_factory, covid19_raw):
     references = study / "prepared" / "covid19" / "references"
     for run in ("scratch", "body-msd"):
         config = load_config_file(f"{ROOT}/configs/covid19_reduced.py:{run}")
+        config.model = tiny().model  # drawn in less time
         folder = study / "runs" / run_name(config)
         for name in NAMES:
             label = read_volume(references / f"{name}.nii.gz")
@@ -68,58 +74,73 @@ def page_file(tmp_path_factory, covid19_raw):
     return write_report(study)
 
 
-@pytest.fixture
-def browse(page_file):
-    """Opens the page; returns it when the viewer has drawn, and the list of what went wrong."""
+@pytest.fixture(scope="module")
+def browser():
+    """Returns the Chromium of these flags, which starts once."""
     playwright = installed("playwright.sync_api", extra="dev")
-    with playwright.sync_playwright() as running:
-        browsers = []
+    with playwright.sync_playwright() as running, contextlib.ExitStack() as started:
+
+        @functools.cache
+        def browser(flags):
+            return started.enter_context(
+                running.chromium.launch(
+                    executable_path=CHROMIUM, args=["--no-sandbox", "--disable-quic", *flags]
+                )
+            )
+
+        yield browser
+
+
+def opened(browser, page_file, width):
+    """The page when the viewer has drawn, and the list of what went wrong."""
+    page = browser.new_page(viewport={"width": width, "height": 800})
+    wrong = []
+    page.on("console", lambda m: m.type in ("error", "warning") and wrong.append(m.text))
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("request", lambda r: r.url.startswith("http") and wrong.append(r.url))
+    page.on("dialog", lambda dialog: wrong.append(dialog.message))
+    page.goto(f"file://{page_file}")
+    page.wait_for_selector("#viewer[data-drawn]", timeout=60_000)
+    return page, wrong
+
+
+@pytest.fixture(scope="module")
+def untouched(browser, page_file):
+    """The page as it opens, and what went wrong, for tests that do nothing to it."""
+    return opened(browser(WITH_WEBGL), page_file, 1200)
+
+
+@pytest.fixture
+def browse(browser, page_file):
+    """Opens a page for this test alone; returns it, and the list of what went wrong."""
+    with contextlib.ExitStack() as pages:
 
         def browse(width, flags):
-            browser = running.chromium.launch(
-                executable_path=CHROMIUM, args=["--no-sandbox", "--disable-quic", *flags]
-            )
-            browsers.append(browser)
-            page = browser.new_page(viewport={"width": width, "height": 800})
-            wrong = []
-            page.on("console", lambda m: m.type in ("error", "warning") and wrong.append(m.text))
-            page.on("pageerror", lambda error: wrong.append(str(error)))
-            page.on("request", lambda r: r.url.startswith("http") and wrong.append(r.url))
-            page.on("dialog", lambda dialog: wrong.append(dialog.message))
-            page.goto(f"file://{page_file}")
-            page.wait_for_selector("#viewer[data-drawn]", timeout=60_000)
+            page, wrong = opened(browser(flags), page_file, width)
+            pages.enter_context(page)
             return page, wrong
 
         yield browse
-        for browser in browsers:
-            browser.close()
+
+
+@contextlib.contextmanager
+def redrawn(page):
+    """Waits until the viewer has drawn what is changed within."""
+    page.evaluate("delete document.getElementById('viewer').dataset.drawn")
+    yield
+    page.wait_for_selector("#viewer[data-drawn]")
 
 
 def coloured(page):
     """How many pixels of the viewer are green, and how many red."""
-    picture = page.locator("#viewer").screenshot()
-    counted = page.evaluate(
-        """async (bytes) => {
-          const bitmap = await createImageBitmap(new Blob([new Uint8Array(bytes)]));
-          const canvas = new OffscreenCanvas(bitmap.width, bitmap.height);
-          const context = canvas.getContext("2d");
-          context.drawImage(bitmap, 0, 0);
-          const data = context.getImageData(0, 0, canvas.width, canvas.height).data;
-          let green = 0, red = 0;
-          for (let i = 0; i < data.length; i += 4) {
-            green += data[i + 1] > data[i + 2] + 40;
-            red += data[i] > data[i + 2] + 40;
-          }
-          return [green, red];
-        }""",
-        list(picture),
-    )
-    return tuple(counted)
+    picture = imread(io.BytesIO(page.locator("#viewer").screenshot())) * 255
+    red, green, blue = np.moveaxis(picture[..., :3], -1, 0)
+    return np.count_nonzero(green > blue + 40), np.count_nonzero(red > blue + 40)
 
 
 @needs_chromium
-def test_the_page_opens_from_disk_without_network_or_error(browse):
-    page, wrong = browse(1200, WITH_WEBGL)
+def test_the_page_opens_from_disk_without_network_or_error(untouched):
+    page, wrong = untouched
     assert page.title() == "Transfer of lung lesions to COVID-19 CT, reduced"
     assert page.locator("select#run option").all_inner_texts() == [
         "scratch, fold 0",
@@ -129,8 +150,8 @@ def test_the_page_opens_from_disk_without_network_or_error(browse):
 
 
 @needs_chromium
-def test_names_stay_text(browse):
-    page, wrong = browse(1200, WITH_WEBGL)
+def test_names_stay_text(untouched):
+    page, wrong = untouched
     assert HOSTILE in page.locator("p.note").inner_text()
     assert HOSTILE.replace("/", "") in page.locator(".problems").inner_text()
     assert wrong == []
@@ -140,15 +161,16 @@ def test_names_stay_text(browse):
 @pytest.mark.parametrize("flags", [WITH_WEBGL, WITHOUT_WEBGL], ids=["webgl", "no webgl"])
 def test_the_viewer_shows_reference_and_prediction_of_the_chosen_run(browse, flags):
     page, wrong = browse(1200, flags)
-    page.select_option("#case", label="radiopaedia_40_86625_0")
-    page.select_option("#run", label="body, msd, fold 0")
-    page.wait_for_selector("#viewer[data-drawn='body, msd, fold 0']")
-    page.wait_for_timeout(1000)
+    with redrawn(page):
+        page.select_option("#case", label="radiopaedia_40_86625_0")
+    with redrawn(page):
+        page.select_option("#run", label="body, msd, fold 0")
+    assert page.locator("#viewer").get_attribute("data-drawn") == "body, msd, fold 0"
     green, red = coloured(page)
     assert green > 50
     assert red > 50
-    page.uncheck("#outline")
-    page.wait_for_timeout(1000)
+    with redrawn(page):
+        page.uncheck("#outline")
     assert coloured(page)[0] < green / 2
     assert [line for line in wrong if "WebGL" not in line] == []
 
@@ -162,8 +184,9 @@ def test_the_viewer_scrolls_through_the_slices(browse):
     box = viewer.bounding_box()
     page.mouse.move(box["x"] + box["width"] / 6, box["y"] + box["height"] / 2)
     page.mouse.wheel(0, 300)
-    page.wait_for_timeout(1000)
-    assert viewer.screenshot() != before
+    begun = time.monotonic()
+    while viewer.screenshot() == before:
+        assert time.monotonic() < begun + 10
 
 
 @needs_chromium
@@ -185,7 +208,7 @@ def test_tables_are_readable_on_a_phone(browse):
 @needs_chromium
 @pytest.mark.parametrize("width", [400, 1200])
 def test_the_figure_on_top_has_its_marks_where_its_numbers_are(browse, width):
-    page, _ = browse(width, WITH_WEBGL)
+    page, _ = browse(width, WITHOUT_WEBGL)
     zeros = [box["x"] for box in map(bounds, page.locator(".forest .zero").all())]
     assert max(zeros) - min(zeros) < 0.5  # one line through all rows
     row = page.locator(".forest li:not(.axis)").first
@@ -203,7 +226,7 @@ def bounds(part):
 
 @needs_chromium
 def test_rows_by_fold_are_folded_away(browse):
-    page, _ = browse(1200, WITH_WEBGL)
+    page, _ = browse(1200, WITHOUT_WEBGL)
     assert page.get_by_text("DSC, fold 3").is_hidden()
     page.get_by_text("DSC of each fold").click()
     assert page.get_by_text("DSC, fold 3").is_visible()
@@ -280,21 +303,22 @@ def test_a_target_of_two_datasets_is_reported_with_what_is_there_of_both(study):
 
 
 def test_a_scan_that_is_gone_or_has_no_mask_yet_is_named(study, tmp_path):
-    scan = tmp_path / "scan.nii.gz"
-    config = load_study(study)
-    config.study.scans = (str(scan),)
-    (study / "study.json").write_text(json.dumps(to_dict(config)))
-    assert f"{scan}: no such file or folder" in problems_of(study)
     voxels = np.linspace(-900, 40, 60).reshape(3, 4, 5).astype(np.int16)
     volume = from_spacing(voxels, (1, 1, 1))
+    gone, bare, scan = (tmp_path / f"{name}.nii.gz" for name in ("gone", "bare", "scan"))
+    write_volume(bare, volume)
     write_volume(scan, volume)
-    assert f"{scan}: no mask of it in STUDY/scans yet" in problems_of(study)
     mask = replace(volume, voxels=(volume.voxels < -500).astype(np.uint8))
     write_volume(study / "scans" / "body-msd-fold0" / "scan.nii.gz", mask)
-    assert not any(str(scan) in line for line in problems_of(study))
-    assert (
-        "scan.nii.gz: a scan without a reference" in (study / "report" / "index.html").read_text()
-    )
+    config = load_study(study)
+    config.study.scans = tuple(map(str, (gone, bare, scan)))
+    (study / "study.json").write_text(json.dumps(to_dict(config)))
+    problems = problems_of(study)
+    assert f"{gone}: no such file or folder" in problems
+    assert f"{bare}: no mask of it in STUDY/scans yet" in problems
+    assert not any(str(scan) in line for line in problems)
+    page = (study / "report" / "index.html").read_text()
+    assert "scan.nii.gz: a scan without a reference" in page
 
 
 def test_synthetic_data_is_named_although_the_prepared_data_is_gone_or_damaged(study):

@@ -96,7 +96,7 @@ def summarise(values: Values, within: Bounds = EVERYWHERE) -> Summary:
             of_fold.setdefault((trial.fold, case), []).append(value)
     by_fold = _means_by_fold(values)
     pooled = [np.var(means, ddof=1) for means in by_fold.values() if len(means) > 1]
-    mean, low, high = _interval(values, within)
+    mean, low, high = interval(values, within)
     return Summary(
         mean=mean,
         std=float(np.std([np.mean(each) for each in of_fold.values()])),
@@ -130,7 +130,7 @@ def compare(
         paired = [baseline[trial][case] for trial, cases in differences.items() for case in cases]
         p = float(stats.wilcoxon(of_case).pvalue) if any(of_case) else 1.0
         found[name] = Comparison(
-            *_interval(differences, (-reach, reach)),
+            *interval(differences, (-reach, reach)),
             baseline=float(np.mean(paired)),
             p=p,
             p_holm=p,
@@ -145,6 +145,35 @@ def compare(
         name: replace(each, p_holm=p, lowest_p=lowest)
         for (name, each), p in zip(found.items(), adjusted, strict=True)
     }
+
+
+def interval(values: Values, within: Bounds = EVERYWHERE) -> tuple[float, float, float]:
+    """(mean, low, high): the interval of the mean over cases and seeds, cut at its bounds.
+
+    Its half is that of two independent parts, each Student's, added as squares: over cases, each
+    weighing as often as it is tested, and over the seeds of each fold, whose runs are independent.
+    All folds tell how far seeds spread, those with one seed too have to bear it. Where few seeds
+    tell little the interval is wide; and what a case and a seed have only together is in both
+    parts. Of one case there is no interval, and low and high are the mean.
+    """
+    of_case = list(by_case(values).values())
+    counts = np.array([len(each) for each in of_case])
+    sums = np.array([np.sum(each) for each in of_case])
+    total, cases = counts.sum(), len(of_case)
+    mean = float(sums.sum() / total)
+    if cases == 1:
+        return mean, mean, mean
+    by_cases = float(cases / (cases - 1) * ((sums - mean * counts) ** 2).sum() / total**2)
+    half = _half(by_cases, cases - 1)
+    of_folds = _means_by_fold(values)
+    if freedom := sum(len(means) - 1 for means in of_folds.values()):
+        tested = dict.fromkeys(of_folds, 0)
+        for trial, of_trial in values.items():
+            tested[trial.fold] += len(of_trial)
+        spread = sum(np.var(means) * len(means) for means in of_folds.values()) / freedom
+        weight = sum((tested[f] / total) ** 2 / len(means) for f, means in of_folds.items())
+        half = float(np.hypot(half, _half(float(spread * weight), freedom)))
+    return mean, max(mean - half, within[0]), min(mean + half, within[1])
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -175,35 +204,6 @@ def _means_by_fold(values: Values) -> dict[int, list[float]]:
 
 def _seeds(values: Values) -> int:
     return max(len(means) for means in _means_by_fold(values).values())
-
-
-def _interval(values: Values, within: Bounds) -> tuple[float, float, float]:
-    """(mean, low, high): the interval of the mean over cases and seeds, cut at its bounds.
-
-    Its half is that of two independent parts, each Student's, added as squares: over cases, each
-    weighing as often as it is tested, and over the seeds of each fold, whose runs are independent.
-    All folds tell how far seeds spread, those with one seed too have to bear it. Where few seeds
-    tell little the interval is wide; and what a case and a seed have only together is in both
-    parts. Of one case there is no interval, and low and high are the mean.
-    """
-    of_case = list(by_case(values).values())
-    counts = np.array([len(each) for each in of_case])
-    sums = np.array([np.sum(each) for each in of_case])
-    total, cases = counts.sum(), len(of_case)
-    mean = float(sums.sum() / total)
-    if cases == 1:
-        return mean, mean, mean
-    by_cases = float(cases / (cases - 1) * ((sums - mean * counts) ** 2).sum() / total**2)
-    half = _half(by_cases, cases - 1)
-    of_folds = _means_by_fold(values)
-    if freedom := sum(len(means) - 1 for means in of_folds.values()):
-        tested = dict.fromkeys(of_folds, 0)
-        for trial, of_trial in values.items():
-            tested[trial.fold] += len(of_trial)
-        spread = sum(np.var(means) * len(means) for means in of_folds.values()) / freedom
-        weight = sum((tested[f] / total) ** 2 / len(means) for f, means in of_folds.items())
-        half = float(np.hypot(half, _half(float(spread * weight), freedom)))
-    return mean, max(mean - half, within[0]), min(mean + half, within[1])
 
 
 def _half(variance: float, freedom: int) -> float:

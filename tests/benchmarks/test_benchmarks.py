@@ -65,7 +65,8 @@ def test_a_whole_scan_is_predicted_with_and_without_mirroring(tmp_path, command)
     assert plain[1]["seconds"] > plain[0]["seconds"]
 
 
-def test_the_cost_is_measured_along_every_axis(tmp_path, command):
+def test_the_cost_is_measured_along_every_axis(tmp_path, command, monkeypatch):
+    monkeypatch.setattr("benchmarks.scaling.CASES", (2, 4))
     lines = run(command, tmp_path, "scaling", "--seconds=0.01")
     axes = {line["axis"] for line in lines}
     assert {"voxels of the patch", "batch", "features of the first stage"} < axes
@@ -77,7 +78,8 @@ def test_what_a_save_costs_is_measured(tmp_path, command):
     assert 0 < line["seconds_in_path"] < line["seconds_with_save"]
 
 
-def test_one_core_makes_batches_beside_nnunets_loader(tmp_path, command):
+def test_one_core_makes_batches_beside_nnunets_loader(tmp_path, command, monkeypatch):
+    monkeypatch.setattr("benchmarks.input_pipeline.SCAN_SIZE", (60, 120, 120))
     arguments = ("--seconds=0", "--batches=20", "--peer=torch")
     lines = run(command, tmp_path, "input_pipeline", *arguments)
     assert [line["name"].partition(":")[0] for line in lines] == ["covid_jax"] * 3 + ["nnU-Net"] * 2

@@ -149,28 +149,33 @@ def test_check_only_looks_at_a_plan_and_says_that_it_makes_none(laid, command, r
     assert "--planner=default plans from prepared cases" in told
 
 
-def test_bad_cases_stop_prepare_or_are_left_out_where_asked(laid, tmp_path):
+@pytest.fixture(scope="module")
+def rest(laid, tmp_path_factory):
+    """What one process prepares of the cases that can be."""
+    out = tmp_path_factory.mktemp("rest")
+    prepare_dataset("msd_lung", laid[0], out, processes=1, skip_bad=True)
+    return out
+
+
+def test_bad_cases_stop_prepare_or_are_left_out_where_asked(laid, rest, tmp_path):
     folder, traps, _ = laid
     with pytest.raises(UserError):
         prepare_dataset("msd_lung", folder, tmp_path / "stopped")
     assert not (tmp_path / "stopped" / "msd_lung" / "dataset.json").exists()
-    prepare_dataset("msd_lung", folder, tmp_path / "rest", skip_bad=True)
     bad = {case for case, words in traps.items() if words in REFUSED}
-    prepared = {path.name for path in (tmp_path / "rest" / "msd_lung" / "cases").iterdir()}
+    prepared = {path.name for path in (rest / "msd_lung" / "cases").iterdir()}
     assert len(prepared) == CASES - len(bad)
     assert not prepared & bad
-    splits = json.loads((tmp_path / "rest" / "msd_lung" / "dataset.json").read_text())["splits"]
+    splits = json.loads((rest / "msd_lung" / "dataset.json").read_text())["splits"]
     assert not bad & {case for split in splits for case in (*split["train"], *split["test"])}
 
 
-def test_several_processes_prepare_what_one_does(laid, tmp_path):
+def test_several_processes_prepare_what_one_does(laid, rest, tmp_path):
     folder, _, _ = laid
-    for processes in (1, 2):
-        out = tmp_path / str(processes)
-        prepare_dataset("msd_lung", folder, out, processes=processes, skip_bad=True)
+    prepare_dataset("msd_lung", folder, tmp_path, processes=2, skip_bad=True)
     one, two = (
         {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
-        for root in (tmp_path / "1", tmp_path / "2")
+        for root in (rest, tmp_path)
     )
     assert one == two
 

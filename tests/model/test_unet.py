@@ -1,6 +1,7 @@
 """The networks: topology, parameter paths, sizes."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from covid_jax.model.unet import MultiEncoderUNet, ResidualBlock, UNet, average_
 from covid_jax.training.state import new_params
 from covid_jax.transfer.freezing import leaf_paths
 from tests.conftest import FORMS
-from tests.networks import assert_near
+from tests.networks import COMPILED_SOON, assert_near
 
 SMALL = UNetConfig(
     in_channels=2,
@@ -26,6 +27,11 @@ SMALL = UNetConfig(
 
 RESIDUAL = dataclasses.replace(SMALL, n_conv_per_stage=(), n_blocks_per_stage=(1, 2, 1))
 NETWORKS = pytest.mark.parametrize("model", [SMALL, RESIDUAL], ids=["plain", "residual"])
+
+
+def params_of(network, model):
+    """The first parameters, which do not depend on the image's size: one program draws them."""
+    return new_params(network(model), 0, (1, 4, 8, 8, model.in_channels))
 
 
 def shapes_of(network, size, channels=1):
@@ -71,8 +77,9 @@ def test_paths_of_a_residual_encoder_name_the_places_in_its_blocks():
 def test_a_residual_block_starts_as_its_input():
     block = ResidualBlock(RESIDUAL, 3, (3, 3, 3), (1, 1, 1), jnp.float32, "lax")
     x = jax.random.normal(jax.random.key(1), (1, 4, 4, 4, 3))
-    variables = block.init(jax.random.key(0), x)
-    np.testing.assert_array_equal(block.apply(variables, x), jnp.where(x > 0, x, 0.01 * x))
+    variables = jax.jit(block.init)(jax.random.key(0), x)
+    found = jax.jit(block.apply)(variables, x)
+    np.testing.assert_array_equal(found, jnp.where(x > 0, x, 0.01 * x))
 
 
 def test_pooling_averages_the_voxels_that_are_there():
@@ -104,9 +111,9 @@ def test_logits_have_the_size_of_each_stage_even_where_sizes_are_odd(network, si
 
 def test_without_deep_supervision_there_is_one_head():
     config = dataclasses.replace(SMALL, deep_supervision=False)
-    image = jnp.ones((1, 4, 8, 8, 2))
-    variables = {"params": new_params(UNet(config, form="lax"), 0, image.shape)}
-    assert len(UNet(config, form="lax").apply(variables, image)) == 1
+    image, network = jnp.ones((1, 4, 8, 8, 2)), UNet(config, form="lax")
+    logits, variables = jax.eval_shape(network.init_with_output, jax.random.key(0), image)
+    assert len(logits) == 1
     assert set(variables["params"]["heads"]) == {"stage_0"}
 
 
@@ -117,14 +124,17 @@ def test_version_1_has_no_bias_in_heads_and_upsampling():
     assert set(params["encoder"]["stage_0"]["block_0"]["conv"]) == {"kernel", "bias"}
 
 
+@functools.cache
+def logits_of(model, form):
+    image = jax.random.normal(jax.random.key(1), (1, 6, 12, 12, 2))
+    apply = jax.jit(UNet(model, form=form).apply, compiler_options=COMPILED_SOON)
+    return apply({"params": params_of(UNet, model)}, image)
+
+
 @NETWORKS
 @pytest.mark.parametrize("form", FORMS[1:])
 def test_the_form_of_the_convolutions_does_not_change_the_numbers(form, model):
-    image = jax.random.normal(jax.random.key(1), (1, 6, 12, 12, 2))
-    variables = {"params": new_params(UNet(model), 0, image.shape)}
-    ours = jax.jit(UNet(model, form=form).apply)(variables, image)
-    theirs = jax.jit(UNet(model, form="lax").apply)(variables, image)
-    for a, b in zip(ours, theirs, strict=True):
+    for a, b in zip(logits_of(model, form), logits_of(model, "lax"), strict=True):
         assert_near(a, b, 1e-5)
 
 
@@ -132,9 +142,10 @@ def test_the_form_of_the_convolutions_does_not_change_the_numbers(form, model):
 def test_parameters_and_logits_are_float32_in_bfloat16_too(model):
     image = jnp.ones((1, 4, 8, 8, 2))
     network = UNet(model, jnp.dtype("bfloat16"), "lax")
-    variables = {"params": new_params(network, 0, image.shape)}
-    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-    assert all(logits.dtype == jnp.float32 for logits in network.apply(variables, image))
+    params = jax.eval_shape(lambda: new_params(network, 0, image.shape))
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    logits = jax.eval_shape(network.apply, {"params": params}, image)
+    assert all(each.dtype == jnp.float32 for each in logits)
 
 
 def test_kernels_start_he_normal_for_the_leaky_slope():
@@ -154,7 +165,7 @@ def test_kernels_start_he_normal_for_the_leaky_slope():
 )
 def test_rematerialisation_adds_a_forward_pass_and_changes_no_number(network, model):
     image = jax.random.normal(jax.random.key(1), (1, 8, 32, 32, 2))
-    params = new_params(network(model), 0, image.shape)
+    params = params_of(network, model)
 
     def lowered(remat):
         def loss(params):
@@ -164,7 +175,7 @@ def test_rematerialisation_adds_a_forward_pass_and_changes_no_number(network, mo
         return jax.jit(jax.grad(loss)).lower(params)
 
     plain, again = lowered(remat=False), lowered(remat=True)
-    gradients = [jax.tree.leaves(one.compile()(params)) for one in (plain, again)]
+    gradients = [jax.tree.leaves(one.compile(COMPILED_SOON)(params)) for one in (plain, again)]
     for a, b in zip(*gradients, strict=True):
         assert_near(a, b, 5e-6)
     # Of three passes one is done twice, but for the heads and what no gradient needs.

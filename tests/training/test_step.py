@@ -26,7 +26,7 @@ from covid_jax.training.step import make_eval_step, make_train_step, mean_dice, 
 from covid_jax.transfer.freezing import join, leaf_paths, mask, split
 from covid_jax.transfer.strategies import STRATEGIES, initial_params
 from tests.conftest import tiny
-from tests.networks import assert_near
+from tests.networks import COMPILED_SOON, assert_near
 
 CONFIG = tiny()
 MODEL = UNetConfig(
@@ -60,7 +60,12 @@ def run(strategy, steps, dtype=jnp.float32, patterns=None, model=MODEL, augmenta
     trainable, frozen = split(params, held)
     transform = optimizer(CONFIG.optimizer)
     state = initial_state(trainable, transform)
-    step = make_train_step(lambda p, x: network.apply({"params": p}, x), transform, augmentation)
+    step = make_train_step(
+        lambda p, x: network.apply({"params": p}, x),
+        transform,
+        augmentation,
+        compiler_options=COMPILED_SOON,
+    )
     for index in range(steps):
         state, metrics = step(state, frozen, batch(index), jnp.float32(0.01), jax.random.key(0))
     assert np.isfinite(metrics["loss"])
@@ -243,7 +248,12 @@ def curve(dtype, steps=20):
     params = new_params(network, 0, (*SHAPE, 1))
     transform = optimizer(CONFIG.optimizer)
     state = initial_state(params, transform)
-    step = make_train_step(lambda p, x: network.apply({"params": p}, x), transform, None)
+    step = make_train_step(
+        lambda p, x: network.apply({"params": p}, x),
+        transform,
+        None,
+        compiler_options=COMPILED_SOON,
+    )
     nothing = jax.tree.map(lambda _: None, params)
     losses = []
     for index in range(steps):

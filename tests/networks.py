@@ -27,6 +27,8 @@ COMPILED_SOON = {
 
 Not of two programs that are to agree to the last bit.
 """
+SOON_IN_A_PROCESS = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+"""The same for all that a process compiles, as its XLA_FLAGS."""
 
 SAMPLES = 40  # voxels of each head that are stored
 

@@ -13,10 +13,18 @@ from scipy import ndimage
 
 from covid_jax.data import augment as aug
 from covid_jax.label_space import OUTSIDE
-from tests.networks import assert_near
+from tests.networks import COMPILED_SOON, assert_near
 
 PATCH = (6, 8, 8)
-AUGMENT = jax.jit(functools.partial(aug.augment, patch_size=PATCH, at_once=False))
+
+
+def compiled(patch, at_once):
+    """The augmentation of a batch for this patch."""
+    augment = functools.partial(aug.augment, patch_size=patch, at_once=at_once)
+    return jax.jit(augment, compiler_options=COMPILED_SOON)
+
+
+AUGMENT = compiled(PATCH, at_once=False)
 
 
 @pytest.fixture
@@ -68,10 +76,7 @@ def test_masked_channels_are_zero_outside_whatever_is_drawn_and_the_others_are_n
 def test_all_samples_at_once_are_what_one_after_another_gives(patch):
     image, label = batch(8, aug.input_size(patch))
     one_by_one, at_once = (
-        jax.jit(functools.partial(aug.augment, patch_size=patch, at_once=how))(
-            keys(0, 8), image, label
-        )
-        for how in (False, True)
+        compiled(patch, at_once=how)(keys(0, 8), image, label) for how in (False, True)
     )
     assert_near(one_by_one[0], at_once[0], 2e-6)
     np.testing.assert_array_equal(one_by_one[1], at_once[1])
@@ -238,7 +243,7 @@ def test_as_many_samples_are_turned_and_scaled_as_nnunet_asks(planar):
 
 def test_about_as_many_samples_change_in_intensity_as_nnunet_asks():
     image, label = batch(300, (2, 8, 8))
-    augment = jax.jit(functools.partial(aug.augment, patch_size=(2, 8, 8), at_once=False))
+    augment = compiled((2, 8, 8), at_once=False)
     unchanged = 0
     for start in range(0, 300, 50):
         part = image[start : start + 50]

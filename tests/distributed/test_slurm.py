@@ -399,13 +399,12 @@ def test_all_that_is_ready_is_one_array_and_its_places_are_those_that_others_lea
 def test_ctrl_c_asks_the_jobs_to_save_and_the_next_start_goes_on(here):
     """At once, while Slurm has not yet taken them out of its queue."""
     saves = "signal.signal(15, lambda *_: (time.sleep(2), open('saved', 'w'), sys.exit(75)))"
-    steps = [step("a", f"import signal, sys; {saves}\n    {until('go')}"), step("b")]
+    steps = [step("a", f"import signal, sys; {saves}\n    {until('saved')}"), step("b")]
     study = driver(1, "a", "b", stderr=subprocess.PIPE, text=True)
     wait_for(lambda: Path("began_a").exists(), lambda: words(steps))
     time.sleep(0.5)
     study.send_signal(signal.SIGINT)
     study.communicate()
-    Path("go").touch()
     assert run_steps(steps, Path(), Slurm({}, 1)) == {}
     assert Path("saved").exists()
     assert began("a", "b") == ["xx", "x"]

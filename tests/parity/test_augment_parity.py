@@ -22,7 +22,7 @@ from scipy import stats
 
 from covid_jax.data import augment as aug
 from covid_jax.label_space import OUTSIDE
-from tests.networks import assert_near
+from tests.networks import COMPILED_SOON, assert_near
 
 SAMPLES = 500
 SIZE = (6, 24, 28)
@@ -77,7 +77,9 @@ def test_outputs_have_the_distribution_of_batchgenerators(name):
         for _ in range(SAMPLES)
     ]
     keys = jax.random.split(jax.random.key(0), SAMPLES)
-    run = jax.jit(lambda keys, x: jax.lax.map(lambda key: ours(key, x), keys))
+    run = jax.jit(
+        lambda keys, x: jax.lax.map(lambda key: ours(key, x), keys), compiler_options=COMPILED_SOON
+    )
     found = run(keys, jnp.asarray(image)[..., None])
     assert_alike(np.asarray(found).reshape(SAMPLES, -1), np.stack(expected))
 

@@ -29,7 +29,7 @@ from covid_jax.training.program import make_program
 from covid_jax.transfer.freezing import mask, split
 from covid_jax.transfer.strategies import STRATEGIES, frozen_patterns
 from tests.conftest import ROOT, tiny
-from tests.networks import assert_near
+from tests.networks import SOON_IN_A_PROCESS, assert_near
 
 FAST_ON_CPU = "onednn" if onednn.available() else "slices"
 
@@ -177,8 +177,7 @@ def trained_everywhere():
     finished = subprocess.run(
         [sys.executable, "-c", STEPS],
         cwd=ROOT,
-        # What is traced is looked at, and LLVM takes three times as long to make it fast.
-        env={**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"},
+        env={**os.environ, "XLA_FLAGS": SOON_IN_A_PROCESS},
         capture_output=True,
         text=True,
         check=False,

@@ -38,13 +38,65 @@ SMALL_NETWORK = (
     "--config.model.n_conv_per_stage_decoder=(1,)",
 )
 """Arguments for a network of two stages, which compiles in a second."""
-LONG = ("tests/test_train.py", "tests/distributed/", "tests/faults/", "tests/benchmarks/")
+LONG = tuple(
+    f"tests/{name}"
+    for name in [
+        "benchmarks/",
+        "distributed/",
+        "faults/",
+        "parity/",
+        "test_train",
+        "test_notebook",
+        "data/test_augment",
+        "model/",
+        "training/test_platform",
+        "training/test_step",
+        "training/test_explain",
+        "reporting/test_page",
+        "reporting/test_own_data",
+        "reporting/test_statistics",
+        "reporting/test_damage",
+        "test_inputs",
+        "test_study",
+        "studies/test_schedule",
+        "studies/test_own_dataset",
+        "data/test_datasets",
+        "data/test_traps",
+        "data/test_preparation",
+        "data/test_phantom",
+        "data/test_dicom",
+        "data/test_fuzz",
+        "data/test_sampling",
+        "data/test_geometry",
+        "evaluation/test_scoring",
+        "inference/test_scan",
+        "nnunet/test_model_folder",
+        "test_version_1",
+        "test_commands",
+        "test_settings",
+        "test_packaging",
+        "test_transfer_from_any",
+        "test_security",
+        "test_regions",
+        "test_api",
+    ]
+)
+"""Files of 10 seconds or more, and folders of such; the others are what `-m quick` runs."""
 FORMS = ("lax", "packed", "slices", pytest.param("onednn", marks=needs_onednn))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first, so that no worker is left alone with one at the end."""
     items.sort(key=lambda item: not item.nodeid.startswith(LONG))
+    for item in items:
+        if not item.nodeid.startswith(LONG):
+            item.add_marker("quick")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """For `-m quick` long files are not even imported."""
+    name = collection_path.relative_to(ROOT).as_posix()
+    return True if config.option.markexpr == "quick" and name.startswith(LONG) else None
 
 
 @pytest.fixture(autouse=True)

@@ -1,11 +1,10 @@
-"""Commands in processes of their own, which begin with all that a command imports.
+"""Trainings in processes of their own, which begin with all that one imports.
 
-They are forked from a process that has imported it once, as importing takes longer than what many a
-test runs. tests/test_command.py and others start `python -m` itself.
+They are forked from a process that has imported it once, as importing takes longer than many a
+training of a test. tests/test_command.py and others start `python -m` itself.
 """
 
 import contextlib
-import importlib
 import multiprocessing
 import os
 import socket
@@ -15,6 +14,7 @@ from collections.abc import Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
+from covid_jax import train
 from covid_jax.command import as_process
 from tests.conftest import ROOT, of_devices
 
@@ -23,17 +23,17 @@ _SERVER.set_forkserver_preload(["covid_jax.train", "matplotlib.figure"])
 
 
 class Process:
-    """`python -m covid_jax.NAME ARGUMENTS` from the root, which writes to a file.
+    """`python -m covid_jax.train ARGUMENTS` from the root, which writes to a file.
 
     It sees so many virtual devices.
     """
 
-    def __init__(self, name: str, arguments: Sequence[str], output: Path, devices: int = 1) -> None:
+    def __init__(self, arguments: Sequence[str], output: Path, devices: int = 1) -> None:
         self.output = output
         output.write_text("")
         there = of_devices(devices)
         self._process: ForkServerProcess = _SERVER.Process(
-            target=_run, args=(name, list(arguments), output, there)
+            target=_run, args=(list(arguments), output, there)
         )
         self._process.start()
         self.pid: int = self._process.pid
@@ -79,7 +79,6 @@ def several(arguments: Sequence[str], folder: Path, count: int, devices: int = 1
         coordinator = f"--coordinator=localhost:{free.getsockname()[1]}"
     return [
         Process(
-            "train",
             [*arguments, coordinator, f"--num_processes={count}", f"--process_id={index}"],
             folder / f"process{index}.txt",
             devices,
@@ -88,7 +87,7 @@ def several(arguments: Sequence[str], folder: Path, count: int, devices: int = 1
     ]
 
 
-def _run(name: str, arguments: list[str], output: Path, environment: dict[str, str]) -> None:
+def _run(arguments: list[str], output: Path, environment: dict[str, str]) -> None:
     os.chdir(ROOT)
     os.environ.clear()
     os.environ.update(environment)
@@ -97,5 +96,5 @@ def _run(name: str, arguments: list[str], output: Path, environment: dict[str, s
             os.dup2(file.fileno(), number)
     sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
-    sys.argv = [name, *arguments]
-    as_process(importlib.import_module(f"covid_jax.{name}").main)
+    sys.argv = ["covid_jax.train", *arguments]
+    as_process(train.main)

@@ -154,7 +154,7 @@ def kill_at_checkpoint(step, workdir, *arguments):
 
 def kill_when(reached, delay, workdir, *arguments):
     """Starts a training and kills it `delay` seconds after `reached` says so."""
-    process = Process("train", [f"--workdir={workdir}", *arguments], Path(f"{workdir}.txt"))
+    process = Process([f"--workdir={workdir}", *arguments], Path(f"{workdir}.txt"))
     process.wait_until(reached)
     time.sleep(delay)
     process.send(signal.SIGKILL)
@@ -211,7 +211,7 @@ def test_a_signal_saves_wherever_an_epoch_stands_and_the_run_goes_on_exactly(
     ]
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     assert command("train", f"--workdir={straight}", *arguments).returncode == 0
-    process = Process("train", [f"--workdir={stopped}", *arguments], tmp_path / "stopped.txt")
+    process = Process([f"--workdir={stopped}", *arguments], tmp_path / "stopped.txt")
     process.wait_until((stopped / "checkpoints").is_dir)
     process.send(number)
     time.sleep(0.1)

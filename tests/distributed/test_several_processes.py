@@ -48,7 +48,7 @@ def equal(a, b):
 
 def on_two_devices(folder, arguments):
     """Trains in one process with two virtual devices; returns what it printed."""
-    alone = Process("train", arguments, folder / "alone.txt", devices=2)
+    alone = Process(arguments, folder / "alone.txt", devices=2)
     assert alone.wait() == 0, alone.printed()
     return alone.printed()
 

@@ -188,7 +188,7 @@ def test_two_tasks_train_are_stopped_by_slurm_and_go_on_from_the_queue(slurm, ti
     assert "going on from the checkpoint of step" in printed()
 
     straight = tmp_path / "straight"
-    alone = Process("train", settings(tiny_run, straight), tmp_path / "alone.txt", devices=2)
+    alone = Process(settings(tiny_run, straight), tmp_path / "alone.txt", devices=2)
     assert alone.wait() == 0, alone.printed()
     assert any(line.startswith(f"{job} ") and "COMPLETED" in line for line in accounted(slurm))
     ours, theirs = (jax.tree.leaves(load_params(run)) for run in (workdir, straight))

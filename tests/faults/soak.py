@@ -81,7 +81,7 @@ class Attempt:
 
     def __init__(self, run: list[str], devices: int, processes: int, folder: Path) -> None:
         if processes == 1:
-            self.processes = [Process("train", run, folder / "process0.txt", devices)]
+            self.processes = [Process(run, folder / "process0.txt", devices)]
         else:
             self.processes = several(run, folder, processes, devices // processes)
 

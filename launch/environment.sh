@@ -20,6 +20,10 @@ find_python() {
   return 1
 }
 
+pip() { # of .venv; says what fails, and nothing of its registries
+  .venv/bin/python -m pip --quiet --quiet --disable-pip-version-check "$@"
+}
+
 if [ -z "${EXTRAS:-}" ]; then
   gpu=$(bash launch/gpu_extra.sh)
   EXTRAS=$1${gpu:+,$gpu}
@@ -36,18 +40,16 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
   echo "installing covid_jax with $EXTRAS, about half a minute"
   for extra in ${EXTRAS//,/ }; do
     if [ -f "requirements/$extra.txt" ]; then # whose files are known by their hashes
-      .venv/bin/python -m pip install --quiet --disable-pip-version-check \
-        --require-hashes --no-deps --requirement "requirements/$extra.txt"
+      pip install --require-hashes --no-deps --requirement "requirements/$extra.txt"
     fi
   done
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check \
-    --constraint constraints.txt --editable ".[$EXTRAS]"
+  pip install --constraint constraints.txt --editable ".[$EXTRAS]"
   # JAX loads each plugin that it finds: none of another CUDA may stay.
   for extra in cuda:13 cuda12:12; do
     plugin=jax-cuda${extra#*:}
     if [[ ",$EXTRAS," != *",${extra%:*},"* ]] &&
-      .venv/bin/python -m pip show --quiet "$plugin-plugin" 2>/dev/null; then
-      .venv/bin/python -m pip uninstall --quiet --yes "$plugin-plugin" "$plugin-pjrt"
+      pip show "$plugin-plugin" 2>/dev/null; then
+      pip uninstall --yes "$plugin-plugin" "$plugin-pjrt"
       rm -f .venv/.installed-* # who asked for it has it no more
     fi
   done

@@ -12,8 +12,8 @@ place=.venv/gpu_program/$version
 if [ ! -d "$place" ]; then
   echo "installing JAX's compiler for CUDA 13, 130 MB"
   rm -rf .venv/gpu_program
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
-    --target "$place.partial" "jax-cuda13-plugin==$version" "jax-cuda13-pjrt==$version"
+  pip install --no-deps --target "$place.partial" \
+    "jax-cuda13-plugin==$version" "jax-cuda13-pjrt==$version"
   mv "$place.partial" "$place"
 fi
 [ $# = 0 ] || PYTHONPATH=$place exec .venv/bin/python -m benchmarks.gpu_program "$@"

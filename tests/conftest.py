@@ -85,12 +85,18 @@ LONG = tuple(
 FORMS = ("lax", "packed", "slices", pytest.param("onednn", marks=needs_onednn))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="run what is marked slow too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Long files first, so that no worker is left alone with one at the end."""
     items.sort(key=lambda item: not item.nodeid.startswith(LONG))
     for item in items:
         if not item.nodeid.startswith(LONG):
             item.add_marker("quick")
+        if item.get_closest_marker("slow") and not config.option.all:
+            item.add_marker(pytest.mark.skip(reason="slow: bash launch/test.sh --all"))
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -1,11 +1,13 @@
 """The notebook of examples/ runs from its first cell to its last."""
 
 import nbformat
+import pytest
 from nbclient import NotebookClient
 
 from tests.conftest import ROOT
 
 
+@pytest.mark.slow
 def test_the_notebook_fine_tunes_a_frozen_encoder_and_shows_what_it_does(tmp_path):
     kept = nbformat.read(ROOT / "examples" / "transfer.ipynb", as_version=4)
     pictures, told = outputs(kept)

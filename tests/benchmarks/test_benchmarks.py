@@ -45,6 +45,7 @@ def test_every_convolution_is_measured_in_every_form(tmp_path, command):
     assert all(line["gflop_per_second"] > 0 for line in lines)
 
 
+@pytest.mark.slow
 def test_freezing_more_costs_less_work_and_memory(tmp_path, command):
     lines = run(command, tmp_path, "freezing", "--seconds=0.01")
     own = lines[::3]
@@ -65,6 +66,7 @@ def test_a_whole_scan_is_predicted_with_and_without_mirroring(tmp_path, command)
     assert plain[1]["seconds"] > plain[0]["seconds"]
 
 
+@pytest.mark.slow
 def test_the_cost_is_measured_along_every_axis(tmp_path, command, monkeypatch):
     monkeypatch.setattr("benchmarks.scaling.CASES", (2, 4))
     lines = run(command, tmp_path, "scaling", "--seconds=0.01")
@@ -78,6 +80,7 @@ def test_what_a_save_costs_is_measured(tmp_path, command):
     assert 0 < line["seconds_in_path"] < line["seconds_with_save"]
 
 
+@pytest.mark.slow
 def test_one_core_makes_batches_beside_nnunets_loader(tmp_path, command, monkeypatch):
     monkeypatch.setattr("benchmarks.input_pipeline.SCAN_SIZE", (60, 120, 120))
     arguments = ("--seconds=0", "--batches=20", "--peer=torch")
@@ -87,6 +90,7 @@ def test_one_core_makes_batches_beside_nnunets_loader(tmp_path, command, monkeyp
     assert len(json.loads((tmp_path / "input_pipeline.json").read_text())["memory"]) == 10
 
 
+@pytest.mark.slow
 def test_one_core_prepares_a_case_beside_nnunets_preprocessor(tmp_path, command):
     arguments = (f"--output={tmp_path}", "--rounds=1", "--seconds=0", "--peer=torch")
     finished = command("benchmarks.preparation", *arguments)

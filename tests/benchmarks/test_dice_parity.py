@@ -2,11 +2,14 @@
 
 import json
 
+import pytest
+
 from tests.conftest import ROOT, SMALL_NETWORK, installed
 
 installed("nnunetv2", extra="peers")
 
 
+@pytest.mark.slow
 def test_both_are_measured_on_the_test_cases(tmp_path, command):
     arguments = (
         f"--config={ROOT}/configs/tiny.py",

@@ -52,6 +52,7 @@ def test_a_whole_epoch_is_every_step_of_it():
     assert done == ["train"] * 5 + ["validate"] * 2
 
 
+@pytest.mark.slow
 def test_an_epoch_is_measured_whole_and_with_the_input_pipeline_where_asked(tmp_path, command):
     finished = command(
         "benchmarks.epoch_time",

@@ -77,6 +77,7 @@ def lines_of(folder, name):
     return found, content["complete"]
 
 
+@pytest.mark.slow
 def test_it_runs_with_what_a_bare_machine_has(tmp_path):
     arguments = ("--dry_run", "--only=correctness|epoch")
     status, told, errors = run_bare(tmp_path, LIBRARIES + PEERS, *arguments)
@@ -93,6 +94,7 @@ def test_it_runs_with_what_a_bare_machine_has(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} >= {"out", "out.cache"}
 
 
+@pytest.mark.slow
 def test_pytorchs_nnunet_is_reached_without_the_libraries_that_read_scans(tmp_path):
     installed("nnunetv2", extra="peers")
     arguments = ("--dry_run", "--only=float32|loading|prediction|residual")

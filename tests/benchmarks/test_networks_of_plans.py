@@ -103,11 +103,12 @@ def regions(folder):
 
 def test_ours_and_pytorchs_take_steps_of_regions_and_several_channels(regions):
     installed("nnunetv2", extra="peers")
+    installed("torch", extra="peers").manual_seed(0)
     assert dummy_batch(regions[0])["image"].shape == (2, 8, 16, 16, 2)
     own = float(ours(*regions).train()["loss"])
     (peer,) = theirs(*regions, layouts=["contiguous"])
     # Of other first weights: Dice of about a half of the voxels, and of chance.
-    assert math.isclose(own, peer.train(), abs_tol=0.5)
+    assert abs(own - peer.train()) < 0.5  # losses of about 1
     assert math.isfinite(peer.validate())
 
 

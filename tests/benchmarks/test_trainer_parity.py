@@ -35,6 +35,7 @@ def test_neither_channel_alone_tells_what_is_labelled():
     assert both[1] > none[1] + 30 > none[1] - 30 > first_alone[1]
 
 
+@pytest.mark.slow
 def test_both_are_scored_on_every_region(tmp_path, command):
     finished = command(
         "benchmarks.trainer_parity",

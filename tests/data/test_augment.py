@@ -65,20 +65,23 @@ def test_masked_channels_are_zero_outside_whatever_is_drawn_and_the_others_are_n
     plain, _ = jax.jit(run)(keys(0, 8), image, label)
     found, labels = jax.jit(functools.partial(run, masked=(1,)))(keys(0, 8), image, label)
     assert set(np.unique(labels)) == {0, 1}
-    np.testing.assert_array_equal(found[..., 0], plain[..., 0])
+    assert_near(found[..., 0], plain[..., 0], 1e-5)
     zero = np.asarray(found[..., 1] == 0)
-    assert (zero | np.asarray(found[..., 1] == plain[..., 1])).all()
+    assert_near(found[..., 1][~zero], plain[..., 1][~zero], 1e-5)
     assert 0.1 < zero.mean() < 0.6
     assert not np.asarray(labels)[zero].any()
 
 
 @pytest.mark.parametrize("patch", [(4, 16, 16), (12, 16, 14)])
 def test_all_samples_at_once_are_what_one_after_another_gives(patch):
-    image, label = batch(8, aug.input_size(patch))
-    one_by_one, at_once = (
-        compiled(patch, at_once=how)(keys(0, 8), image, label) for how in (False, True)
-    )
-    assert_near(one_by_one[0], at_once[0], 2e-6)
+    """In float64, where no label hangs on a rounding."""
+    with jax.enable_x64(True):
+        image, label = batch(8, aug.input_size(patch))
+        image = jnp.asarray(image, float)
+        one_by_one, at_once = (
+            compiled(patch, at_once=how)(keys(0, 8), image, label) for how in (False, True)
+        )
+    assert_near(one_by_one[0], at_once[0], 1e-11)
     np.testing.assert_array_equal(one_by_one[1], at_once[1])
 
 
@@ -188,7 +191,7 @@ def test_low_resolution_takes_nearest_voxels_and_interpolates(image, zoom, axes)
     for n, m in zip(image.shape, small.shape, strict=False):
         grid.append(np.clip((np.arange(n) + 0.5) * m / n - 0.5, 0, m - 1))
     expected = ndimage.map_coordinates(small, np.meshgrid(*grid, indexing="ij"), order=1)
-    assert_near(found, expected, 2e-6)
+    assert_near(found, expected, 1e-5)
 
 
 def test_contrast_and_gamma_are_their_formulas(image):
@@ -223,7 +226,7 @@ def test_noise_has_mean_zero_and_at_most_its_largest_deviation():
     flat = jnp.zeros((40, 40, 40, 1))
     for seed in range(5):
         noise = aug.random_noise(jax.random.key(seed), flat)
-        assert abs(noise.mean()) < 1e-3
+        assert abs(noise.mean()) < 4 * noise.std() / noise.size**0.5
         assert noise.std() < 0.101
 
 

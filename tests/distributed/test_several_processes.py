@@ -78,6 +78,7 @@ def test_two_processes_train_what_one_with_two_devices_does(tiny_run, straight, 
     assert equal(load_params(tmp_path / "run" / "model"), load_params(straight))
 
 
+@pytest.mark.slow
 def test_four_processes_cut_batch_and_depth(tiny_run, straight, tmp_path):
     mesh = ("--config.mesh.data=2", "--config.mesh.space=2", "--config.epochs=1")
     train(tmp_path, 4, settings(tiny_run, tmp_path / "run", *mesh))
@@ -100,6 +101,7 @@ def test_a_signal_to_one_stops_all_at_one_step_and_one_process_goes_on(
     assert equal(load_params(tmp_path / "run"), load_params(straight))
 
 
+@pytest.mark.slow
 def test_where_one_dies_the_others_say_so_within_a_minute_and_all_go_on(
     tiny_run, straight, tmp_path
 ):

@@ -154,6 +154,7 @@ def wait_for(reached, what, seconds=300):
         time.sleep(0.2)
 
 
+@pytest.mark.slow
 def test_two_tasks_train_are_stopped_by_slurm_and_go_on_from_the_queue(slurm, tiny_run, tmp_path):
     """sbatch's script as it is, but for the GPUs, which this machine lacks."""
     script = tmp_path / "train.sbatch"
@@ -195,6 +196,7 @@ def test_two_tasks_train_are_stopped_by_slurm_and_go_on_from_the_queue(slurm, ti
     assert all(map(np.array_equal, ours, theirs))
 
 
+@pytest.mark.slow
 def test_a_study_submits_the_steps_that_are_ready_as_one_array_of_jobs(slurm, tmp_path):
     """Prepares SYNTHETIC phantoms in a job, and then trains two folds in an array of two."""
     study, output = tmp_path / "study", tmp_path / "study.txt"
@@ -396,6 +398,7 @@ def test_all_that_is_ready_is_one_array_and_its_places_are_those_that_others_lea
     assert sorted(len(jobs) for jobs in arrays(here)) == [2, 3]
 
 
+@pytest.mark.slow
 def test_ctrl_c_asks_the_jobs_to_save_and_the_next_start_goes_on(here):
     """At once, while Slurm has not yet taken them out of its queue."""
     saves = "signal.signal(15, lambda *_: (time.sleep(2), open('saved', 'w'), sys.exit(75)))"
@@ -424,6 +427,7 @@ def scancel(steps, name, *options):
     return thread
 
 
+@pytest.mark.slow
 def test_a_job_saves_before_its_time_is_over_and_goes_on_from_the_queue(here):
     saves = "signal.signal(10, lambda *_: (open('saved', 'w'), sys.exit(75)))"
     steps = [step("a", f"import signal, sys; {saves}\n    {until('saved')}")]

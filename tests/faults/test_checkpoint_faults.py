@@ -152,6 +152,7 @@ def tell(path, number):
     path.with_suffix(".partial").rename(path)
 
 
+@pytest.mark.slow
 def test_a_save_that_is_killed_at_any_of_50_moments_leaves_a_whole_checkpoint(tmp_path):
     """And never loses one that had been saved before."""
     context = multiprocessing.get_context("forkserver")

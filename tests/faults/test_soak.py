@@ -3,9 +3,12 @@
 import subprocess
 import sys
 
+import pytest
+
 from tests.conftest import ROOT
 
 
+@pytest.mark.slow
 def test_half_a_minute_of_trouble_gives_no_wrong_result():
     soak = [sys.executable, "-m", "tests.faults.soak", "--seconds=30", "--seed=0"]
     finished = subprocess.run(soak, capture_output=True, text=True, cwd=ROOT, check=False)

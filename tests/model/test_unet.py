@@ -135,7 +135,7 @@ def logits_of(model, form):
 @pytest.mark.parametrize("form", FORMS[1:])
 def test_the_form_of_the_convolutions_does_not_change_the_numbers(form, model):
     for a, b in zip(logits_of(model, form), logits_of(model, "lax"), strict=True):
-        assert_near(a, b, 1e-5)
+        assert_near(a, b, 1e-4)  # as beside PyTorch's
 
 
 @NETWORKS
@@ -164,20 +164,21 @@ def test_kernels_start_he_normal_for_the_leaky_slope():
     ("network", "model"), [(UNet, SMALL), (MultiEncoderUNet, SMALL), (UNet, RESIDUAL)]
 )
 def test_rematerialisation_adds_a_forward_pass_and_changes_no_number(network, model):
-    image = jax.random.normal(jax.random.key(1), (1, 8, 32, 32, 2))
-    params = params_of(network, model)
+    image = np.random.default_rng(1).normal(size=(1, 8, 32, 32, 2))
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, float), params_of(network, model))
 
     def lowered(remat):
         def loss(params):
-            heads = network(model, form="lax", remat=remat).apply({"params": params}, image)
-            return sum((head**2).mean() for head in heads)
+            wide = network(model, jnp.dtype("float64"), "lax", remat=remat)
+            return sum((head**2).mean() for head in wide.apply({"params": params}, image))
 
         return jax.jit(jax.grad(loss)).lower(params)
 
-    plain, again = lowered(remat=False), lowered(remat=True)
-    gradients = [jax.tree.leaves(one.compile(COMPILED_SOON)(params)) for one in (plain, again)]
-    for a, b in zip(*gradients, strict=True):
-        assert_near(a, b, 5e-6)
+    with jax.enable_x64(True):
+        plain, again = lowered(remat=False), lowered(remat=True)
+        gradients = [jax.tree.leaves(one.compile(COMPILED_SOON)(params)) for one in (plain, again)]
+        for a, b in zip(*gradients, strict=True):
+            assert_near(a, b, 1e-10)
     # Of three passes one is done twice, but for the heads and what no gradient needs.
     work = again.cost_analysis()["flops"] / plain.cost_analysis()["flops"]
     assert 1.2 < work < 1.4

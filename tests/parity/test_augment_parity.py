@@ -119,9 +119,9 @@ def test_a_warp_is_nnunets_spatial_transform(planar, angle, scale):
     angles = [angle, 0.0, 0.0] if planar else [angle] * 3
     scales = [1.0, scale, scale] if planar else [scale] * 3
     matrix = aug.rotation_matrix(jnp.array(angles)) * jnp.array(scales)
-    assert_near(matrix, create_affine_matrix_3d(angles, scales), 5e-7)
+    assert_near(matrix, create_affine_matrix_3d(angles, scales), 2e-6)
     ours = aug.warp(jnp.asarray(image)[..., None], jnp.asarray(label), matrix, size, planar)
-    assert_near(ours[0][..., 0], theirs["image"].numpy().reshape(size), 3e-5)
+    assert_near(ours[0][..., 0], theirs["image"].numpy().reshape(size), 1e-4)
     expected = np.maximum(theirs["segmentation"].numpy().reshape(size), 0)
     assert (np.asarray(ours[1]) != expected).mean() < 2e-3  # near ties
 
@@ -154,7 +154,8 @@ def test_a_masked_channel_is_zero_outside_as_nnunets_mask_transform_makes_it(pla
     ours = aug.mask_outside(*warped, (1,))
     assert ours[1].dtype == jnp.uint8
     assert (np.asarray(ours[1]) != theirs["segmentation"].numpy()[0]).mean() < 2e-3  # near ties
-    away = np.abs(np.moveaxis(np.asarray(ours[0]), -1, 0) - theirs["image"].numpy()) > 1e-4
+    warped = theirs["image"].numpy()
+    away = np.abs(np.moveaxis(np.asarray(ours[0]), -1, 0) - warped) > 1e-4 * np.abs(warped).max()
     assert away.mean((1, 2, 3)) == pytest.approx([0, 0], abs=2e-3)
     zero = (np.asarray(ours[0]) == 0).mean((0, 1, 2))
     assert zero[1] > 0.2 > zero[0]

@@ -118,7 +118,8 @@ def test_an_exported_network_predicts_there_what_it_predicts_here(
     ours = our_probabilities(model, scan)
     assert_near(ours, theirs, 1e-4)
     best, second = np.sort(ours, axis=0)[:-3:-1]
-    assert np.array_equal(ours.argmax(0)[best - second > 1e-4], their_mask[best - second > 1e-4])
+    clear = best - second > 2e-4  # each may be off by half of it
+    assert np.array_equal(ours.argmax(0)[clear], their_mask[clear])
     assert len(np.unique(their_mask)) == 3
 
 
@@ -130,7 +131,7 @@ def test_sums_in_half_precision_are_those_there(tmp_path, scan, spacing, mirror)
     write_model(tmp_path / "model", model)
     their_mask, theirs = nnunet_prediction(tmp_path / "model", scan, mirror)
     ours = our_probabilities(model, scan)
-    assert np.abs(ours - theirs).mean() < 1e-5
+    assert np.abs(ours - theirs).mean() < 0.1 * 2**-11  # of probabilities: half rounds by 2**-11
     assert (ours.argmax(0) != their_mask).mean() < 1e-4
 
 

@@ -96,7 +96,7 @@ def test_image_label_and_crop_are_those_of_the_default_preprocessor(case):
     ours = prepare_case(scan, label, plan)
     assert [list(side) for side in ours.geometry.box] == properties["bbox_used_for_cropping"]
     assert ours.image.shape == (*image.shape[1:], 1)
-    near = np.abs(ours.image[..., 0] - image[0]) < 1e-3
+    near = np.abs(ours.image[..., 0] - image[0]) < 1e-3 * np.abs(image[0]).max()
     assert near.mean() >= 0.999
     foreground = np.maximum(mask[0], 0) > 0
     assert foreground.any()
@@ -241,7 +241,7 @@ def test_probabilities_come_back_as_nnunets_do(case):
         force_separate_z=None,
     )
     inside = ours[:, *(slice(*side) for side in box)]
-    assert (np.abs(inside - theirs) < 1e-3).mean() >= 0.999
+    assert (np.abs(inside - theirs) < 1e-3).mean() >= 0.999  # of probabilities
     found, expected = inside.argmax(0) == 1, theirs.argmax(0) == 1
     assert (found != expected).sum() <= 0.001 * expected.sum()
 

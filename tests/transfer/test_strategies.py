@@ -15,6 +15,7 @@ from covid_jax.training.state import new_params as new_params_of
 from covid_jax.transfer.freezing import mask
 from covid_jax.transfer.strategies import STRATEGIES, initial_params, origins
 from tests.conftest import tiny
+from tests.networks import assert_near
 
 MODEL = tiny().model
 IMAGE = (1, 4, 8, 8, 1)
@@ -136,7 +137,7 @@ def test_fewer_channels_take_the_mean_or_the_first_of_more(of_two_channels):
     mean, repeated = kernel.sum(-2, keepdims=True), 2 * kernel[..., :1, :]
     for how, expected in (("mean", mean), ("repeat", repeated)):
         found = initial_params(STRATEGIES["body"], new, more, how)
-        np.testing.assert_allclose(first(found["encoder"]), expected, rtol=1e-5, atol=1e-6)
+        assert_near(first(found["encoder"]), expected, 1e-6)
 
 
 def without(tree, path):

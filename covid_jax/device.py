@@ -42,8 +42,7 @@ def announce_cpu() -> None:
 def announce_device_of_children() -> None:
     """Prints what the processes that a command starts will find, without taking a device itself."""
     chosen = _chosen()
-    plugin = any(find_spec(f"jax_cuda{version}_plugin") for version in (12, 13))
-    platform = "gpu" if plugin and chosen != "cpu" and _gpus(_DEVICES) else chosen or "cpu"
+    platform = "gpu" if _plugin() and chosen != "cpu" and _gpus(_DEVICES) else chosen or "cpu"
     driver = f", driver {nvidia_driver()}" if platform == "gpu" else f", {len(cores())} cores"
     print(f"device of the runs: {platform}{driver}", flush=True)
     if missed := missed_gpu(platform, chosen):
@@ -86,14 +85,21 @@ def cores() -> list[int]:
 
 
 def gpus_by_number() -> list[str]:
-    """By which CUDA_VISIBLE_DEVICES names each GPU of this machine that is to be used."""
+    """By which CUDA_VISIBLE_DEVICES names each GPU of this machine that is to be used.
+
+    Without JAX's plugin for GPUs there is none, unless that variable says otherwise.
+    """
     chosen = _chosen()
     if chosen and not {"cuda", "gpu"} & {*chosen.split(",")}:
         return []
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [name for name in named.split(",") if name]
-    return [str(number) for number in range(len(_gpus(_DEVICES)))]
+    return [str(number) for number in range(len(_gpus(_DEVICES)) * _plugin())]
+
+
+def _plugin() -> bool:
+    return any(find_spec(f"jax_cuda{version}_plugin") for version in (12, 13))
 
 
 def _chosen() -> str:

@@ -71,8 +71,13 @@ def stopped_by(number: int) -> str:
 
 
 def tell_stop(line: str) -> None:
-    """Writes a line to stderr from a handler of signals, which may come in the midst of a print."""
-    os.write(2, f"{line}\n".encode())
+    """Writes a line to stderr from a handler of signals, which may come in the midst of a print.
+
+    Where stderr is gone, as a terminal that was closed, nothing is told: what is to be saved is
+    saved all the same.
+    """
+    with contextlib.suppress(OSError):
+        os.write(2, f"{line}\n".encode())
 
 
 class StoppedError(BaseException):

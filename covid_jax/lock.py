@@ -35,11 +35,14 @@ def only_here(folder: Path, what: str) -> Iterator[int]:
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a process on this machine holds `folder`."""
+    """Whether a process on this machine holds `folder`, which may be somebody else's to write."""
     if not (folder / ".lock").is_file():
         return False
-    try:
-        with only_here(folder, ""):
+    with (folder / ".lock").open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # as who else looks
+        except BlockingIOError:
+            return True
+        except OSError:  # its file system keeps no locks
             return False
-    except UserError as error:
-        return isinstance(error.__cause__, BlockingIOError)
+    return False

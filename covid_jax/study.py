@@ -34,10 +34,10 @@ from covid_jax.device import announce_device_of_children
 from covid_jax.errors import StoppedError, UserError, stop_signals_go_to, stopped_by
 from covid_jax.reporting.page import terminal_summary, write_report
 from covid_jax.studies.data import check_data, check_places, seen_notes
-from covid_jax.studies.executors import local
+from covid_jax.studies.executors import STUDY_STOPS, local
 from covid_jax.studies.folder import check_runs, check_study, claim_study, other_runs
 from covid_jax.studies.grid import only, plan_steps, refuse_left_out, synthetic_data, write_configs
-from covid_jax.studies.schedule import STUDY_STOPS, overview, run_steps, the_only_study
+from covid_jax.studies.schedule import overview, run_steps, the_only_study
 from covid_jax.studies.slurm import Slurm
 
 _FLAGS = flags.FlagValues()
@@ -94,28 +94,36 @@ def work() -> None:
         return
     refuse_left_out(steps, every)
     options = _slurm_options(_SLURM.value)
-    with the_only_study(workdir) as lock, stopped_by_signals():
+    with the_only_study(workdir) as lock, stopped_by_signals(workdir):
         claim_study(workdir, config)
-        write_configs(steps)
+        write_configs(every)
         if slurm:
             failed = run_steps(steps, workdir, Slurm(options, _JOBS.value, [lock]))
         else:
             with local(_JOBS.value, _FRESH.value, [lock]) as executor:
                 failed = run_steps(steps, workdir, executor)
-        if any((workdir / "runs").glob("*/metrics.json")) or not failed:
+        if any((workdir / "runs").glob("*/metrics.json")):
             report = write_report(workdir)
             print(f"\n{terminal_summary(workdir)}\nreport: {report}")
+        elif not failed:
+            print("no run is finished yet, so there is no report")
     if failed:
         causes = "; ".join(f"{name}: {cause}" for name, cause in failed.items())
         raise UserError(f"{len(failed)} of {len(steps)} steps failed: {causes}")
 
 
 @contextlib.contextmanager
-def stopped_by_signals() -> Iterator[None]:
-    """Within, SIGTERM, SIGUSR1 and Ctrl-C stop the steps, which save, and then the study."""
+def stopped_by_signals(workdir: Path) -> Iterator[None]:
+    """Within, the first signal stops the steps, which save, and then the study.
+
+    Further ones change nothing: a system that goes down sends several at once.
+    """
+    asked: list[int] = []
 
     def stop(number: int, _: FrameType | None) -> None:
-        raise StoppedError(f"{_WORKDIR.value}: {stopped_by(number)}")
+        asked.append(number)
+        if len(asked) == 1:
+            raise StoppedError(f"{workdir}: {stopped_by(number)}")
 
     ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
     with stop_signals_go_to(stop, STUDY_STOPS - ignored):  # under nohup it outlives its terminal
@@ -127,6 +135,11 @@ def _slurm_options(options: Sequence[str]) -> dict[str, str]:
     for name, equals, value in parts:
         if not (name and equals):
             raise UserError(f"--slurm={name}{equals}{value}: options are written NAME=VALUE")
+        if name in ("clusters", "M"):
+            raise UserError(
+                f"--slurm={name}={value}: a study asks one cluster for its jobs, the one it is on; "
+                "start it on that cluster"
+            )
     return {name: value for name, _, value in parts}
 
 

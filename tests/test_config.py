@@ -35,7 +35,7 @@ from covid_jax.errors import UserError
 from covid_jax.files import write_json
 from covid_jax.training.cost import abstract_params
 from covid_jax.transfer.strategies import frozen_masks
-from tests.conftest import ROOT
+from tests.conftest import ROOT, tiny
 
 
 def test_a_config_survives_the_way_to_json_and_back():
@@ -95,6 +95,7 @@ def test_an_unknown_run_name_is_refused(name):
         (Config(seed=-1), "config.seed"),
         (Config(strategy="zap"), "config.strategy"),
         (Config(dtype="float16"), "config.dtype"),
+        (Config(variant="a/b"), "config.variant"),
         (Config(epochs="ten"), "config.epochs"),
         (Config(data=DataConfig(batch_size=-1)), "config.data.batch_size"),
         (Config(data=DataConfig(datasets=("a", "a"))), "config.data.datasets"),
@@ -155,6 +156,15 @@ def test_a_config_file_that_is_not_there_is_one_line():
     for name in ("nowhere.py", "nowhere", "nowhere:body"):
         with pytest.raises(UserError, match=rf"{name}: no such file; by name there are .* tiny$"):
             check_config_arguments([f"--config={name}"])
+
+
+def test_a_colon_may_be_part_of_a_files_name(tmp_path):
+    folder = tmp_path / "2024-05-01T12:30"
+    folder.mkdir()
+    shutil.copy(ROOT / "configs" / "tiny.py", folder / "mine.py")
+    write_json(folder / "run.json", to_dict(tiny()))
+    assert load_config_file(f"{folder}/mine.py") == tiny()
+    assert load_config_file(f"{folder}/run.json").strategy == "scratch"
 
 
 AT_LINE_4 = "def get_config(name='scratch'):\n    config = Config()\n    {}\n    return config\n"

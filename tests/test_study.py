@@ -98,6 +98,13 @@ def test_a_second_start_finds_everything_done(study, command):
     assert last == "5 of 5 steps are done"
 
 
+def test_what_only_finds_may_leave_no_run_to_report(study, command, tmp_path):
+    arguments = (*ARGUMENTS, f"--workdir={tmp_path / 'study'}", "--only=^prepare-phantom")
+    finished = command("study", *arguments)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.endswith("no run is finished yet, so there is no report\n")
+
+
 def test_what_is_to_do_is_listed_with_the_seconds_that_it_will_take(study, command):
     workdir, _ = study
     more = "--config.study.folds=(1,)"  # besides 0

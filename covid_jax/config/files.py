@@ -30,7 +30,7 @@ def load_config_file(spec: str) -> Config:
     Raises:
       UserError: it is neither, or fails; a fault of this program that it meets stays as it is.
     """
-    file, _, argument = spec.partition(":")
+    file, _, argument = (spec, "", "") if Path(spec).is_file() else spec.partition(":")
     path = CONFIGS / f"{file}.py" if re.fullmatch(r"\w+", file) else Path(file)
     if not path.is_file():
         known = ", ".join(sorted(config.stem for config in CONFIGS.glob("*.py")))

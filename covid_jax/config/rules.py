@@ -76,6 +76,12 @@ def validate(config: Config) -> None:
         f"must be a name, such as {', '.join(SOURCES)}",
     )
     _require(
+        not config.variant or re.fullmatch(NAME, config.variant) is not None,
+        "variant",
+        config.variant,
+        "must be a name, as it is part of the run's folder",
+    )
+    _require(
         config.first_conv in FIRST_CONVS,
         "first_conv",
         config.first_conv,

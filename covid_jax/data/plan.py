@@ -295,7 +295,7 @@ def load_plan(path: Path) -> Plan:
         return plan
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; prepare the data first") from error
-    except (AttributeError, ValueError, TypeError) as error:
+    except (AttributeError, KeyError, ValueError, TypeError) as error:
         raise UserError(f"{path}: damaged ({error}); prepare the data again") from error
 
 

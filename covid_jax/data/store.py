@@ -190,7 +190,7 @@ def folds_of(folder: Path) -> tuple[Split, ...]:
     path = folder / "dataset.json"
     try:
         return _splits(read_json(path).get("splits", []))
-    except (TypeError, AttributeError) as error:
+    except (TypeError, AttributeError, KeyError) as error:
         raise UserError(f"{path}: damaged; delete it, and prepare the data again") from error
 
 

@@ -265,7 +265,9 @@ def what_is_scored(*folders: Path) -> tuple[dict[Label, str], int | None]:
             raise UserError(f"{path}: {error}") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: not a dataset.json with labels") from error
-        (ignored,) = values.pop("ignore", (None,))
+        ignored, *more = values.pop("ignore", (None,))
+        if more:
+            raise UserError(f"{path}: its label to ignore is a region; nnU-Net wants one value")
         regions = any(len(several) > 1 for several in values.values())
         return {
             several if regions else several[0]: name

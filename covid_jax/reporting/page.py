@@ -78,7 +78,7 @@ def write_report(study: Path) -> Path:
         raise UserError("; ".join([f"{study}: no finished run in it yet", *problems]))
     report, data = study / "report", evidence.config.data.datasets
     for old in (*report.glob("table_*"), *report.glob("figure_*")):  # of rows that may be gone
-        old.unlink()
+        old.unlink(missing_ok=True)
     names = {name for run in runs for name in run.cases}
     cases = stored_cases(study, evidence.config, names, problems)
     tables = all_tables(runs, evidence.paper)

@@ -7,6 +7,7 @@ from statistics import median
 from typing import Any
 
 from covid_jax.config import STRATEGY_NAMES, Config, differences, run_name, to_dict
+from covid_jax.data.store import folds_of
 from covid_jax.errors import UserError, listed
 from covid_jax.evaluation.folders import load_metrics
 from covid_jax.evaluation.metrics import BOTH_EMPTY, NO_REFERENCE, unscored
@@ -21,7 +22,7 @@ from covid_jax.training.progress import read_log
 from covid_jax.training.provenance import load_provenance
 
 _OF_A_TRIAL = (
-    *("fold: ", "seed: ", "pretrained: ", "data.prepared_dir: ", "data.workers: "),
+    *("fold: ", "seed: ", "data.prepared_dir: ", "data.workers: "),
     *("mesh.", "study."),
 )
 """Settings in which the runs of one kind may differ."""
@@ -44,6 +45,7 @@ class Run:
       without: of each label, the cases whose reference has none of it.
       seen: the test cases that its network, or one that it started from, was trained on.
       machine: what it was trained on, in words; empty where nobody knows.
+      program: the version of covid_jax that began it; empty where nobody knows.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Run:
     without: dict[str, frozenset[str]] = field(default_factory=dict)
     seen: tuple[str, ...] = ()
     machine: str = ""
+    program: str = ""
 
     @property
     def fold(self) -> int:
@@ -91,7 +94,7 @@ def read_runs(study: Path) -> tuple[list[Run], list[str]]:
             try:
                 run, origin = _read_run(folder, ends.pop(folder.name, "")), load_provenance(folder)
                 runs.append(run)
-                problems += _changed_since(study, folder, origin)
+                problems += _changed_since(study, run, origin)
                 if any("earlier_lengths" in o for o in (origin, origin.get("pretrained", {}))):
                     problems.append(
                         f"runs/{folder.name}: it, or its pre-training, went on to other epochs "
@@ -134,7 +137,11 @@ def _unlike(runs: Sequence[Run]) -> list[str]:
     for run in runs:
         beside = first.setdefault(run.kind, run)
         mine, theirs = to_dict(run.config), to_dict(beside.config)
-        if changed := differences(mine, theirs, besides=_OF_A_TRIAL):
+        changed = differences(mine, theirs, besides=_OF_A_TRIAL)
+        programs = (beside.program, run.program)
+        if all(programs) and len({*programs}) > 1:
+            changed.append(f"covid_jax {run.program}, was {beside.program}")
+        if changed:
             lines.append(
                 f"runs/{run.name}: has other settings than runs/{beside.name}, in one row with it "
                 f"({'; '.join(changed)})"
@@ -177,19 +184,44 @@ def uneven_seeds(runs: Sequence[Run]) -> list[str]:
     return lines
 
 
-def _changed_since(study: Path, run: Path, origin: dict[str, Any]) -> list[str]:
-    """A line for each dataset of which the study now has other cases than the run was made from."""
+def _changed_since(study: Path, run: Run, origin: dict[str, Any]) -> list[str]:
+    """A line for each dataset of which the study now has other cases than the run was made from.
+
+    Or than its pre-training was, where that is of this study; and a line where its fold has other
+    test cases now. A study whose data is gone can be reported all the same.
+    """
     lines = []
+    for name in _changed_datasets(study, origin):
+        lines.append(
+            f"runs/{run.name}: trained or tested on {name}; delete the folder of the run to make "
+            "it again"
+        )
+    if (own := study / "pretraining" / run.config.source).is_dir():
+        for name in _changed_datasets(study, origin.get("pretrained", {})):
+            lines.append(
+                f"runs/{run.name}: its pre-training saw {name}; delete {own} and the folder of the "
+                "run to make both again"
+            )
+    folds = folds_of(study / "prepared" / run.config.data.datasets[0])
+    tested = set(folds[run.fold].test) if run.fold < len(folds) else set(run.cases)
+    if other := tested ^ run.cases.keys():
+        lines.append(
+            f"runs/{run.name}: was tested on other cases than fold {run.fold} has now "
+            f"({listed(other)}); delete the folder of the run to make it again"
+        )
+    return lines
+
+
+def _changed_datasets(study: Path, origin: dict[str, Any]) -> list[str]:
+    """Datasets with the cases that have changed or gone since a run was made of them."""
+    found = []
     for name, theirs in origin.get("data", {}).items():
         cases = (study / "prepared" / name / "cases").glob("*/case.json")
         ours = {path.parent.name: read_json(path).get("sha256") for path in cases}
         changed = [case for case in theirs if ours.get(case) != theirs[case]]
-        if ours and changed:  # a study whose data is gone can be reported all the same
-            lines.append(
-                f"runs/{run.name}: trained or tested on {name} as it was before it changed "
-                f"({listed(changed)}); delete the folder of the run to make it again"
-            )
-    return lines
+        if ours and changed:
+            found.append(f"{name} as it was before it changed ({listed(changed)})")
+    return found
 
 
 def kinds_of(runs: Sequence[Run]) -> list[Kind]:
@@ -231,6 +263,7 @@ def _read_run(folder: Path, end: str) -> Run:
             for name, of in of_label.items()
         },
         seen=tuple(case for case in origin.get("seen_before", ()) if case in metrics["cases"]),
+        program=str(origin.get("covid_jax", "")),
         machine=" then ".join(dict.fromkeys(map(_machine, origin.get("devices", ())))),
     )
 

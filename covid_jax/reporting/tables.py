@@ -273,8 +273,24 @@ def _table_4(runs: Sequence[Run]) -> Table:
         rows.append(_row(kind, mine, {name: _cell(mine, name) for name in metrics}))
     noun = label_noun(runs)
     lacks = not_over_labels(lambda metric: metric.heading.partition(",")[0], noun)
-    told = f"Over {noun}s {lacks}." if several else ""
+    over_labels = f"Over {noun}s {lacks}." if several else ""
+    told = " ".join(filter(None, [over_labels, _fewer_told(runs, metrics)]))
     return Table("4", "Distance and volume", (_headed(metrics),), _in_order(rows), told)
+
+
+def _fewer_told(runs: Sequence[Run], metrics: Sequence[str]) -> str:
+    """Of which rows a metric is over fewer cases than there are, as a distance to nothing is none.
+
+    What a row does not find is then left out of its mean, and flatters it.
+    """
+    lines = []
+    for name, kind in itertools.product(metrics, kinds_of(runs)):
+        tests = [case.get(name) for run in _of(runs, kind) for case in run.cases.values()]
+        if 0 < (have := sum(value is not None for value in tests)) < len(tests):
+            lines.append(f"{HEADINGS[name]} of {kind.label} is over {have} of {len(tests)} tests")
+    if not lines:
+        return ""
+    return f"Where a mask or its reference is empty, a case is left out: {'; '.join(lines)}."
 
 
 def _table_5(runs: Sequence[Run]) -> Table:

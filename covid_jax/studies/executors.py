@@ -16,7 +16,11 @@ from pathlib import Path
 from typing import Protocol
 
 from covid_jax.device import cores, gpus_by_number
+from covid_jax.errors import STOP_SIGNALS
 from covid_jax.studies.grid import Step
+
+STUDY_STOPS = frozenset({*STOP_SIGNALS, signal.SIGHUP})
+"""What stops a study: STOP_SIGNALS, and a terminal that was closed."""
 
 _WORKER = "covid_jax.studies.worker"
 _GRACE_SECONDS = 10.0  # for a worker without a step to end by itself

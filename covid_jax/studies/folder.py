@@ -9,10 +9,11 @@ from covid_jax.files import write_json
 from covid_jax.studies.grid import Step
 
 _MAY_GROW = ("study.folds", "study.runs", "study.seeds", "study.scans", "study.title", "study.note")
-_MAY_CHANGE = (*_MAY_GROW, "study.raw.own: ", "pretrained: ", "data.workers", "mesh.")
+_NETWORK = "pretrained: "
+_MAY_CHANGE = (*_MAY_GROW, "study.raw.own: ", _NETWORK, "data.workers", "mesh.")
 """Settings that a study may be continued with although they changed: they change no run.
 
-Or, of datasets and networks that are named, none that was made: these are known by their digests.
+Or, of datasets and networks that are named, none that was made: check_runs looks at each.
 """
 
 
@@ -64,12 +65,18 @@ def check_runs(steps: Sequence[Step]) -> None:
     for training in filter(None, (step.training for step in steps)):
         if training.file.is_file() and (training.folder / "config.json").is_file():
             theirs = to_dict(read_config(training.file))
-            besides = (*_MAY_CHANGE, *_OF_ITS_PLACE)
+            same = _may_be_one(theirs["pretrained"], training.config.pretrained)
+            besides = (*_OF_ITS_PLACE, *(s for s in _MAY_CHANGE if same or s != _NETWORK))
             if changed := differences(to_dict(training.config), theirs, besides=besides):
                 raise UserError(
                     f"{training.folder}: was begun with another config ({'; '.join(changed)}); "
                     "change the config file back, or delete the run to make it again"
                 )
+
+
+def _may_be_one(before: str, now: str) -> bool:
+    """Whether two folders may be of one network: they are the same, or it is not there any more."""
+    return not Path(before).exists() or Path(before).resolve() == Path(now).resolve()
 
 
 def other_runs(workdir: Path, steps: Sequence[Step]) -> str:

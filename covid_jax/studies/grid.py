@@ -52,9 +52,12 @@ class Training:
 
 @dataclass(frozen=True)
 class Step:
-    """One command of the study; it is done when the file `result` is there.
+    """One command of the study; it is done when all of `results` are there.
 
     Attributes:
+      results: what it leaves, a file or a folder that is whole or absent; the first is the one that
+        others read.
+      made_from: where that is newer than the results, they are of what was there before it.
       needs: names of the steps that come before it.
       watches: it reads files that may have changed since, and sees for itself what is to be done;
         so it is done at every start.
@@ -63,15 +66,21 @@ class Step:
 
     name: str
     command: tuple[str, ...]
-    result: Path
+    results: tuple[Path, ...]
     needs: tuple[str, ...] = ()
     training: Training | None = None
     watches: bool = False
+    made_from: Path | None = None
 
     @property
     def done(self) -> bool:
-        """Whether its result is there."""
-        return self.result.exists()
+        """Whether its results are there, of what they are made from."""
+        if not all(result.exists() for result in self.results):
+            return False
+        if self.made_from is None or not self.made_from.exists():
+            return True
+        changed = self.made_from.stat().st_mtime
+        return all(result.stat().st_mtime >= changed for result in self.results)
 
 
 def plan_steps(config: Config, run_of: Callable[[str], Config], workdir: Path) -> list[Step]:
@@ -93,12 +102,13 @@ def plan_steps(config: Config, run_of: Callable[[str], Config], workdir: Path) -
         run = dataclasses.replace(run, data=data, **more)
         training = Training(folder, run, workdir / "configs" / f"{name}.json")
         command = ("covid_jax.train", f"--config={training.file}", f"--workdir={folder}")
-        last = f"checkpoints/{training.steps}"
-        result = folder / (last if run.pretraining else "metrics.json")
-        return Step(name, command, result, tuple(needs), training)
+        last = f"checkpoints/{training.steps}" if run.pretraining else "metrics.json"
+        results = (folder / last, folder / "model")  # which is made at the end
+        return Step(name, command, results, tuple(needs), training)
 
     runs = {name: run_of(name) for name in config.study.runs}
     _refuse_what_is_no_row(config, runs)
+    _refuse_scans_of_one_name(config.study.scans)
     networks = _networks(runs)
     sources = dict.fromkeys(run.source for run in runs.values() if run.source != "none")
     pretrainings = {s: run_of(f"pretraining-{s}") for s in sources if s not in networks}
@@ -153,6 +163,11 @@ def _refuse_what_is_no_row(config: Config, runs: Mapping[str, Config]) -> None:
             raise UserError(
                 f"config.study.runs: {name} is no row of a study; leave it out, the runs that "
                 "start from a source have it pre-trained first"
+            )
+        if not run.test:
+            raise UserError(
+                f"config.test=False: {name} would have no scores, of which a study is made; "
+                "leave it out"
             )
         if own and run.source == "multi_lesion" and run.source not in name:
             raise UserError(
@@ -257,11 +272,17 @@ def _planning(
 
 
 def write_configs(steps: Sequence[Step]) -> None:
-    """Writes the config of every step that trains, where its command reads it."""
-    for step in steps:
-        if step.training:
-            step.training.file.parent.mkdir(parents=True, exist_ok=True)
-            write_json(step.training.file, to_dict(step.training.config))
+    """Writes the config of every step that trains, where its command reads it.
+
+    And removes that of each run that is no step any more and was not finished.
+    """
+    trainings = {step.training.file: step.training for step in steps if step.training}
+    for file, training in trainings.items():
+        write_json(file, to_dict(training.config))
+    for folder in {file.parent for file in trainings}:
+        for other in {*folder.glob("*-fold*.json")} - trainings.keys():
+            if not (folder.parent / "runs" / other.stem / "metrics.json").is_file():
+                other.unlink()
 
 
 def only(steps: Sequence[Step], expression: str) -> list[Step]:
@@ -324,15 +345,27 @@ def scan_name(scan: str) -> str:
     return names[0]
 
 
+def _refuse_scans_of_one_name(scans: Sequence[str]) -> None:
+    first: dict[str, str] = {}
+    for scan in scans:
+        name = scan_name(scan)
+        if (other := first.setdefault(name, scan)) != scan:
+            raise UserError(
+                f"config.study.scans: {other} and {scan} are both called {name}, as their masks "
+                "would be; give one of them another name"
+            )
+
+
 def _predict(scan: str, run: Path, output_dir: Path) -> Step:
     name = scan_name(scan)
     command = (
         "covid_jax.predict",
-        f"--checkpoint={run}",
+        f'--checkpoint="{run}"' if "," in str(run) else f"--checkpoint={run}",
         f"--input={scan}",
         f"--output_dir={output_dir}",
     )
-    return Step(f"{run.name}-on-{name}", command, output_dir / f"{name}.nii.gz", (run.name,))
+    mask, metrics = output_dir / f"{name}.nii.gz", run / "metrics.json"
+    return Step(f"{run.name}-on-{name}", command, (mask,), (run.name,), made_from=metrics)
 
 
 def _prepare(config: Config, dataset: str, workdir: Path) -> Step:
@@ -350,4 +383,4 @@ def _prepare(config: Config, dataset: str, workdir: Path) -> Step:
         if lesion := dict(config.study.raw.phantom_lesions).get(dataset):
             command.append(f"--lesion={lesion}")
     result = workdir / "prepared" / dataset / "dataset.json"
-    return Step(f"prepare-{dataset}", tuple(command), result, watches=bool(raw_dir))
+    return Step(f"prepare-{dataset}", tuple(command), (result,), watches=bool(raw_dir))

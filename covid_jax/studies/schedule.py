@@ -6,10 +6,8 @@ cluster, or how it ended and in what time.
 
 import contextlib
 import itertools
-import os
 import re
 import shlex
-import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,18 +15,16 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from covid_jax.errors import REQUEUE_STATUS, STOP_SIGNALS, UserError, stop_signals_go_to
+from covid_jax.errors import REQUEUE_STATUS, UserError, stop_signals_go_to, tell_stop
 from covid_jax.files import is_number, read_json, write_json
 from covid_jax.lock import is_held, only_here
-from covid_jax.studies.executors import End, Executor, Job, Order
+from covid_jax.studies.executors import STUDY_STOPS, End, Executor, Job, Order
 from covid_jax.studies.grid import Step
 from covid_jax.studies.slurm import ask, left
 from covid_jax.training.progress import read_log
 
-STUDY_STOPS = frozenset({*STOP_SIGNALS, signal.SIGHUP})
-"""What stops a study: STOP_SIGNALS, and a terminal that was closed."""
-
 _POLL_SECONDS = 0.2
+_AGAIN_SECONDS = 60.0  # after a cluster took no job
 _TRACEBACK = "Traceback (most recent call last):"
 
 
@@ -60,6 +56,24 @@ def the_only_study(workdir: Path) -> Iterator[int]:
         yield lock
 
 
+@dataclass(frozen=True)
+class _Progress:
+    """Where the steps of a study stand while it runs.
+
+    Attributes:
+      steps: all of them.
+      waiting: those that are to be begun.
+      running: those that were, with their jobs, by the slot that each has.
+      failed: the causes of failure, by name.
+    """
+
+    workdir: Path
+    steps: Sequence[Step]
+    waiting: list[Step]
+    running: dict[int, tuple[Step, Job]]
+    failed: dict[str, str]
+
+
 def run_steps(steps: Sequence[Step], workdir: Path, executor: Executor) -> dict[str, str]:
     """Runs what is not done; returns the causes of failure by name.
 
@@ -67,60 +81,102 @@ def run_steps(steps: Sequence[Step], workdir: Path, executor: Executor) -> dict[
     that outlived a study that was killed are waited for.
 
     Raises:
-      UserError: there may be such jobs, and the cluster does not answer.
+      UserError: the cluster does not answer or takes no job, and none of the study is at work.
     """
     waiting = [step for step in steps if step.watches or not step.done]
-    known = {step.name for step in steps}
     if done := sum(step.done for step in steps):
         again = [step.name for step in waiting if step.done]
         looks = f"; again looks for raw files that changed: {', '.join(again)}"
         print(f"{done} of {len(steps)} steps were done before{looks * bool(again)}", flush=True)
-    running: dict[int, tuple[Step, Job]] = {}
-    failed: dict[str, str] = {}
-    jobs = left(_submitted({step.name: _read_record(workdir, step) for step in waiting}))
-    for step in [step for step in waiting if step.name in jobs]:
-        waiting.remove(step)
-        running[len(running)] = step, jobs[step.name]
-        print(f"{step.name}: its job {jobs[step.name].number} is there, and waited for", flush=True)
+    for step in steps:
+        if step not in waiting and _read_record(workdir, step).get("state", "done") != "done":
+            write_json(_record(workdir, step), {"state": "done"})  # while nobody looked
+    progress = _Progress(workdir, steps, waiting, {}, {})
+    _adopt(progress)
+    refused = None  # when the cluster took no job
     try:
-        while waiting or running:
-            for slot, (step, job) in list(running.items()):
-                end = job.poll()
-                if end is not None:
-                    del running[slot]
-                    if end.status == REQUEUE_STATUS:
-                        print(f"{step.name}: was asked to stop, starts again", flush=True)
-                        waiting.insert(0, step)
-                        continue
-                    cause = _finish(step, workdir, end)
-                    if cause:
-                        failed[step.name] = cause
-            unfinished = {step.name for step, _ in running.values()}
-            unfinished |= {step.name for step in waiting}
-            ready: list[Order] = []
-            room = executor.room([job for _, job in running.values()])
-            slots = (slot for slot in itertools.count() if slot not in running)
-            for step in list(waiting):
-                if lost := [name for name in step.needs if name in failed]:
-                    waiting.remove(step)
-                    failed[step.name] = f"needs {lost[0]}, which failed"
-                    print(f"{step.name}: left out, it {failed[step.name]}", flush=True)
-                elif len(ready) < room and not unfinished & set(step.needs) & known:
-                    waiting.remove(step)
-                    place = f"[{len(steps) - len(waiting)}/{len(steps)}]"
-                    print(
-                        f"\n{place} {step.name}\npython -m {shlex.join(step.command)}", flush=True
-                    )
-                    record = _record(workdir, step)
-                    write_json(record, {"state": "running"})
-                    ready.append(Order(step, _log(workdir, step), record, next(slots)))
-            if ready:
-                for order, job in zip(ready, executor.start(ready), strict=True):
-                    running[order.slot] = order.step, job
+        while progress.waiting or progress.running:
+            _collect(progress)
+            if refused is None or time.monotonic() - refused > _AGAIN_SECONDS:
+                try:
+                    if refused is not None:
+                        _adopt(progress)  # what it took and did not answer
+                    _begin(progress, executor)
+                    refused = None
+                except UserError as error:
+                    if not progress.running:
+                        raise
+                    refused = time.monotonic()
+                    print(f"{error}; what is at work goes on, and it is asked again", flush=True)
             time.sleep(_POLL_SECONDS)
     finally:
-        _end({step.name: job for step, job in running.values()})
-    return failed
+        _end({step.name: job for step, job in progress.running.values()})
+    return progress.failed
+
+
+def _adopt(progress: _Progress) -> None:
+    """Makes those that wait and are jobs of a cluster already run.
+
+    Raises:
+      UserError: there may be such jobs, and the cluster does not answer.
+    """
+    records = {step.name: _read_record(progress.workdir, step) for step in progress.waiting}
+    jobs = left(_submitted(records))
+    for step in [step for step in progress.waiting if step.name in jobs]:
+        progress.waiting.remove(step)
+        progress.running[next(_free_slots(progress))] = step, jobs[step.name]
+        print(f"{step.name}: its job {jobs[step.name].number} is there, and waited for", flush=True)
+
+
+def _collect(progress: _Progress) -> None:
+    """Sees which steps have ended, and how."""
+    for slot, (step, job) in list(progress.running.items()):
+        end = job.poll()
+        if end is None:
+            continue
+        del progress.running[slot]
+        if end.status == REQUEUE_STATUS:
+            print(f"{step.name}: was asked to stop, starts again", flush=True)
+            progress.waiting.insert(0, step)
+        elif cause := _finish(step, progress.workdir, end):
+            progress.failed[step.name] = cause
+
+
+def _begin(progress: _Progress, executor: Executor) -> None:
+    """Starts what is ready, as far as there is room, and leaves out what needs what failed.
+
+    Raises:
+      UserError: a cluster takes none of it, so all of it waits still.
+    """
+    workdir, waiting, running = progress.workdir, progress.waiting, progress.running
+    unfinished = {step.name for step, _ in running.values()} | {step.name for step in waiting}
+    ready: list[Order] = []
+    room = executor.room([job for _, job in running.values()])
+    slots = _free_slots(progress)
+    for step in list(waiting):
+        if lost := [name for name in step.needs if name in progress.failed]:
+            waiting.remove(step)
+            progress.failed[step.name] = f"needs {lost[0]}, which failed"
+            print(f"{step.name}: left out, it {progress.failed[step.name]}", flush=True)
+        elif len(ready) < room and not unfinished & {*step.needs}:
+            waiting.remove(step)
+            place = f"[{len(progress.steps) - len(waiting)}/{len(progress.steps)}]"
+            print(f"\n{place} {step.name}\npython -m {shlex.join(step.command)}", flush=True)
+            record = _record(workdir, step)
+            write_json(record, {"state": "running"})
+            ready.append(Order(step, _log(workdir, step), record, next(slots)))
+    if not ready:
+        return
+    try:
+        for order, job in zip(ready, executor.start(ready), strict=True):
+            running[order.slot] = order.step, job
+    except UserError:
+        waiting[:0] = [order.step for order in ready if order.slot not in running]
+        raise
+
+
+def _free_slots(progress: _Progress) -> Iterator[int]:
+    return (slot for slot in itertools.count() if slot not in progress.running)
 
 
 def _end(jobs: Mapping[str, Job]) -> None:
@@ -130,8 +186,7 @@ def _end(jobs: Mapping[str, Job]) -> None:
     """
 
     def tell(*_: object) -> None:
-        # Not by print: as a handler this may come in the midst of one.
-        os.write(2, f"waiting until these have saved: {', '.join(jobs)}\n".encode())
+        tell_stop(f"waiting until these have saved: {', '.join(jobs)}")
 
     if not jobs:
         return

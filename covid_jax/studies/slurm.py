@@ -6,6 +6,7 @@ a study is killed, its next start finds the jobs that it left.
 """
 
 import contextlib
+import re
 import secrets
 import shlex
 import subprocess
@@ -14,11 +15,13 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from covid_jax.data.processes import without_signals
 from covid_jax.errors import REQUEUE_STATUS, UserError, listed
 from covid_jax.files import whole_file, write_json
-from covid_jax.studies.executors import End, Job, Order
+from covid_jax.studies.executors import STUDY_STOPS, End, Job, Order
 
 _ASK_SECONDS = 5.0  # the least between two questions, which cost a whole cluster's controller
+_ANSWER_SECONDS = 120.0  # Slurm itself gives up after its MessageTimeout, 10 s
 _MOST = 1000  # in an array: Slurm's MaxArraySize, where nobody changed it
 _QUEUED = {"PENDING", "CONFIGURING", "REQUEUED"}
 _ENDED = {
@@ -81,8 +84,9 @@ def ask(names: Collection[str]) -> dict[str, Told]:
     options = ["--noheader", "--array", "--states=all", f"--name={arrays}"]
     told = {}
     for line in _slurm("squeue", *options, "--format=%j_%K %F_%K %T %M").splitlines():
-        name, number, state, elapsed = line.split()
-        told[name] = Told(number, state, elapsed_seconds(elapsed))
+        if len(words := line.split()) == 4:  # else a heading, of several clusters
+            name, number, state, elapsed = words
+            told[name] = Told(number, state, elapsed_seconds(elapsed))
     return {name: told[name] for name in names if name in told}
 
 
@@ -123,7 +127,7 @@ class SlurmJob:
 
     def cancel(self) -> None:
         """Asks it to save and end."""
-        subprocess.run(["scancel", self.number], check=False)
+        subprocess.run(["scancel", self.number], check=False, process_group=0)  # beyond Ctrl-C
 
     def wait(self) -> None:
         """Not: Slurm gives it the time to save, whoever waits."""
@@ -223,19 +227,28 @@ class Slurm:
         for name, order in zip(names, orders, strict=True):
             order.log.write_bytes(b"")  # a job that Slurm starts again adds to it
             write_json(order.record, {"state": "running", "job": name})
-        number = _slurm(
-            "sbatch",
-            "--parsable",
-            "--requeue",
-            "--open-mode=append",
-            "--signal=USR1@90",
-            *self._options,
-            f"--job-name={array}",
-            f"--array=0-{len(orders) - 1}%{self._free}",
-            f"--output={str(script.parent).replace('%', '%%')}/%x_%a.txt",
-            str(script),
-            lock=self._lock,
-        )
+        try:
+            with without_signals(STUDY_STOPS):  # else a study that is stopped would leave them
+                number = _slurm(
+                    "sbatch",
+                    "--parsable",
+                    "--requeue",
+                    "--open-mode=append",
+                    "--signal=USR1@90",
+                    *self._options,
+                    f"--job-name={array}",
+                    f"--array=0-{len(orders) - 1}%{self._free}",
+                    f"--output={str(script.parent).replace('%', '%%')}/%x_%a.txt",
+                    str(script),
+                    lock=self._lock,
+                )
+        except UserError:
+            told = {}
+            with contextlib.suppress(UserError):
+                told = ask(names)  # it may have taken them, and its answer not have come
+            if not told:
+                raise
+            number = next(iter(told.values())).number.partition("_")[0]
         number = number.strip().partition(";")[0]  # and of several clusters, which
         self._places[int(number)] = self._free
         return [
@@ -247,17 +260,29 @@ def _slurm(*command: str, lock: Collection[int] = ()) -> str:
     """What a command of Slurm prints."""
     try:
         finished = subprocess.run(
-            command, capture_output=True, text=True, check=False, pass_fds=tuple(lock)
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+            pass_fds=tuple(lock),
+            timeout=_ANSWER_SECONDS,
         )
     except FileNotFoundError as error:
         raise UserError(f"there is no {command[0]} here, so no Slurm") from error
+    except subprocess.TimeoutExpired as error:
+        raise UserError(f"{command[0]}: no answer in {_ANSWER_SECONDS:.0f} s") from error
     if finished.returncode:
         raise UserError(f"{command[0]}: {' '.join(finished.stderr.split())}")
     return finished.stdout
 
 
 def elapsed_seconds(elapsed: str) -> float:
-    """Of Slurm's DAYS-HOURS:MINUTES:SECONDS, where what is 0 may lack in front."""
+    """Of Slurm's DAYS-HOURS:MINUTES:SECONDS, where what is 0 may lack in front.
+
+    0 of what is no time: Slurm says INVALID where this machine's clock is behind its own.
+    """
+    if not re.fullmatch(r"(\d+-)?[\d:]*\d", elapsed):
+        return 0.0
     days, _, rest = elapsed.rpartition("-")
     seconds = 86400.0 * int(days or 0)
     for power, part in enumerate(reversed(rest.split(":"))):

@@ -13,6 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from covid_jax.cache import cache_folder
@@ -136,8 +137,13 @@ def compiling_anew() -> Iterator[None]:
     for kept programs; of several processes some would find one, and others wait for them to tune.
     """
     before = jax.config.read("jax_enable_compilation_cache")
-    jax.config.update("jax_enable_compilation_cache", False)
+    _use_kept_programs(False)
     try:
         yield
     finally:
-        jax.config.update("jax_enable_compilation_cache", before)
+        _use_kept_programs(before)
+
+
+def _use_kept_programs(use: bool) -> None:
+    jax.config.update("jax_enable_compilation_cache", use)
+    compilation_cache.reset_cache()  # else JAX keeps to what it was told before its first program

@@ -73,6 +73,8 @@ def claim_workdir(
         it was tested with other settings of inference.
     """
     check_settings(workdir, config, plan)
+    for left in workdir.glob(".partial-*"):  # by one that was killed as it wrote
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
     is_new = not (workdir / "config.json").is_file()
     origin, path = provenance(config, datasets), workdir / "provenance.json"
     if unlike := unlike_before(config, plan):

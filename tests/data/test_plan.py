@@ -218,10 +218,11 @@ def test_what_keeps_a_plan_from_being_taken_is_named(change, told):
         check_plan(dataclasses.replace(PLAN, **change), Path("here"))
 
 
-def test_half_a_network_is_one_line(tmp_path):
+@pytest.mark.parametrize("name", ["patch_size", "n_stages"])
+def test_half_a_network_is_one_line(tmp_path, name):
     path = tmp_path / "plan.json"
     content = saved_with_topology(path)
-    del content["patch_size"]
+    del content[name]
     path.write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"plan\.json: damaged"):
         load_plan(path)

@@ -179,9 +179,10 @@ def test_no_test_is_scored_against_another_reference(prepared, tmp_path, how):
 
 def test_folds_of_a_damaged_dataset_are_told_in_one_line(tmp_path):
     assert store.folds_of(tmp_path) == ()
-    (tmp_path / "dataset.json").write_text('{"splits": [3]}')
-    with pytest.raises(UserError, match=r"dataset\.json: damaged; delete it"):
-        store.folds_of(tmp_path)
+    for fold in ("3", "{}", '{"train": []}'):
+        (tmp_path / "dataset.json").write_text(f'{{"splits": [{fold}]}}')
+        with pytest.raises(UserError, match=r"dataset\.json: damaged; delete it"):
+            store.folds_of(tmp_path)
 
 
 def test_a_full_disk_is_one_line_and_leaves_no_case(small_disk):

@@ -273,7 +273,7 @@ def step(name, script="pass", needs=()):
     """That tells how often it began."""
     text = STEP.replace("SCRIPT", script).replace("NAME", name)
     Path(f"step_{name}.py").write_text(text)
-    return Step(name, (f"step_{name}",), Path(name).absolute(), tuple(needs))
+    return Step(name, (f"step_{name}",), (Path(name).absolute(),), tuple(needs))
 
 
 def until(name):
@@ -300,7 +300,7 @@ from covid_jax.studies.grid import Step
 from covid_jax.studies.schedule import run_steps
 from covid_jax.studies.slurm import Slurm
 jobs, *names = sys.argv[1:]
-steps = [Step(name, (f"step_{name}",), Path(name).absolute()) for name in names]
+steps = [Step(name, (f"step_{name}",), (Path(name).absolute(),)) for name in names]
 with only_here(Path(), "another study") as lock:
     run_steps(steps, Path(), Slurm({}, int(jobs), [lock]))
 """

@@ -206,6 +206,10 @@ def test_dataset_json_names_the_labels_and_the_ignored_value(tmp_path):
     (tmp_path / "dataset.json").write_text("{")
     with pytest.raises(UserError, match=r"dataset\.json: damaged"):
         what_is_scored(tmp_path / "labelsTr")
+    labels = {"background": 0, "lesion": [1, 2], "ignore": [4, 5]}
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
+    with pytest.raises(UserError, match="its label to ignore is a region; nnU-Net wants one value"):
+        what_is_scored(tmp_path / "labelsTr")
 
 
 def test_metrics_are_written_over_metrics_and_over_nothing_else(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 
 from covid_jax.config import Config, StudyConfig, to_dict
 from covid_jax.evaluation.metrics import EXTRAS, PAPER, summarise
+from covid_jax.files import write_json
 from covid_jax.reporting.evidence import lacking_runs
 from covid_jax.reporting.formats import as_latex, summary_table, write_tables
 from covid_jax.reporting.kinds import Kind
@@ -200,6 +201,10 @@ def test_a_study_that_is_half_done_says_what_it_lacks(study):
         "4 runs were asked for, 2 are there (not body-msd-fold1)"
     )
     whole = dataclasses.replace(config, study=dataclasses.replace(config.study, runs=("scratch",)))
+    assert lacking_runs(study, whole, runs) == (
+        "2 runs were asked for, 1 are there (not body-msd-fold1)"
+    )
+    (study / "configs" / "body-msd-fold1.json").unlink()
     assert lacking_runs(study, whole, runs) == ""
 
 
@@ -220,6 +225,47 @@ def test_a_run_whose_data_changed_since_is_reported_with_a_word_on_it(tmp_path):
         assert [words in line for line, words in zip(problems, expected, strict=True)] == [
             True for _ in expected
         ]
+
+
+def test_a_run_of_other_folds_or_of_a_pretraining_of_other_data_is_told(tmp_path):
+    folder = tmp_path / "runs" / "body-msd-fold0"
+    for place in (folder, tmp_path / "pretraining" / "msd"):
+        place.mkdir(parents=True)
+    write_json(folder / "config.json", to_dict(Config(strategy="body", source="msd")))
+    write_json(folder / "metrics.json", summarise({"a": FULL}, {}, 3.0))
+    (folder / "log.jsonl").write_text(json.dumps({"step": 1, "epoch": 0, "seconds": 1.0}) + "\n")
+    before = {"data": {"msd_lung": {"x": "before"}}, "synthetic": []}
+    write_json(
+        folder / "provenance.json", {"data": {"covid19": {}}, "synthetic": [], "pretrained": before}
+    )
+    assert read_runs(tmp_path)[1] == []
+    splits = [{"train": ["c"], "test": ["a", "b"]}]
+    write_json(tmp_path / "prepared" / "covid19" / "dataset.json", {"splits": splits})
+    write_json(
+        tmp_path / "prepared" / "msd_lung" / "cases" / "x" / "case.json", {"sha256": "after"}
+    )
+    of_source, of_fold = read_runs(tmp_path)[1]
+    assert "its pre-training saw msd_lung as it was before it changed (x); delete" in of_source
+    assert "was tested on other cases than fold 0 has now (b); delete" in of_fold
+
+
+def test_runs_of_one_row_by_two_versions_of_the_program_are_told(study):
+    for fold, version in enumerate(("0.1.0", "0.2.0")):
+        origin = {"data": {}, "synthetic": [], "covid_jax": version}
+        write_json(study / "runs" / f"scratch-none-fold{fold}" / "provenance.json", origin)
+    _, (line,) = read_runs(study)
+    assert "in one row with it (covid_jax 0.2.0, was 0.1.0)" in line
+
+
+def test_a_distance_over_fewer_cases_is_told():
+    """A network that does not find what is hard would look the better for it."""
+    one = run(a=0.6, b=0.0)
+    one = dataclasses.replace(one, cases=one.cases | {"b": one.cases["b"] | {"hd95_mm": None}})
+    fourth = all_tables([one, run("body", "msd", a=0.6, b=0.1)], NOTHING)[-1]
+    assert fourth.told == (
+        "Where a mask or its reference is empty, a case is left out: "
+        "HD95, mm of scratch is over 1 of 2 tests."
+    )
 
 
 def test_of_several_labels_each_has_its_dsc_by_its_name():

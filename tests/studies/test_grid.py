@@ -4,6 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from covid_jax.config import (
@@ -18,9 +19,11 @@ from covid_jax.config import (
 )
 from covid_jax.data.changes import image_digest
 from covid_jax.data.datasets import read_dataset
+from covid_jax.data.geometry import from_spacing
 from covid_jax.data.normalization import Z_SCORE, Normalization
 from covid_jax.data.plan import Plan, save_plan
 from covid_jax.data.planner import topology_of
+from covid_jax.data.volume import write_volume
 from covid_jax.errors import UserError
 from covid_jax.files import write_json
 from covid_jax.studies.data import check_data, check_places, seen_notes
@@ -99,16 +102,16 @@ def test_a_fold_that_the_data_does_not_have_is_refused_before_anything_is_prepar
 
 
 def test_a_step_that_needs_what_is_left_out_and_not_done_is_refused(tmp_path):
-    first = Step("first", (), tmp_path / "first")
-    every = [first, Step("second", (), tmp_path / "second", ("first",))]
+    first = Step("first", (), (tmp_path / "first",))
+    every = [first, Step("second", (), (tmp_path / "second",), ("first",))]
     refuse_left_out(every, every)
     with pytest.raises(UserError, match="second needs first, which it leaves out and nothing"):
         refuse_left_out(every[1:], every)
-    first.result.touch()
+    first.results[0].touch()
     refuse_left_out(every[1:], every)
 
 
-STEPS = [Step(name, (), Path(name)) for name in ("prepare-phantom", "scratch-none-fold0")]
+STEPS = [Step(name, (), (Path(name),)) for name in ("prepare-phantom", "scratch-none-fold0")]
 
 
 def test_an_expression_that_finds_no_step_is_refused_with_the_names():
@@ -162,7 +165,8 @@ def test_runs_may_have_epochs_of_their_own(tmp_path):
     run_of = lambda name: tiny(name, study=study, pretraining_epochs=7, epochs=len(name))  # noqa: E731
     steps = plan_steps(tiny(study=study), run_of, tmp_path)
     (pretraining,) = [step for step in steps if step.name == "pretraining-msd"]
-    assert pretraining.result == tmp_path / "pretraining" / "msd" / "checkpoints" / "70"
+    folder = tmp_path / "pretraining" / "msd"
+    assert pretraining.results == (folder / "checkpoints" / "70", folder / "model")
     assert [step.training.steps for step in steps if step.training] == [70, 70, 80]
 
 
@@ -492,3 +496,66 @@ def test_a_run_that_has_begun_keeps_its_config_whatever_the_config_file_makes_of
     line = r"fold0: was begun with another config \(optimizer.learning_rate: 0.5, was 0.01\)"
     with pytest.raises(UserError, match=line):
         check_runs(slower)
+
+
+def test_a_run_that_has_begun_keeps_its_network_which_may_be_moved(own, tmp_path):
+    a, b = (tmp_path / name for name in "ab")
+    for place in (a, b):
+        place.mkdir()
+    steps = steps_of(tiny(study=StudyConfig(runs=("scratch",), folds=(0,))), tmp_path / "study")
+
+    def from_network(folder):
+        step = next(step for step in steps if step.training)
+        config = dataclasses.replace(step.training.config, pretrained=str(folder))
+        return [
+            dataclasses.replace(step, training=dataclasses.replace(step.training, config=config))
+        ]
+
+    (begun,) = from_network(a)
+    write_configs([begun])
+    begun.training.folder.mkdir(parents=True)
+    write_json(begun.training.folder / "config.json", {})
+    check_runs(from_network(a.parent / "." / "a"))
+    with pytest.raises(UserError, match=r"was begun with another config \(pretrained: "):
+        check_runs(from_network(b))
+    a.rename(tmp_path / "c")
+    check_runs(from_network(tmp_path / "c"))
+
+
+def test_configs_of_runs_that_are_not_asked_for_any_more_go_unless_they_are_finished(tmp_path):
+    both = StudyConfig(runs=("scratch", "body-msd"), folds=(0, 1))
+    write_configs(steps_of(tiny(study=both), tmp_path))
+    metrics = tmp_path / "runs" / "body-msd-fold0" / "metrics.json"
+    metrics.parent.mkdir(parents=True)
+    metrics.touch()
+    write_configs(steps_of(tiny(study=StudyConfig(runs=("scratch",), folds=(0, 1))), tmp_path))
+    assert {path.stem for path in (tmp_path / "configs").glob("*-fold*")} == {
+        "scratch-none-fold0",
+        "scratch-none-fold1",
+        "body-msd-fold0",
+    }
+
+
+def test_scans_of_one_name_are_refused_as_their_masks_would_be_one(tmp_path):
+    scans = tuple(str(tmp_path / folder / "x.nii.gz") for folder in "ab")
+    for scan in scans:
+        Path(scan).parent.mkdir()
+        write_volume(Path(scan), from_spacing(np.zeros((2, 3, 4), np.float32), (1, 1, 1)))
+    study = StudyConfig(runs=("scratch",), folds=(0,), scans=scans)
+    with pytest.raises(UserError, match=r"a/x\.nii\.gz and .*b/x\.nii\.gz are both called x"):
+        steps_of(tiny(study=study), tmp_path)
+
+
+def test_a_mask_is_made_again_where_its_run_was_and_a_comma_is_part_of_a_name(tmp_path):
+    scan = tmp_path / "x.nii.gz"
+    write_volume(scan, from_spacing(np.zeros((2, 3, 4), np.float32), (1, 1, 1)))
+    study = StudyConfig(runs=("scratch",), folds=(0,), scans=(str(scan),))
+    *_, predict = steps_of(tiny(study=study), tmp_path / "a,b")
+    run = tmp_path / "a,b" / "runs" / "scratch-none-fold0"
+    assert predict.made_from == run / "metrics.json"
+    assert f'--checkpoint="{run}"' in predict.command
+
+
+def test_a_study_without_tests_is_refused_before_it_trains(tmp_path):
+    with pytest.raises(UserError, match=r"config\.test=False: scratch would have no scores"):
+        steps_of(tiny(test=False), tmp_path)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import fcntl
 import json
 import os
 import signal
@@ -26,7 +27,7 @@ def step(folder, name, script, needs=()):
     """A step whose command is a module, written beside it, that does what the script says."""
     module = f"def main(arguments):\n{textwrap.indent(script.strip(), '    ')}\n    return 0\n"
     (folder / f"step_{name}.py").write_text(module)
-    return Step(name, (f"step_{name}",), folder / name, tuple(needs))
+    return Step(name, (f"step_{name}",), (folder / name,), tuple(needs))
 
 
 @pytest.fixture
@@ -148,15 +149,15 @@ time.sleep(60)
 """
 STUDY = """
 import pathlib, signal, sys
-from covid_jax.errors import StoppedError, stop_signals_go_to
+from covid_jax.errors import StoppedError
 from covid_jax.studies.executors import local
 from covid_jax.studies.grid import Step
-from covid_jax.studies.schedule import STUDY_STOPS, run_steps, the_only_study
-def stop(*_): raise StoppedError("the study")
-steps = [Step(name, (f"step_{name}",), pathlib.Path(name)) for name in "ab"]
+from covid_jax.studies.schedule import run_steps, the_only_study
+from covid_jax.study import stopped_by_signals
+steps = [Step(name, (f"step_{name}",), (pathlib.Path(name),)) for name in "ab"]
 here = pathlib.Path()
 try:
-    with the_only_study(here) as lock, stop_signals_go_to(stop, STUDY_STOPS):
+    with the_only_study(here) as lock, stopped_by_signals(here):
         with local(2, lock=[lock]) as executor:
             run_steps(steps, here, executor)
 except StoppedError: sys.exit(75)
@@ -192,6 +193,16 @@ def test_a_signal_asks_every_step_once_and_all_before_it_waits_for_one(
     _, told = study.communicate()
     assert study.returncode == 75, told
     assert told == "waiting until these have saved: a, b\n" * times
+    assert [(folder / f"asked_{name}").read_text() for name in "ab"] == ["SIGTERM "] * 2
+    assert len(list(folder.glob("saved_*"))) == 2
+
+
+def test_several_signals_at_once_are_one_wish(folder, study):
+    """As a system sends that goes down: none of them skips the waiting."""
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        study.send_signal(number)
+    _, told = study.communicate()
+    assert study.returncode == 75, told
     assert [(folder / f"asked_{name}").read_text() for name in "ab"] == ["SIGTERM "] * 2
     assert len(list(folder.glob("saved_*"))) == 2
 
@@ -240,7 +251,7 @@ def wait_for(reached):
 
 def test_what_is_done_is_not_run_again(folder):
     one = step(folder, "done", FAILS)
-    one.result.write_text("")
+    one.results[0].write_text("")
     assert run([one], folder) == {}
 
 
@@ -249,15 +260,75 @@ def test_a_step_that_watches_files_is_done_at_every_start_and_that_is_said(folde
     one = dataclasses.replace(step(folder, "watches", makes("watches")), watches=True)
     two = step(folder, "done", FAILS)
     for each in (one, two):
-        each.result.write_text("before")
+        each.results[0].write_text("before")
     assert overview([one, two], folder)[-1] == (
         "2 of 2 steps are done; at each start looks for raw files that changed: watches"
     )
     assert run([one, two], folder) == {}
-    assert one.result.read_text() != "before"
+    assert one.results[0].read_text() != "before"
     assert capsys.readouterr().out.startswith(
         "2 of 2 steps were done before; again looks for raw files that changed: watches\n"
     )
+
+
+@pytest.mark.parametrize("record", [{"state": "running", "job": "a_0"}, {"state": "failed"}])
+def test_what_ended_well_while_nobody_looked_is_done(folder, record):
+    one = step(folder, "one", FAILS)
+    one.results[0].write_text("")
+    write_json(folder / "steps" / "one.json", record)
+    assert run([one], folder) == {}
+    assert json.loads((folder / "steps" / "one.json").read_text()) == {"state": "done"}
+
+
+def test_what_is_made_from_something_newer_is_made_again(folder):
+    """As the mask of a run that was deleted and trained anew."""
+    one = step(folder, "mask", makes("mask"))
+    one = dataclasses.replace(one, made_from=folder / "metrics.json")
+    assert not one.done
+    one.results[0].write_text("")
+    assert one.done  # the run may be gone
+    (folder / "metrics.json").write_text("")
+    os.utime(one.results[0], (1, 1))
+    assert not one.done
+    assert run([one], folder) == {}
+    assert one.done
+
+
+class Busy:
+    """A cluster that takes a job, then none for a while, by the workers of another executor."""
+
+    def __init__(self, executor, refusals):
+        self.executor, self.refusals, self.took = executor, refusals, 0
+
+    def room(self, running):
+        return 1 - len(running) + self.took  # one more each time
+
+    def start(self, orders):
+        if self.took and self.refusals:
+            self.refusals -= 1
+            raise UserError("sbatch: Unable to contact slurm controller")
+        self.took += 1
+        return self.executor.start(orders)
+
+
+def test_what_a_cluster_does_not_take_waits_while_others_are_at_work(folder, monkeypatch, capsys):
+    monkeypatch.setattr("covid_jax.studies.schedule._AGAIN_SECONDS", 0.3)
+    steps = [step(folder, name, makes(name, seconds)) for name, seconds in (("a", 4), ("b", 0))]
+    with local(2) as executor:
+        assert run_steps(steps, folder, Busy(executor, refusals=2)) == {}
+    assert all(one.done for one in steps)
+    told = "sbatch: Unable to contact slurm controller; what is at work goes on, and it is asked"
+    assert capsys.readouterr().out.count(told) == 2
+
+
+def test_a_cluster_that_takes_nothing_ends_the_study_by_its_line(folder):
+    steps = [step(folder, name, makes(name)) for name in "ab"]
+    with local(2) as executor:
+        busy = Busy(executor, refusals=9)
+        busy.took = 1
+        with pytest.raises(UserError, match="Unable to contact"):
+            run_steps(steps, folder, busy)
+    assert not any(one.done for one in steps)
 
 
 def test_a_step_whose_study_is_gone_was_interrupted(folder):
@@ -267,6 +338,9 @@ def test_a_step_whose_study_is_gone_was_interrupted(folder):
     assert states([one], folder)["long"].word == "interrupted"
     with only_here(folder, "a study"):
         assert states([one], folder)["long"].word == "running"
+    with (folder / ".lock").open() as other:  # who looks is not at work
+        fcntl.flock(other, fcntl.LOCK_SH)
+        assert states([one], folder)["long"].word == "interrupted"
 
 
 def test_a_folder_without_locks_is_refused_and_nobody_holds_it(folder, monkeypatch):
@@ -291,7 +365,7 @@ def test_the_list_ends_with_what_is_left_and_what_is_known_of_it(folder):
     assert overview(steps, folder)[-1] == (
         "0 of 3 steps are done; how long 3 others take is known once steps like them are done"
     )
-    steps[0].result.write_text("")
+    steps[0].results[0].write_text("")
     (folder / "steps" / "one_a.json").write_text('{"state": "done", "seconds": 4.0}')
     assert overview(steps, folder)[-1] == (
         "1 of 3 steps are done; 1 more takes 4 s; how long 1 other takes is known once steps like "
@@ -305,7 +379,7 @@ def test_the_list_ends_with_what_is_left_and_what_is_known_of_it(folder):
 )
 def test_a_damaged_record_of_a_step_is_named(folder, record):
     one = step(folder, "one", makes("one"))
-    one.result.write_text("")
+    one.results[0].write_text("")
     write_json(folder / "steps" / "one.json", record)
     with pytest.raises(UserError, match=r"steps/one\.json: damaged; .* Delete it"):
         overview([one], folder)
@@ -335,7 +409,7 @@ def test_each_of_several_has_a_gpu_of_its_own(folder, monkeypatch):
     slow = f"import time; time.sleep(1); {script}"
     steps = [step(folder, name, slow.replace("NAME", name)) for name in ("a", "b")]
     run(steps, folder, 2)
-    assert {one.result.read_text() for one in steps} == {"3", "7"}
+    assert {one.results[0].read_text() for one in steps} == {"3", "7"}
 
 
 def test_those_that_share_a_gpu_share_its_memory(folder, monkeypatch):
@@ -350,7 +424,7 @@ pathlib.Path("NAME").write_text(str(told))
 """
     steps = [step(folder, name, script.replace("NAME", name)) for name in ("a", "b")]
     assert run(steps, folder, 2) == {}
-    assert [one.result.read_text() for one in steps] == ["['3', '0.450']"] * 2
+    assert [one.results[0].read_text() for one in steps] == ["['3', '0.450']"] * 2
     assert run([step(folder, "c", script.replace("NAME", "c"))], folder) == {}
     assert (folder / "c").read_text() == "['3', None]"
 
@@ -366,7 +440,7 @@ pathlib.Path("NAME").write_text(str(os.getpid()))
 def test_a_worker_does_one_step_after_another_unless_they_are_to_be_fresh(folder, fresh, capfd):
     steps = [step(folder, name, TELLS_ITS_PROCESS.replace("NAME", name)) for name in "abc"]
     assert run(steps, folder, fresh=fresh) == {}
-    processes = {one.result.read_text() for one in steps}
+    processes = {one.results[0].read_text() for one in steps}
     assert len(processes) == (3 if fresh else 1)
     assert not any(Path("/proc", number).exists() for number in processes)
     for name in "abc":
@@ -390,7 +464,7 @@ def test_a_step_that_dies_takes_its_worker_with_it_and_not_the_study(folder, die
     tells = [step(folder, name, TELLS_ITS_PROCESS.replace("NAME", name)) for name in "ab"]
     failed = run([tells[0], step(folder, "bad", dies), tells[1]], folder)
     assert failed == {"bad": cause}
-    assert tells[0].result.read_text() != tells[1].result.read_text()
+    assert tells[0].results[0].read_text() != tells[1].results[0].read_text()
 
 
 LOSES_ITS_DEVICE = """
@@ -429,7 +503,14 @@ def test_a_worker_that_cannot_start_fails_its_step_and_the_others_are_tried(
 
 
 @pytest.mark.parametrize(
-    ("elapsed", "seconds"), [("0:00", 0), ("1:02", 62), ("10:00:01", 36001), ("2-00:01:00", 172860)]
+    ("elapsed", "seconds"),
+    [
+        ("0:00", 0),
+        ("1:02", 62),
+        ("10:00:01", 36001),
+        ("2-00:01:00", 172860),
+        ("INVALID", 0),  # of a job that began after this machine's clock
+    ],
 )
 def test_slurm_tells_times_in_days_hours_minutes_and_seconds(elapsed, seconds):
     assert elapsed_seconds(elapsed) == seconds

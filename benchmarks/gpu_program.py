@@ -1,7 +1,6 @@
 r"""What a GPU would have to do for a training step, read from its program; needs no GPU.
 
-    pip install jax-cuda13-plugin
-    python -m benchmarks.gpu_program --output=DIR
+    bash launch/gpu_program.sh --output=DIR
 
 XLA compiles the step of configs/paper.py for an H100 ahead of time, and what stands in the program
 is counted: calls of cuDNN and cuBLAS, fused kernels, transposes, and the bytes that each reads and

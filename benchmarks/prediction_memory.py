@@ -45,7 +45,7 @@ _ONE = flags.DEFINE_string("one", None, "SLICES,COARSER: measure this in this pr
 
 _PLANE = 512
 _COARSER = (1.0, 1.5)
-_PATCH = (56, 160, 192)  # the paper's
+_PATCH = (56, 160, 192)  # the benchmark's
 
 
 def measured(slices: int, coarser: float, classes: int) -> Line:

@@ -54,7 +54,7 @@ _OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Folder for the masks.", _
 _MIRROR = flags.DEFINE_bool(
     "mirror",
     None,
-    "Average over mirrored views, 8 times the time; what the run says if left out.",
+    "Average over mirrored views, of three axes 8 times the time; what the run says if left out.",
     _FLAGS,
 )
 _SAVE_PROBABILITIES = flags.DEFINE_bool(

@@ -7,8 +7,8 @@ The work directory gets config.json, checkpoints/, best/ (the epoch with the bes
 the validation Dice, a run's folder too), log.jsonl, progress.png, TensorBoard events and, at the
 end, predictions/ and metrics.json of the fold's test cases, and model/ to share. Starting
 the same command again goes on where the last checkpoint stands; another config for the same
-directory is refused. SIGTERM, SIGUSR1 and Ctrl-C make it save and end with status 75: start it
-again.
+directory is refused, but for more epochs and settings that move no parameter. SIGTERM, SIGUSR1 and
+Ctrl-C make it save and end with status 75: start it again.
 
 Several processes train one run when each is started with --distributed, where JAX knows the
 cluster (Slurm, a TPU slice), or else with --coordinator, --num_processes and --process_id; the

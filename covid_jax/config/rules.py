@@ -25,7 +25,7 @@ from covid_jax.errors import UserError
 def validate(config: Config) -> None:
     """Raises a UserError that names the first field whose value cannot work.
 
-    What is left to the plan is looked at where that is known (training/run.fitted).
+    What is left to the plan is looked at where that is known (training/completion.fitted).
     """
     check_types(config, "config")
     left = left_to_plan(config)

@@ -126,7 +126,7 @@ class DataConfig(_Settings):
     datasets: tuple[str, ...] = ("covid19",)  # several: one is drawn for each sample
     patch_size: tuple[int, int, int] = (56, 160, 192)  # (0, 0, 0): the plan's
     batch_size: int = 2  # 0: the plan's
-    foreground_fraction: float = 0.33  # of a batch, centred on a lesion voxel (nnU-Net)
+    foreground_fraction: float = 0.33  # of a batch, around a lesion voxel; rounded as nnU-Net does
     augment: bool = True
     workers: int = 0  # processes that cut batches; 0: threads of this one
 
@@ -236,7 +236,7 @@ class Config(_Settings):
     pretrained: str = ""  # work directory of the pre-training run
     pretraining: bool = False  # this run is itself the pre-training on `source`
     first_conv: str = ""  # from a network of other channels, one of FIRST_CONVS
-    # Of pre-training, and of the schedule that a run of "continual" goes on with; no other uses it.
+    # Of a pre-training, and of a run of "continual": both stand on one schedule of the sum of both.
     pretraining_epochs: int = 1000
     epochs: int = 1000  # of a run that is no pre-training
     steps_per_epoch: int = 250

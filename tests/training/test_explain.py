@@ -9,7 +9,7 @@ from covid_jax.errors import UserError
 from covid_jax.training.cost import lowered_step, step_flops
 from covid_jax.training.explain import explain
 from covid_jax.transfer.strategies import STRATEGIES
-from tests.conftest import tiny
+from tests.conftest import ROOT, tiny
 
 PAPER = Config(data=dataclasses.replace(Config().data, patch_size=(56, 160, 192)))
 
@@ -120,3 +120,9 @@ def test_a_pattern_that_matches_nothing_is_refused_before_anything_is_trained():
 def test_freezing_everything_is_refused():
     with pytest.raises(UserError, match="nothing is to train"):
         explain(tiny(frozen=("**",)))
+
+
+def test_the_docs_show_what_it_prints(command):
+    said = command("train", "--config=paper:frozen_encoder-msd", "--explain").stdout
+    shown = (ROOT / "docs" / "transfer.md").read_text()
+    assert said.partition("\n")[2].strip() in shown  # but for the device

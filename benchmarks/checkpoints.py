@@ -21,7 +21,7 @@ from benchmarks.harness import environment
 from benchmarks.harness.steps import ours
 from benchmarks.harness.tables import Line, checkpoints_table
 from benchmarks.harness.timing import in_turns
-from covid_jax.command import as_process, run_command
+from covid_jax.command import as_process, require, run_command
 from covid_jax.config import (
     Config,
     check_config_arguments,
@@ -29,7 +29,6 @@ from covid_jax.config import (
     define_config_flag,
 )
 from covid_jax.device import announce_device
-from covid_jax.errors import UserError
 from covid_jax.training.checkpoint import Checkpoints
 from covid_jax.training.state import initial_state, new_params, optimizer
 from covid_jax.transfer.strategies import network_of
@@ -90,8 +89,7 @@ def measure(config: Config, steps: int, rounds: int) -> list[Line]:
 
 def work() -> None:
     """Measures what the flags say."""
-    if not _OUTPUT.value:
-        raise UserError("--output is missing (see --help)")
+    require(_OUTPUT)
     announce_device()
     path = Path(_OUTPUT.value) / "checkpoints.json"
     lines = measure(environment.of_plan(config_from_flag(_FLAGS)), _STEPS.value, _ROUNDS.value)

@@ -27,7 +27,7 @@ from benchmarks.harness import environment
 from benchmarks.harness.arithmetic import Convolution, convolutions
 from benchmarks.harness.tables import Line, convolution_table
 from benchmarks.harness.timing import in_turns
-from covid_jax.command import as_process, run_command
+from covid_jax.command import as_process, require, run_command
 from covid_jax.config import (
     Config,
     check_config_arguments,
@@ -35,7 +35,6 @@ from covid_jax.config import (
     define_config_flag,
 )
 from covid_jax.device import announce_device
-from covid_jax.errors import UserError
 from covid_jax.model import onednn
 from covid_jax.model.conv import Form, convolution
 from covid_jax.model.layers import Input
@@ -164,8 +163,7 @@ def measure(
 
 def work() -> None:
     """Measures what the flags say."""
-    if not _OUTPUT.value:
-        raise UserError("--output is missing (see --help)")
+    require(_OUTPUT)
     announce_device()
     config, platform = environment.here(environment.of_plan(config_from_flag(_FLAGS)))
     path = Path(_OUTPUT.value) / "convolution.json"

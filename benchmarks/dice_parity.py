@@ -25,12 +25,11 @@ from tqdm import tqdm
 from benchmarks.harness import environment
 from benchmarks.harness.seeds import agreement, agreement_table
 from benchmarks.peers import torch_nnunet as peer
-from covid_jax.command import as_process, run_command
+from covid_jax.command import as_process, require, run_command
 from covid_jax.config import Config, check_config_arguments, config_from_flag, define_config_flag
 from covid_jax.data.augment import augment
 from covid_jax.data.sampling import Batch, Sampler
 from covid_jax.device import announce_device
-from covid_jax.errors import UserError
 from covid_jax.evaluation.folders import load_metrics
 from covid_jax.evaluation.scoring import score_run
 from covid_jax.model.nnunet_weights import to_params
@@ -112,13 +111,14 @@ def draw(scores: dict[str, list[Scores]], what: str, path: Path) -> None:
 
 def work() -> None:
     """Trains, compares and writes what the flags say."""
-    if not _OUTPUT.value or not _WORKDIR.value:
-        raise UserError("--output or --workdir is missing (see --help)")
+    require(_OUTPUT, _WORKDIR)
     announce_device()
     config, output, workdir = config_from_flag(_FLAGS), Path(_OUTPUT.value), Path(_WORKDIR.value)
     make_phantom_data(config, workdir)
     what = title(config, open_data(config, workdir)[1])
-    config.data.prepared_dir = config.data.prepared_dir or str(workdir / "data")
+    prepared_dir = config.data.prepared_dir or str(workdir / "data")
+    data = dataclasses.replace(config.data, prepared_dir=prepared_dir)
+    config = dataclasses.replace(config, data=data)
     keep_compiled_programs()
     trainers = {"covid_jax": train_ours, "PyTorch's nnU-Net": train_torch}
     scores: dict[str, list[Scores]] = {name: [] for name in trainers}

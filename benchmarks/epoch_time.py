@@ -25,7 +25,7 @@ from absl import flags
 from benchmarks.harness import environment
 from benchmarks.harness.measure import candidates_of, epoch_times, paper_seconds, whole_epoch
 from benchmarks.harness.tables import Line, epoch_time_table
-from covid_jax.command import as_process, run_command
+from covid_jax.command import as_process, require, run_command
 from covid_jax.config import (
     STRATEGY_NAMES,
     check_config_arguments,
@@ -55,8 +55,7 @@ _FULL = flags.DEFINE_bool("full", False, "Measure a whole epoch of each as well.
 
 def work() -> None:
     """Measures what the flags say."""
-    if not _OUTPUT.value:
-        raise UserError("--output is missing (see --help)")
+    require(_OUTPUT)
     announce_device()
     config = environment.of_plan(config_from_flag(_FLAGS))
     wanted = STRATEGY_NAMES if _STRATEGIES.value == "all" else _STRATEGIES.value.split(",")

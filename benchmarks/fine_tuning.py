@@ -18,7 +18,7 @@ from absl import flags
 
 from benchmarks.harness import environment
 from benchmarks.harness.tables import fine_tuning_table
-from covid_jax.command import as_process, run_command
+from covid_jax.command import as_process, require, run_command
 from covid_jax.config import check_config_arguments, config_from_flag, define_config_flag, named_run
 from covid_jax.device import announce_device
 from covid_jax.errors import UserError
@@ -39,9 +39,10 @@ _OUTPUT = flags.DEFINE_string("output", None, "Folder of the results.", _FLAGS)
 
 def work() -> None:
     """Trains, and writes what the flags say."""
+    require(_OUTPUT, _WORKDIR)
     config, output, workdir = config_from_flag(_FLAGS), _OUTPUT.value, _WORKDIR.value
-    if not (output and workdir and config.pretrained):
-        raise UserError("--output, --workdir or --config.pretrained is missing (see --help)")
+    if not config.pretrained:
+        raise UserError("--config.pretrained is missing (see --help)")
     announce_device()
     keep_compiled_programs()
     lines = []

@@ -18,7 +18,7 @@ from absl import flags
 from benchmarks.harness import environment
 from benchmarks.harness.measure import freezing
 from benchmarks.harness.tables import Line, freezing_table
-from covid_jax.command import as_process, run_command
+from covid_jax.command import as_process, require, run_command
 from covid_jax.config import check_config_arguments, config_from_flag, define_config_flag
 from covid_jax.device import announce_device
 from covid_jax.errors import UserError
@@ -37,8 +37,7 @@ _SECONDS = flags.DEFINE_float(
 
 def work() -> None:
     """Measures what the flags say."""
-    if not _OUTPUT.value:
-        raise UserError("--output is missing (see --help)")
+    require(_OUTPUT)
     announce_device()
     config = environment.of_plan(config_from_flag(_FLAGS))
     if config.strategy == "multi_encoder":

@@ -32,7 +32,7 @@ from absl import flags
 from benchmarks.harness.environment import of_plan
 from benchmarks.harness.gpu_parts import PARTS, Part, Sheet
 from benchmarks.peers.stand_ins import missing, stand_in_for_missing
-from covid_jax.command import as_process, run_command
+from covid_jax.command import as_process, require, run_command
 from covid_jax.config import check_config_arguments, config_from_flag, define_config_flag
 from covid_jax.device import announce_device, announce_device_of_children
 from covid_jax.errors import StoppedError, UserError, stop_signals_go_to, stopped_by
@@ -168,8 +168,7 @@ def _stop(number: int, _: object) -> None:
 
 def work() -> None:
     """Measures what the budget allows."""
-    if not _OUTPUT.value:
-        raise UserError("--output is missing (see --help)")
+    require(_OUTPUT)
     folder, dry_run = Path(_OUTPUT.value), _DRY_RUN.value
     given = [argument for argument in sys.argv[1:] if argument.startswith("--config")]
     if given and _HAS_CONFIG:

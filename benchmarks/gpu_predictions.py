@@ -16,8 +16,7 @@ from absl import flags
 from benchmarks.harness import environment
 from benchmarks.harness.gpu_times import COPY_RATE, STRATEGIES, predict
 from benchmarks.harness.tables import gpu_predictions_table
-from covid_jax.command import as_process, run_command
-from covid_jax.errors import UserError
+from covid_jax.command import as_process, require, run_command
 
 _FLAGS = flags.FlagValues()
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of gpu_predictions.json.", _FLAGS)
@@ -25,8 +24,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "Folder of gpu_predictions.json.",
 
 def work() -> None:
     """Predicts, writes and prints."""
-    if not _OUTPUT.value:
-        raise UserError("--output is missing (see --help)")
+    require(_OUTPUT)
     lines = [predict(strategy) for strategy in STRATEGIES]
     path = Path(_OUTPUT.value) / "gpu_predictions.json"
     environment.save(path, lines, predicted=True, copy_bytes_per_second=COPY_RATE)

@@ -24,7 +24,7 @@ from benchmarks.harness import environment
 from benchmarks.harness.arithmetic import counted_flops
 from benchmarks.harness.tables import Line, gpu_program_table
 from benchmarks.harness.trace import instructions, kind_of
-from covid_jax.command import as_process, run_command
+from covid_jax.command import as_process, require, run_command
 from covid_jax.config import STRATEGY_NAMES, Config, DataConfig
 from covid_jax.errors import UserError
 from covid_jax.training.cost import abstract_arguments
@@ -126,8 +126,7 @@ def line(config: Config, platform: Platform, variant: str) -> Line:
 
 def work() -> None:
     """Compiles the step of several strategies, in both precisions and layouts."""
-    if not _OUTPUT.value:
-        raise UserError("--output is missing (see --help)")
+    require(_OUTPUT)
     # The plugin looks for a GPU's libraries when it is loaded; a compiler needs none.
     os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
     path = Path(_OUTPUT.value) / "gpu_program.json"

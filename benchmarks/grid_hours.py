@@ -14,8 +14,7 @@ from absl import flags
 from benchmarks.harness import environment
 from benchmarks.harness.cluster import LATENCY, LINK, simulate
 from benchmarks.harness.tables import grid_hours_table
-from covid_jax.command import as_process, run_command
-from covid_jax.errors import UserError
+from covid_jax.command import as_process, require, run_command
 
 _FLAGS = flags.FlagValues()
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of grid_hours.json.", _FLAGS)
@@ -23,8 +22,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "Folder of grid_hours.json.", _FLA
 
 def work() -> None:
     """Simulates, writes and prints."""
-    if not _OUTPUT.value:
-        raise UserError("--output is missing (see --help)")
+    require(_OUTPUT)
     lines = simulate()
     path = Path(_OUTPUT.value) / "grid_hours.json"
     environment.save(

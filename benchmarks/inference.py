@@ -20,11 +20,10 @@ from absl import flags
 from benchmarks.harness import environment
 from benchmarks.harness.measure import predictions
 from benchmarks.harness.tables import Line, inference_table
-from covid_jax.command import as_process, run_command
+from covid_jax.command import as_process, require, run_command
 from covid_jax.config import check_config_arguments, config_from_flag, define_config_flag
 from covid_jax.data.preprocess import read_scan
 from covid_jax.device import announce_device
-from covid_jax.errors import UserError
 from covid_jax.training.state import new_params
 from covid_jax.transfer.strategies import network_of
 
@@ -41,8 +40,7 @@ _ROUNDS = flags.DEFINE_integer(
 
 def work() -> None:
     """Measures what the flags say."""
-    if not _OUTPUT.value or not _INPUT.value:
-        raise UserError("--output or --input is missing (see --help)")
+    require(_OUTPUT, _INPUT)
     announce_device()
     config, platform = environment.here(environment.of_plan(config_from_flag(_FLAGS)))
     path = Path(_OUTPUT.value) / "inference.json"

@@ -24,7 +24,7 @@ from benchmarks.harness import environment
 from benchmarks.harness.steps import sampler_of
 from benchmarks.harness.tables import Line, input_pipeline_table
 from benchmarks.harness.timing import in_turns
-from covid_jax.command import as_process, run_command
+from covid_jax.command import as_process, require, run_command
 from covid_jax.config import Config, check_config_arguments, config_from_flag, define_config_flag
 from covid_jax.data.augment import augment
 from covid_jax.data.labels import read_label
@@ -139,8 +139,7 @@ def _anonymous_bytes() -> int:
 
 def work() -> None:
     """Measures what the flags say."""
-    if not _OUTPUT.value:
-        raise UserError("--output is missing (see --help)")
+    require(_OUTPUT)
     with environment.one_core():  # before JAX starts its threads
         announce_device()
         measure()

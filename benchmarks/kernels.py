@@ -17,10 +17,9 @@ from benchmarks.harness import environment
 from benchmarks.harness.steps import ours
 from benchmarks.harness.tables import kernels_table
 from benchmarks.harness.trace import operations
-from covid_jax.command import as_process, run_command
+from covid_jax.command import as_process, require, run_command
 from covid_jax.config import check_config_arguments, config_from_flag, define_config_flag
 from covid_jax.device import announce_device
-from covid_jax.errors import UserError
 
 _FLAGS = flags.FlagValues()
 define_config_flag(_FLAGS)
@@ -29,8 +28,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "Folder of kernels.json.", _FLAGS)
 
 def work() -> None:
     """Measures what the flags say."""
-    if not _OUTPUT.value:
-        raise UserError("--output is missing (see --help)")
+    require(_OUTPUT)
     announce_device()
     config = environment.of_plan(config_from_flag(_FLAGS))
     path = Path(_OUTPUT.value) / "kernels.json"

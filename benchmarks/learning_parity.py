@@ -7,6 +7,7 @@ each draws its own initial weights. Writes learning_parity.json and learning_par
 the same validation patches after every epoch.
 """
 
+import dataclasses
 import itertools
 import json
 from collections.abc import Callable, Sequence
@@ -24,11 +25,10 @@ from tqdm import tqdm
 from benchmarks.harness import environment
 from benchmarks.harness.seeds import Curve, agreement, agreement_table, draw_curves
 from benchmarks.peers import torch_nnunet as peer
-from covid_jax.command import as_process, run_command
+from covid_jax.command import as_process, require, run_command
 from covid_jax.config import Config, DataConfig, OptimizerConfig, UNetConfig
 from covid_jax.data.sampling import Batch, Sampler
 from covid_jax.device import announce_device
-from covid_jax.errors import UserError
 from covid_jax.training.parallel import make_mesh
 from covid_jax.training.program import make_program
 from covid_jax.training.run import make_phantom_data, open_data, samplers
@@ -121,13 +121,11 @@ def draw(curves: dict[str, list[Curve]], path: Path) -> None:
 
 def work() -> None:
     """Trains, compares and writes what the flags say."""
-    if not _OUTPUT.value:
-        raise UserError("--output is missing (see --help)")
+    require(_OUTPUT)
     announce_device()
     output, data = Path(_OUTPUT.value), Path(_DATA.value)
-    config = CONFIG
-    config.epochs = _EPOCHS.value
-    config.data.augment = False
+    plain = dataclasses.replace(CONFIG.data, augment=False)
+    config = dataclasses.replace(CONFIG, epochs=_EPOCHS.value, data=plain)
     make_phantom_data(config, data)
     _, datasets = open_data(config, data)
     training, validation = samplers(config, datasets)

@@ -28,7 +28,7 @@ from absl import flags
 from benchmarks.harness import environment
 from benchmarks.harness.steps import dummy_batch
 from benchmarks.harness.tables import Line, meshes_table
-from covid_jax.command import as_process, run_command
+from covid_jax.command import as_process, require, run_command
 from covid_jax.config import (
     Config,
     MeshConfig,
@@ -38,7 +38,6 @@ from covid_jax.config import (
 )
 from covid_jax.data.augment import input_size
 from covid_jax.device import announce_device
-from covid_jax.errors import UserError
 from covid_jax.training.cost import planned_bytes
 from covid_jax.training.parallel import make_mesh, put_batch, replicate
 from covid_jax.training.platform import platform_of
@@ -158,8 +157,7 @@ def compare(config: Config, meshes: list[MeshConfig], dtypes: list[str], steps: 
 
 def work() -> None:
     """Compares what the flags say."""
-    if not _OUTPUT.value:
-        raise UserError("--output is missing (see --help)")
+    require(_OUTPUT)
     jax.config.update("jax_num_cpu_devices", 8)
     announce_device()
     config = environment.of_plan(config_from_flag(_FLAGS))

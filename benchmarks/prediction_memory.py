@@ -23,13 +23,12 @@ from absl import flags
 
 from benchmarks.harness import environment
 from benchmarks.harness.tables import Line, prediction_memory_table
-from covid_jax.command import as_process, run_command
+from covid_jax.command import as_process, require, run_command
 from covid_jax.config import Config, DataConfig, InferenceConfig, UNetConfig
 from covid_jax.data.geometry import from_spacing
 from covid_jax.data.normalization import ct
 from covid_jax.data.plan import Plan
 from covid_jax.data.preprocess import prepare_case
-from covid_jax.errors import UserError
 from covid_jax.inference.postprocess import Postprocessing, mask_of
 from covid_jax.inference.scan import make_ensemble
 from covid_jax.model.unet import UNet
@@ -87,8 +86,7 @@ def work() -> None:
         slices, coarser = _ONE.value.split(",")
         print(json.dumps(measured(int(slices), float(coarser), _CLASSES.value)))
         return
-    if not _OUTPUT.value:
-        raise UserError("--output is missing (see --help)")
+    require(_OUTPUT)
     lines: list[Line] = []
     for coarser in _COARSER:
         for slices in _SLICES.value:

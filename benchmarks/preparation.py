@@ -19,14 +19,13 @@ from absl import flags
 from benchmarks.harness import environment
 from benchmarks.harness.tables import Line, preparation_table
 from benchmarks.harness.timing import in_turns
-from covid_jax.command import as_process, run_command
+from covid_jax.command import as_process, require, run_command
 from covid_jax.data.labels import read_label
 from covid_jax.data.normalization import CT
 from covid_jax.data.plan import Plan, fingerprint, make_plan
 from covid_jax.data.preprocess import prepare_case, read_scan
 from covid_jax.data.store import save_case
 from covid_jax.data.volume import write_volume
-from covid_jax.errors import UserError
 
 _FLAGS = flags.FlagValues()
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of preparation.json.", _FLAGS)
@@ -76,8 +75,7 @@ def candidates(folder: Path) -> dict[tuple[str, str], Callable[[], Any]]:
 
 def work() -> None:
     """Measures what the flags say."""
-    if not _OUTPUT.value:
-        raise UserError("--output is missing (see --help)")
+    require(_OUTPUT)
     path = Path(_OUTPUT.value) / "preparation.json"
     with environment.one_core(), tempfile.TemporaryDirectory() as folder:
         runs = candidates(Path(folder))

@@ -24,7 +24,7 @@ from benchmarks.harness import environment
 from benchmarks.harness.steps import ours, real_batches
 from benchmarks.harness.tables import MESH, Line, scaling_table
 from benchmarks.harness.timing import in_turns
-from covid_jax.command import as_process, run_command
+from covid_jax.command import as_process, require, run_command
 from covid_jax.config import (
     Config,
     check_config_arguments,
@@ -33,7 +33,6 @@ from covid_jax.config import (
 )
 from covid_jax.data.preparation import prepare_phantom
 from covid_jax.device import announce_device
-from covid_jax.errors import UserError
 from covid_jax.training.parallel import fitting_meshes
 
 _FLAGS = flags.FlagValues()
@@ -144,8 +143,7 @@ def _with_data(config: Config, **changes: Any) -> Config:
 
 def work() -> None:
     """Measures what the flags say."""
-    if not _OUTPUT.value:
-        raise UserError("--output is missing (see --help)")
+    require(_OUTPUT)
     announce_device()
     config = environment.of_plan(config_from_flag(_FLAGS))
     path = Path(_OUTPUT.value) / "scaling.json"

@@ -16,7 +16,7 @@ from absl import flags
 
 from benchmarks.harness import environment
 from benchmarks.harness.tables import study_table
-from covid_jax.command import as_process, run_command
+from covid_jax.command import as_process, require, run_command
 from covid_jax.errors import UserError
 from covid_jax.files import read_json
 from covid_jax.reporting.evidence import read_evidence
@@ -55,8 +55,7 @@ def rows_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 def work() -> None:
     """Reads, writes and prints."""
-    if not (_STUDY.value and _NAME.value and _OUTPUT.value):
-        raise UserError("--study, --name or --output is missing (see --help)")
+    require(_STUDY, _NAME, _OUTPUT)
     study = Path(_STUDY.value)
     evidence = read_evidence(study)
     if not evidence.runs:

@@ -26,7 +26,7 @@ from absl import flags
 from benchmarks.harness import environment
 from benchmarks.harness.phantoms import PHANTOMS, write_phantoms
 from benchmarks.harness.seeds import Curve, agreement, agreement_table, draw_curves
-from covid_jax.command import as_process, run_command
+from covid_jax.command import as_process, require, run_command
 from covid_jax.device import announce_cpu
 from covid_jax.errors import UserError
 from covid_jax.evaluation.folders import evaluate_folders, what_is_scored
@@ -168,8 +168,7 @@ def draw(what: str, curves: dict[str, list[Curve]], path: Path) -> None:
 
 def work() -> None:
     """Trains, compares and writes what the flags say."""
-    if not _OUTPUT.value or not _DATASET.value:
-        raise UserError("--output or --dataset is missing (see --help)")
+    require(_OUTPUT, _DATASET)
     announce_cpu()
     output, name = Path(_OUTPUT.value), _DATASET.value
     what = f"SYNTHETIC {name}"

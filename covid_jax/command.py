@@ -117,6 +117,13 @@ def run_command(
     return status
 
 
+def require(*wanted: flags.FlagHolder[Any]) -> None:
+    """Raises a UserError for the first of these flags that is not given."""
+    for flag in wanted:
+        if not flag.value:
+            raise UserError(f"--{flag.name} is missing (see --help)")
+
+
 @contextlib.contextmanager
 def _parsed(own: flags.FlagValues, arguments: Sequence[str]) -> Iterator[None]:
     """Within, the flags have the values of `arguments`. Raises a UserError for what is none."""
@@ -143,8 +150,8 @@ def _parsed(own: flags.FlagValues, arguments: Sequence[str]) -> Iterator[None]:
 def _outcome(work: Callable[[], None]) -> tuple[str, int]:
     """The line that tells how `work` ended, and the exit status; no line where it ended well.
 
-    Returned, not printed where it is caught: until then the frames of `work` live, and with them
-    what ends only when it is dropped.
+    Returned, and printed later: while an exception is handled the frames of `work` stay alive, and
+    with them files and iterators, which close when they are dropped.
     """
     try:
         work()

@@ -56,7 +56,8 @@ def missed_gpu(
 
     Args:
       platform: of JAX's devices.
-      chosen: JAX_PLATFORMS, or that no GPU is to be seen; who says so wants it.
+      chosen: JAX_PLATFORMS, or "cpu" where CUDA_VISIBLE_DEVICES hides the GPUs; then no warning is
+        due.
       devices: the folder of nvidia0 and the like.
       driver: the file in which the kernel's module tells its version.
     """

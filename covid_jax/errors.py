@@ -124,8 +124,8 @@ def writing(target: str | Path) -> Iterator[None]:
         ) from error
 
 
-def listed(names: Iterable[str]) -> str:
-    """The first names, and how many more there are."""
+def listed(names: Iterable[str], most: int = _MOST_NAMED) -> str:
+    """The first names, `most` of them, and how many more there are."""
     names = sorted(names)
-    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-    return ", ".join(names[:_MOST_NAMED]) + more
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

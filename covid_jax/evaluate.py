@@ -17,7 +17,7 @@ from typing import Any
 
 from absl import flags
 
-from covid_jax.command import as_process, run_command
+from covid_jax.command import as_process, require, run_command
 from covid_jax.data.scans import files_in, masks_in
 from covid_jax.device import announce_cpu, cores
 from covid_jax.errors import UserError, listed
@@ -56,9 +56,7 @@ _BY_CONVENTION = "1 where both masks are empty, and 0 where one is"
 
 def work() -> None:
     """Evaluates what the flags say."""
-    for flag in (_PREDICTIONS, _REFERENCES, _OUTPUT):
-        if not flag.value:
-            raise UserError(f"--{flag.name} is missing (see --help)")
+    require(_PREDICTIONS, _REFERENCES, _OUTPUT)
     announce_cpu()
     predictions, references = Path(_PREDICTIONS.value), Path(_REFERENCES.value)
     output = Path(_OUTPUT.value)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from absl import flags
 
-from covid_jax.command import as_process, run_command
+from covid_jax.command import as_process, require, run_command
 from covid_jax.device import announce_device
 from covid_jax.errors import UserError
 from covid_jax.files import refuse_inside, whole_folder
@@ -48,9 +48,7 @@ _EXPORT = flags.DEFINE_bool("export", False, "Write nnU-Net v2's model folder fr
 
 def work() -> None:
     """Imports or exports what the flags say."""
-    for flag in (_CHECKPOINT, _OUT_DIR):
-        if not flag.value:
-            raise UserError(f"--{flag.name} is missing (see --help)")
+    require(_CHECKPOINT, _OUT_DIR)
     announce_device()
     out_dir = Path(_OUT_DIR.value)
     if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):

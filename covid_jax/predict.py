@@ -26,7 +26,7 @@ from pathlib import Path
 from absl import flags
 from tqdm import tqdm
 
-from covid_jax.command import as_process, run_command
+from covid_jax.command import as_process, require, run_command
 from covid_jax.data.intensities import INTENSITIES
 from covid_jax.data.plan import Plan
 from covid_jax.data.preprocess import (
@@ -91,9 +91,7 @@ def work() -> None:
 
 def predict() -> None:
     """Predicts what the flags say."""
-    for flag in (_CHECKPOINT, _INPUT, _OUTPUT_DIR):
-        if not flag.value:
-            raise UserError(f"--{flag.name} is missing (see --help)")
+    require(_CHECKPOINT, _INPUT, _OUTPUT_DIR)
     announce_device()
     keep_compiled_programs()
     output_dir, told = Path(_OUTPUT_DIR.value), _INTENSITIES.value

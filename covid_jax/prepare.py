@@ -29,7 +29,7 @@ from textwrap import fill, indent
 
 from absl import flags
 
-from covid_jax.command import as_process, run_command
+from covid_jax.command import as_process, require, run_command
 from covid_jax.config import InferenceConfig
 from covid_jax.data.check import check
 from covid_jax.data.datasets import DATASETS
@@ -169,9 +169,7 @@ def _given_plan(raw_dir: Path) -> Plan | None:
 
 def work() -> None:
     """Prepares what the flags say."""
-    for flag in (_DATASET, _RAW_DIR) if _CHECK_ONLY.value else (_DATASET, _RAW_DIR, _OUT_DIR):
-        if not flag.value:
-            raise UserError(f"--{flag.name} is missing (see --help)")
+    require(_DATASET, _RAW_DIR, *([] if _CHECK_ONLY.value else [_OUT_DIR]))
     _check_flags()
     planning = _planning()
     splits = Path(_SPLITS.value) if _SPLITS.value else None

@@ -23,7 +23,7 @@ from types import FrameType
 
 from absl import flags
 
-from covid_jax.command import as_process, run_command
+from covid_jax.command import as_process, require, run_command
 from covid_jax.config import (
     check_config_arguments,
     config_from_flag,
@@ -62,8 +62,7 @@ _SLURM = flags.DEFINE_list(
 
 def work() -> None:
     """Runs the study that the flags say."""
-    if not _WORKDIR.value:
-        raise UserError("--workdir is missing (see --help)")
+    require(_WORKDIR)
     workdir = Path(_WORKDIR.value)
     if _REPORT_ONLY.value:
         if _LIST.value or _ONLY.value:

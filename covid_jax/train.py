@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from covid_jax.command import as_process, run_command
+from covid_jax.command import as_process, require, run_command
 from covid_jax.config import (
     Config,
     check_config_arguments,
@@ -320,8 +320,7 @@ def work() -> None:
         with tempfile.TemporaryDirectory() as folder:
             print(dry_run(set_up(config, Path(folder)), Path(_WORKDIR.value or ".")))
         return
-    if not _WORKDIR.value:
-        raise UserError("--workdir is missing (see --help)")
+    require(_WORKDIR)
     workdir = Path(_WORKDIR.value)
     if _COORDINATOR.value or _DISTRIBUTED.value:
         supervise()

@@ -4,13 +4,13 @@ A kind is a function from what the file has to the value, which raises a ValueEr
 words what it takes.
 """
 
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
 
 from covid_jax.errors import UserError
+from covid_jax.files import is_number
 
 T = TypeVar("T")
 Kind = Callable[[Any], T]
@@ -43,18 +43,15 @@ def read(
 def number(value: Any) -> float:
     """A finite number."""
     value = _plain(value)
-    if type(value) not in (int, float) or not abs(value) <= sys.float_info.max:
+    if not is_number(value):
         raise ValueError("a number")
     return float(value)
 
 
 def whole(value: Any) -> int:
     """A whole number, which may be written as 1.0."""
-    try:
-        found = number(value)
-    except ValueError:
-        found = 0.5
-    if not found.is_integer():
+    value = _plain(value)
+    if not (is_number(value) and float(value).is_integer()):
         raise ValueError("a whole number")
     return int(value)
 

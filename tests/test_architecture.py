@@ -22,13 +22,13 @@ FLOORS = {
     "model": 2,
     "transfer": 3,
     "training": 4,
-    "nnunet": 5,
     "inference": 5,
+    "nnunet": 6,
     "evaluation": 6,
-    "reporting": 7,
     "studies": 7,
+    "reporting": 8,
 }
-COMMAND = 8
+COMMAND = 9
 
 
 def part_of(module: str) -> str:

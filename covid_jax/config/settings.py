@@ -1,7 +1,7 @@
 """Every setting of a run, as typed dataclasses, and the runs that have names.
 
-The classes are hashable and not frozen: ml_collections' config_flags sets the overridden fields in
-place, a config file may those of another that it loads, and nobody else does.
+The classes are hashable and not frozen, as ml_collections' config_flags sets overridden fields in
+place, and a config file may change the Config that it loads. All else uses dataclasses.replace.
 """
 
 import dataclasses
@@ -172,7 +172,7 @@ class InferenceConfig(_Settings):
 class RawDirs(_Settings):
     """Raw data of a study; an empty folder name stands for synthetic phantoms in that layout.
 
-    Of nnU-Net's layout there are none.
+    nnU-Net's layout has no phantoms: left empty, it is no part of the study.
     """
 
     covid19: str = ""

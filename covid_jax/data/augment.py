@@ -36,10 +36,10 @@ PROBABILITIES = {
     "inverted_gamma": 0.1,
     "gamma": 0.3,
 }
-"""Of a sample, that a transform is applied to it."""
+"""That each transform is applied to a sample (nnU-Net's probabilities)."""
 
 OF_CHANNEL = {"blur": 0.5, "low_resolution": 0.5}
-"""Of a channel of such a sample, that it is changed; 1 where there is no other (p_per_channel)."""
+"""That it then changes a channel of the sample (p_per_channel); 1 of those that are not here."""
 _OUTSIDE = -1  # the label of what lies outside of the array, while a warp decides
 
 

@@ -31,7 +31,7 @@ from pydicom.uid import (
 from covid_jax.data.geometry import LPS, Volume, from_file_axes
 from covid_jax.data.headers import check_affine, one_line
 from covid_jax.data.slices import Slice, check_alike, parallel, stack, why_no_volume
-from covid_jax.errors import UserError
+from covid_jax.errors import UserError, listed
 
 CT_STORAGE = (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
 
@@ -257,9 +257,7 @@ def _numbers(file: Path, part: pydicom.Dataset, tag: str, count: int) -> tuple[f
 
 def _some(folder: Path, files: Iterable[Path]) -> str:
     """The first of the files, and how many more there are."""
-    names = [str(file) for file in dict.fromkeys(file.relative_to(folder) for file in files)]
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
+    return listed({str(file.relative_to(folder)) for file in files}, most=3)
 
 
 def _several(folder: Path, volumes: Sequence[Sequence[Slice]]) -> str:

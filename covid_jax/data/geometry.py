@@ -129,6 +129,10 @@ def _turned(volume: Volume, turn: Any) -> Volume:
     )
 
 
+SAME_PLACE_MM = 0.1
+"""What two descriptions of one grid may differ by, at its corners."""
+
+
 def apart_mm(shape: Sequence[int], affine: np.ndarray, other: np.ndarray) -> float:
     """How many mm two affines put the corners of a grid apart, at most along an axis."""
     corners = np.insert(np.array(list(np.ndindex(2, 2, 2))) * shape, 3, 1, axis=1)

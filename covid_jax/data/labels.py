@@ -7,14 +7,13 @@ from pathlib import Path
 import numpy as np
 from nibabel.orientations import aff2axcodes
 
-from covid_jax.data.geometry import Volume, apart_mm, turned_like
+from covid_jax.data.geometry import SAME_PLACE_MM, Volume, apart_mm, turned_like
 from covid_jax.data.volume import read_volume
 from covid_jax.errors import UserError
 from covid_jax.label_space import IGNORED
 
 _LEAST_BESIDE = 1e-6  # whole numbers: float32's own rounding, of which nothing is said
 _MOST_BESIDE = 0.01  # what scaled storage and float resampling leave
-_APART_MM = 0.1  # what two headers of one grid may differ by, at its corners
 _LARGEST = np.iinfo(np.int32).max
 
 
@@ -74,7 +73,7 @@ def check_grid(path: str | Path, mask: Volume, other: Volume, what: str) -> floa
             "export both on one grid"
         )
     apart = apart_mm(mask.voxels.shape, mask.affine, other.affine)
-    if not apart < _APART_MM:
+    if not apart < SAME_PLACE_MM:
         raise UserError(
             f"{path}: lies elsewhere than {what}, by {apart:.3g} mm; export both on one grid"
         )

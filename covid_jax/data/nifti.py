@@ -19,7 +19,14 @@ from nibabel.arrayproxy import ArrayProxy
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
-from covid_jax.data.geometry import NiftiHeader, Volume, apart_mm, from_file_axes, in_file_axes
+from covid_jax.data.geometry import (
+    SAME_PLACE_MM,
+    NiftiHeader,
+    Volume,
+    apart_mm,
+    from_file_axes,
+    in_file_axes,
+)
 from covid_jax.data.headers import (
     check_affine,
     check_numbers,
@@ -49,7 +56,6 @@ _FIELDS = (
     *("srow_x", "srow_y", "srow_z"),
 )
 _CODES = range(6)
-_APART_MM = 0.1  # what two descriptions of one grid may differ by, at its corners
 _SILENT = logging.getLogger(f"{__name__}.nibabel")
 _SILENT.disabled = True  # nibabel tells there what it mends; what matters of it is refused
 
@@ -183,7 +189,7 @@ def _affine_mm(path: Path, header: Any) -> tuple[np.ndarray, tuple[str, ...]]:
         rounded = header.copy()
         rounded.set_qform(sform)  # near half a turn a quaternion of float32 is off by 1e-3
         apart = apart_mm(shape, to_mm * rounded.get_qform(), to_mm * qform)
-        if not apart < _APART_MM:  # nor is NaN
+        if not apart < SAME_PLACE_MM:  # nor is NaN
             raise UserError(
                 f"{path}: its qform and sform lie {apart:.3g} mm apart, and nothing tells which is "
                 "right; export the file again, or set one of the two codes to 0"
@@ -195,7 +201,7 @@ def _affine_mm(path: Path, header: Any) -> tuple[np.ndarray, tuple[str, ...]]:
         scaled = affine.copy()
         scaled[:3, :3] *= header["pixdim"][1:4] * to_mm[0, 0] / lengths
         apart = apart_mm(shape, affine, scaled)
-        if not apart < _APART_MM:  # nor is NaN
+        if not apart < SAME_PLACE_MM:  # nor is NaN
             raise UserError(
                 f"{path}: its spacing (pixdim) and its sform lie {apart:.3g} mm apart, and nothing "
                 "tells which is right; export the file again"

@@ -21,8 +21,8 @@ _SHORTEST = 4  # voxels along an axis of the deepest stage, where that axis is h
 _BATCH = 2  # the smallest
 _LONG = 256  # voxels along each axis of the patch that shrinking begins with, were it a cube
 _LOWRES_BELOW = 0.25  # of the median case: a smaller patch of full resolution sees too little
-_COARSER = 1.03  # is each spacing that is tried for low resolution than the one before
-_LOWRES_GAIN = 2.0  # as many voxels has full resolution at least; else low resolution is no other
+_COARSER = 1.03  # by which factor from one spacing that is tried for low resolution to the next
+_LOWRES_GAIN = 2.0  # full resolution has at least so many times the voxels of low resolution
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from covid_jax.config import as_tuple
-from covid_jax.data.datasets import DATASETS
+from covid_jax.config import LAYOUTS, as_tuple
 from covid_jax.data.geometry import NiftiHeader, Volume
 from covid_jax.data.preprocess import Geometry, PreparedCase
 from covid_jax.data.processes import each
@@ -299,7 +298,7 @@ def load_dataset(prepared_dir: str | Path, name: str, plan_hash: str) -> StoredD
     folder = Path(prepared_dir) / name
     path = folder / "dataset.json"
     if not path.is_file():
-        layout = name if name in DATASETS else f"nnunet --name={name}"
+        layout = name if name in LAYOUTS else f"nnunet --name={name}"
         raise UserError(
             f"{path}: no such file; run python -m covid_jax.prepare --dataset={layout} "
             f"--raw_dir=... --out_dir={prepared_dir}"

@@ -70,8 +70,8 @@ class Metric:
       name: in metrics.json, with its unit where it has one.
       heading: of its column.
       of: its value; None where there is none.
-      over_labels: of which labels of a case the mean is: "all"; those that a mask "has" (of what
-        is not there, nothing can be missed), and of none where one of them has no value; "none".
+      over_labels: which labels of a case the mean is over: "all"; "has": those that one of both
+        masks has, and no mean where one of these has no value; "none": there is no mean.
       in_paper: whether the paper reports it.
       within: between which values it lies.
     """

@@ -26,6 +26,7 @@ from covid_jax.transfer.strategies import network_of
 
 Tree = Any
 Scorer = Callable[[np.ndarray], Iterator[np.ndarray]]
+"""image (D, H, W, C) on the plan's grid -> slabs along D of (D, H, W, K), as predict_slabs"""
 Predictor = Callable[[PreparedCase], Iterator[Piece]]
 """case -> probabilities on the scan's own grid, in pieces along D (restore_planes)"""
 

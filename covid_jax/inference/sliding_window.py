@@ -26,14 +26,20 @@ _PEAK = {"float32": 1, "float16": 10}
 def predict_volume(
     apply: Network, volume: np.ndarray, patch_size: Sequence[int], **settings: Any
 ) -> np.ndarray:
-    """Probabilities of every voxel, (D, H, W, K), averaged over windows with Gaussian weights.
+    """What a network says of a whole volume, averaged over windows with Gaussian weights.
 
     Args:
-      apply: the network's scores of windows (N, d, h, w, C), (N, d, h, w, K).
+      apply: windows (N, d, h, w, C) -> logits (N, d, h, w, K).
       volume: (D, H, W, C), normalised as in training.
       patch_size: of a window.
       settings: as predict_slabs has them: step_size, mirror_axes, batch_size, average, activation,
         sums.
+
+    Returns:
+      (D, H, W, K), in the dtype of `sums`: probabilities, or logits where `average` is so.
+
+    Raises:
+      UserError: as predict_slabs.
     """
     return np.concatenate(list(predict_slabs(apply, volume, patch_size, **settings)))
 

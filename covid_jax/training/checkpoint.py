@@ -255,12 +255,11 @@ def newest_until(workdir: Path, step: int) -> Saved | None:
         return _newest(manager, folder, step, lambda _: None)
 
 
-def load_params(workdir: str | Path, step: int | None = None) -> Tree:
-    """The parameter tree of a run, of its latest checkpoint or of the one at `step`.
+def load_params(workdir: str | Path) -> Tree:
+    """The parameter tree of a run's latest checkpoint.
 
     Raises:
-      UserError: the folder is no run, has no such checkpoint, or one that is damaged or cannot be
-        read.
+      UserError: the folder is no run, has no checkpoint, or one that is damaged or cannot be read.
     """
     folder = Path(workdir) / "checkpoints"
     if not folder.is_dir():
@@ -268,10 +267,9 @@ def load_params(workdir: str | Path, step: int | None = None) -> Tree:
     with _manager(folder) as manager:
         with _reading(folder):
             steps = manager.all_steps()
-        chosen = max(steps, default=None) if step is None else step
-        if chosen is None or chosen not in steps:
-            raise UserError(f"{folder}: no checkpoint{'' if step is None else f' {step}'} in it")
-        return _restore(manager, folder, chosen, "params")["params"]
+        if not steps:
+            raise UserError(f"{folder}: no checkpoint in it")
+        return _restore(manager, folder, max(steps), "params")["params"]
 
 
 def _on_host(state: TrainState, frozen: Tree) -> Tree:

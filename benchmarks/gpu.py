@@ -35,7 +35,8 @@ from benchmarks.peers.stand_ins import missing, stand_in_for_missing
 from covid_jax.command import as_process, require, run_command
 from covid_jax.config import check_config_arguments, config_from_flag, define_config_flag
 from covid_jax.device import announce_device, announce_device_of_children
-from covid_jax.errors import StoppedError, UserError, stop_signals_go_to, stopped_by
+from covid_jax.errors import UserError
+from covid_jax.stopping import StoppedError, stop_signals_go_to, stopped_by
 
 _FLAGS = flags.FlagValues()
 _HAS_CONFIG = not missing("ml_collections", "grain")  # which a bare machine may lack

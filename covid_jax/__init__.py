@@ -70,6 +70,6 @@ def __dir__() -> list[str]:
 
 # python -m covid_jax.COMMAND, or covid-jax: their imports take seconds.
 if sys.argv[:1] == ["-m"] or os.path.basename(sys.argv[0]) == "covid-jax":
-    from covid_jax.errors import end_on_stop_signals
+    from covid_jax.stopping import end_on_stop_signals
 
     end_on_stop_signals()

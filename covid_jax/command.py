@@ -17,15 +17,8 @@ from typing import Any, NoReturn
 
 from absl import flags, logging
 
-from covid_jax.errors import (
-    FULL,
-    REQUEUE_STATUS,
-    UNWRITABLE,
-    StoppedError,
-    UserError,
-    stop_signals_go_to,
-    stopped_by,
-)
+from covid_jax.errors import FULL, UNWRITABLE, UserError
+from covid_jax.stopping import REQUEUE_STATUS, StoppedError, stop_signals_go_to, stopped_by
 
 Main = Callable[[Sequence[str]], int]
 

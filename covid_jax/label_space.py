@@ -77,6 +77,11 @@ class LabelSpace:
         """What metrics are of, and how it is called: every class, or every region."""
         return dict(zip(self.regions or self.values, self.names, strict=True))
 
+    def names_of(self, channels: int) -> tuple[str, ...]:
+        """Of each class or region; where nobody named them, of all `channels` but background."""
+        unnamed = ("lesion",) if channels == 2 else (f"lesion_{k}" for k in range(1, channels))
+        return self.names or tuple(unnamed)
+
     def told(self, channels: int) -> str:
         """What a network's channels are, in words."""
         names = self.names if self.regions or not self.names else ("background", *self.names)
@@ -237,7 +242,7 @@ def labels_json(space: LabelSpace, channels: int) -> dict[str, Any]:
     Args:
       channels: of the network, by which classes get names where they have none.
     """
-    names = space.names or class_names(channels)
+    names = space.names_of(channels)
     held = space.regions or [(value,) for value in range(1, 1 + len(names))]
     labels: dict[str, Any] = {"background": 0}
     for name, held_by in zip(names, held, strict=True):
@@ -246,11 +251,6 @@ def labels_json(space: LabelSpace, channels: int) -> dict[str, Any]:
         labels["ignore"] = 1 + max(itertools.chain(*held))
     order = {"regions_class_order": list(space.regions_class_order)} if space.regions else {}
     return {"labels": labels, **order}
-
-
-def class_names(channels: int) -> tuple[str, ...]:
-    """Names for classes that nobody named; background is one of the channels, and has none."""
-    return ("lesion",) if channels == 2 else tuple(f"lesion_{k}" for k in range(1, channels))
 
 
 def together(spaces: Mapping[str, LabelSpace]) -> LabelSpace:

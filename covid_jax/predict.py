@@ -40,11 +40,12 @@ from covid_jax.data.processes import each
 from covid_jax.data.scans import cases_in, refuse_among
 from covid_jax.data.volume import files_of
 from covid_jax.device import announce_device, cores
-from covid_jax.errors import StoppedError, UserError, listed, writing
+from covid_jax.errors import UserError, listed, writing
 from covid_jax.files import digest, refuse_inside
 from covid_jax.inference.ensemble import open_ensemble
 from covid_jax.inference.masks import Origin, origin_of, write_mask
 from covid_jax.inference.postprocess import mask_of
+from covid_jax.stopping import StoppedError
 from covid_jax.training.parallel import keep_compiled_programs
 
 _FLAGS = flags.FlagValues()

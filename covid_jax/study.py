@@ -31,8 +31,9 @@ from covid_jax.config import (
     run_from_flag,
 )
 from covid_jax.device import announce_device_of_children
-from covid_jax.errors import StoppedError, UserError, stop_signals_go_to, stopped_by
+from covid_jax.errors import UserError
 from covid_jax.reporting.page import terminal_summary, write_report
+from covid_jax.stopping import StoppedError, stop_signals_go_to, stopped_by
 from covid_jax.studies.data import check_data, check_places, seen_notes
 from covid_jax.studies.executors import STUDY_STOPS, local
 from covid_jax.studies.folder import check_runs, check_study, claim_study, other_runs

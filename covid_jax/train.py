@@ -39,10 +39,11 @@ from covid_jax.config import (
     define_config_flag,
 )
 from covid_jax.device import announce_device
-from covid_jax.errors import StoppedError, UserError
+from covid_jax.errors import UserError
 from covid_jax.evaluation.scoring import score_run
 from covid_jax.lock import only_here
 from covid_jax.reporting.card import export_model, write_card_of_best
+from covid_jax.stopping import StoppedError
 from covid_jax.training.checkpoint import Checkpoints
 from covid_jax.training.completion import fitted, network_notes, planned
 from covid_jax.training.dry_run import dry_run

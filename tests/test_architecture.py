@@ -10,6 +10,7 @@ TESTS = Path(__file__).resolve().parent
 PACKAGE = TESTS.parent / "covid_jax"
 FLOORS = {
     "errors": 0,
+    "stopping": 0,
     "command": 0,
     "device": 0,
     "files": 0,

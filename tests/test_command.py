@@ -13,7 +13,8 @@ from absl import flags, logging
 
 from covid_jax.command import keep_freed_memory, run_command
 from covid_jax.config import config_from_flag, define_config_flag
-from covid_jax.errors import REQUEUE_STATUS, STOP_SIGNALS, StoppedError, UserError
+from covid_jax.errors import UserError
+from covid_jax.stopping import REQUEUE_STATUS, STOP_SIGNALS, StoppedError
 from tests.conftest import ROOT, tiny
 
 COMMANDS = ("prepare", "train", "predict", "evaluate", "study", "import_nnunet")
@@ -81,7 +82,7 @@ def test_a_c_library_without_mallopt_is_left_as_it_is():
 
 SLEEPS = f"""{COMMAND}
 import signal, sys, time, weakref
-from covid_jax.errors import StoppedError
+from covid_jax.stopping import StoppedError
 def work():
     try:
         BODY

@@ -18,9 +18,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from covid_jax.data.preprocess import PreparedCase
 from covid_jax.data.store import open_case, save_case
 from covid_jax.data.volume import read_volume
-from covid_jax.errors import REQUEUE_STATUS
 from covid_jax.lock import only_here
 from covid_jax.nnunet.run_folder import read_run
+from covid_jax.stopping import REQUEUE_STATUS
 from covid_jax.training.checkpoint import Best, best_of, load_params
 from covid_jax.training.pretrained import load_pretrained
 from covid_jax.training.progress import read_log

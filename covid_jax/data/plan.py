@@ -16,7 +16,7 @@ import numpy as np
 
 from covid_jax.config import ANISOTROPY, LARGEST, as_tuple, check_types
 from covid_jax.data.geometry import AXES, Volume
-from covid_jax.data.normalization import CT, SCHEMES, Z_SCORE, Normalization, ct
+from covid_jax.data.normalization import CT, SCHEMES, Z_SCORE, Normalization, channel_of, ct
 from covid_jax.data.planner import (
     DETAILS,
     Planning,
@@ -120,6 +120,11 @@ class Plan:
     outside_apart: bool = False
     resample_first: bool = False
     topology: Topology | None = None
+
+    def channel_names(self, known: Sequence[str] = ()) -> tuple[str, ...]:
+        """Of each channel the `known` name, or where these do not fit, one by its normalisation."""
+        fit = len(known) == len(self.normalization)
+        return tuple(known) if fit else tuple(map(channel_of, self.schemes))
 
     @property
     def schemes(self) -> tuple[str, ...]:

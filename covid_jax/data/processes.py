@@ -16,7 +16,8 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from covid_jax.errors import StoppedError, UserError
+from covid_jax.errors import UserError
+from covid_jax.stopping import StoppedError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -17,8 +17,8 @@ from absl import flags
 
 from covid_jax.data.processes import without_signals
 from covid_jax.data.store import StoredCase
-from covid_jax.errors import STOP_SIGNALS
 from covid_jax.label_space import IGNORED, OUTSIDE
+from covid_jax.stopping import STOP_SIGNALS
 
 Stream = Literal["training", "validation"]
 _STREAM_KEYS: Mapping[Stream, int] = {"training": 0, "validation": 1}

@@ -53,6 +53,11 @@ def stem(path: Path) -> str:
     return _composed(path.name.removesuffix(ending(path)) if ending(path) else path.name)
 
 
+def voxel_files(stems: Iterable[str]) -> set[str]:
+    """The names of the files that .mhd files of these stems may keep their voxels in."""
+    return {f"{name}{end}" for name in stems for end in (".raw", ".zraw")}
+
+
 def _composed(name: str) -> str:
     """A name in Unicode's form NFC: macOS writes the same letters in another one."""
     return unicodedata.normalize("NFC", name)
@@ -179,7 +184,7 @@ def _sorted(folder: Path) -> tuple[dict[str, Path], _Rest]:
     rest = _Rest()
     found: list[tuple[str, Path]] = []
     stems = {stem(file) for file in visible(folder) if ending(file)}
-    data_of_mhd = {f"{name}{end}" for name in stems for end in (".raw", ".zraw")}
+    data_of_mhd = voxel_files(stems)
     for file in sorted(folder.iterdir()):
         probability = re.fullmatch(r"(.+)_probability_\d+", stem(file))
         if file.name.startswith("."):

@@ -16,7 +16,7 @@ from covid_jax.config import Config, to_dict
 from covid_jax.data.geometry import turned_like
 from covid_jax.data.plan import Plan
 from covid_jax.data.preprocess import Geometry, Piece, PreparedCase, as_volume, gathered
-from covid_jax.data.scans import ending, stem, visible
+from covid_jax.data.scans import ending, stem, visible, voxel_files
 from covid_jax.data.store import StoredDataset, digests, load_case
 from covid_jax.data.volume import read_volume
 from covid_jax.errors import listed, writing
@@ -101,7 +101,7 @@ def keep_others(folder: Path, kept: Path) -> None:
     files = [path for path in entries if path.is_file() and ending(path) == _ENDING]
     ours = {path for path in files if origin_of(path)}
     theirs = [path for path in entries if ending(path) and path not in ours]
-    data_of_mhd = {f"{stem(path)}{end}" for path in theirs for end in (".raw", ".zraw")}
+    data_of_mhd = voxel_files(map(stem, theirs))
     theirs += [path for path in entries if path.name in data_of_mhd]
     if not theirs:
         return

@@ -11,7 +11,6 @@ import jax
 
 from covid_jax import __version__
 from covid_jax.config import Config, RawDirs, to_dict
-from covid_jax.data.normalization import channel_of
 from covid_jax.data.plan import Plan
 from covid_jax.evaluation.folders import load_metrics
 from covid_jax.evaluation.metrics import NOT_OVER_LABELS, never_predicted
@@ -121,8 +120,7 @@ def model_card(
     origins = [f"a network trained on {named(earlier)}"] if earlier else []
     origins += [f"a network imported from nnU-Net ({name})" for name in imported]
     several = len(plan.normalization) > 1
-    known = len(channels) == len(plan.normalization)
-    names = channels if known else [channel_of(how.scheme) for how in plan.normalization]
+    names = plan.channel_names(channels)
     seen = " and ".join(
         f"_{number:04} " * several + f"{name} " + ("in HU" if how.is_ct else f"by {how.scheme}")
         for number, (name, how) in enumerate(zip(names, plan.normalization, strict=True))

@@ -9,7 +9,6 @@ import numpy as np
 
 from covid_jax.config import Config
 from covid_jax.data.geometry import Volume, from_file_axes, in_file_axes
-from covid_jax.data.normalization import channel_of
 from covid_jax.data.plan import Plan, Resampling, load_plan
 from covid_jax.data.preprocess import as_volume, read_channels
 from covid_jax.data.resample import resample
@@ -17,7 +16,7 @@ from covid_jax.data.scans import cases_in
 from covid_jax.data.store import StoredCase, StoredDataset, load_case, load_dataset
 from covid_jax.data.volume import read_volume
 from covid_jax.errors import UserError
-from covid_jax.label_space import LabelSpace, class_names, values_of
+from covid_jax.label_space import LabelSpace, values_of
 
 
 @dataclass(frozen=True)
@@ -72,9 +71,8 @@ def scan_at(study: Path, path: Path) -> tuple[str, Case]:
 
 def label_space_of(config: Config) -> LabelSpace:
     """What a run segments; classes that nobody named have names of their own."""
-    if config.label_space.names:
-        return config.label_space
-    return LabelSpace(class_names(config.model.num_classes))
+    space = config.label_space
+    return space if space.names else LabelSpace(space.names_of(config.model.num_classes))
 
 
 def labels_of(space: LabelSpace) -> dict[str, tuple[int, ...]]:
@@ -108,8 +106,7 @@ def _read(dataset: StoredDataset, name: str, plan: Plan) -> Case:
 
 def _channel_names(plan: Plan, names: Sequence[str]) -> list[str]:
     """Each another one: as the dataset calls them, or by how they are normalised."""
-    if len(names) != len(plan.normalization):
-        names = [channel_of(how.scheme) for how in plan.normalization]
+    names = plan.channel_names(names)
     return [
         name if names.count(name) == 1 else f"{name} {number}"
         for number, name in enumerate(names, start=1)

@@ -10,12 +10,13 @@ from covid_jax.data.normalization import scheme_of
 from covid_jax.data.plan import load_plan
 from covid_jax.data.raw import cross_validation, published_splits
 from covid_jax.data.store import StoredDataset, digests, load_dataset
-from covid_jax.errors import UserError, listed
+from covid_jax.errors import UserError
 from covid_jax.files import refuse_inside
 from covid_jax.label_space import CLASSES
 from covid_jax.studies.grid import Step
 from covid_jax.training.pretrained import load_config
-from covid_jax.training.provenance import scans_before
+from covid_jax.training.provenance import scans_before, seen_warning
+from covid_jax.transfer.strategies import other_channels_error
 
 
 def check_places(workdir: Path, config: Config) -> None:
@@ -52,10 +53,7 @@ def check_data(workdir: Path, config: Config, steps: Sequence[Step]) -> None:
         if run.pretrained and not pretrained_here and first.channels and not run.first_conv:
             there, here = load_config(run.pretrained).model.in_channels, len(first.channels)
             if there != here:
-                raise UserError(
-                    f"{run.pretrained}: sees {there} channels, and {first.name} has {here}: say "
-                    "what becomes of the first convolution, --config.first_conv=repeat, mean or new"
-                )
+                raise other_channels_error(run.pretrained, there, first.name, here)
 
 
 def seen_notes(workdir: Path, config: Config, steps: Sequence[Step]) -> list[str]:
@@ -75,10 +73,7 @@ def seen_notes(workdir: Path, config: Config, steps: Sequence[Step]) -> list[str
     for network, fold in tested:
         cases = target.split(fold).test
         if seen := [case for case in cases if known.get(case) in before[network]]:
-            notes.append(
-                f"warning: {network} was trained on {len(seen)} of the test cases of fold {fold} "
-                f"({listed(seen)}); scores of them are no test"
-            )
+            notes.append(seen_warning(network, seen, fold))
     return notes
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from covid_jax.device import cores, gpus_by_number
-from covid_jax.errors import STOP_SIGNALS
+from covid_jax.stopping import STOP_SIGNALS
 from covid_jax.studies.grid import Step
 
 STUDY_STOPS = frozenset({*STOP_SIGNALS, signal.SIGHUP})

@@ -15,9 +15,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from covid_jax.errors import REQUEUE_STATUS, UserError, stop_signals_go_to, tell_stop
+from covid_jax.errors import UserError
 from covid_jax.files import is_number, read_json, write_json
 from covid_jax.lock import is_held, only_here
+from covid_jax.stopping import REQUEUE_STATUS, stop_signals_go_to, tell_stop
 from covid_jax.studies.executors import STUDY_STOPS, End, Executor, Job, Order
 from covid_jax.studies.grid import Step
 from covid_jax.studies.slurm import ask, left

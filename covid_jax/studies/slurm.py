@@ -16,8 +16,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from covid_jax.data.processes import without_signals
-from covid_jax.errors import REQUEUE_STATUS, UserError, listed
+from covid_jax.errors import UserError, listed
 from covid_jax.files import whole_file, write_json
+from covid_jax.stopping import REQUEUE_STATUS
 from covid_jax.studies.executors import STUDY_STOPS, End, Job, Order
 
 _ASK_SECONDS = 5.0  # the least between two questions, which cost a whole cluster's controller

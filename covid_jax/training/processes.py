@@ -15,11 +15,11 @@ from types import FrameType
 import jax
 from jax.experimental import multihost_utils
 
-from covid_jax.errors import (
+from covid_jax.errors import UserError
+from covid_jax.stopping import (
     REQUEUE_STATUS,
     STOP_SIGNALS,
     StoppedError,
-    UserError,
     stop_signals_go_to,
     stopped_by,
     tell_stop,

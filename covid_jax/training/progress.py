@@ -20,7 +20,6 @@ from tqdm import tqdm
 from covid_jax.config import Config
 from covid_jax.errors import UserError, writing
 from covid_jax.files import is_number, whole_file
-from covid_jax.label_space import class_names
 
 _PICTURE_SECONDS = 60.0  # between two pictures: drawing one takes half a second
 
@@ -112,7 +111,7 @@ def with_bar(steps: range, length: int, title: str, log: EpochLog) -> Iterator[i
 
 def dice_by_name(config: Config, dice: np.ndarray) -> dict[str, float]:
     """Of the log, the validation Dice of each class or region of several, where it has one."""
-    names = config.label_space.names or class_names(config.model.num_classes)
+    names = config.label_space.names_of(config.model.num_classes)
     each = zip(names, dice, strict=True) if len(names) > 1 else ()
     return {f"validation_dice/{name}": float(d) for name, d in each if not math.isnan(d)}
 

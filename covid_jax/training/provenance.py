@@ -116,16 +116,21 @@ def start_notes(config: Config, plan: Plan, datasets: Sequence[StoredDataset]) -
     """
     notes = other_plan(config, plan) + other_channels(config, datasets)
     if cases := seen_before(config, datasets):
-        notes.append(
-            f"warning: {config.pretrained} was trained on {len(cases)} of the test cases of fold "
-            f"{config.fold} ({listed(cases)}); scores of them are no test"
-        )
+        notes.append(seen_warning(config.pretrained, cases, config.fold))
     if cases := trained_and_tested(config, datasets):
         notes.append(
             f"warning: {len(cases)} of the test cases of fold {config.fold} ({listed(cases)}) are "
             "trained on, under another name or in another dataset; scores of them are no test"
         )
     return notes
+
+
+def seen_warning(network: str, cases: Sequence[str], fold: int) -> str:
+    """A line on a network that was trained on some of the test cases of a fold."""
+    return (
+        f"warning: {network} was trained on {len(cases)} of the test cases of fold {fold} "
+        f"({listed(cases)}); scores of them are no test"
+    )
 
 
 def other_channels(config: Config, datasets: Sequence[StoredDataset]) -> list[str]:

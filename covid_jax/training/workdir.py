@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from covid_jax.config import Config, differences, to_dict
-from covid_jax.data.normalization import channel_of
 from covid_jax.data.plan import Plan, load_plan, save_plan
 from covid_jax.data.store import StoredDataset
 from covid_jax.errors import UserError
@@ -154,8 +153,7 @@ def dataset_json(config: Config, plan: Plan, data: StoredDataset | None = None) 
     Channels are called as the data's are, or by their normalisation; classes get names where the
     config, which is of before it knew them, has none.
     """
-    named = data.channels if data else ()
-    names = named or [channel_of(how.scheme) for how in plan.normalization]
+    names = plan.channel_names(data.channels if data else ())
     return {
         "channel_names": {str(k): name for k, name in enumerate(names)},
         **labels_json(config.label_space, config.model.num_classes),

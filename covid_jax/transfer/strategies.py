@@ -148,10 +148,7 @@ def initial_params(
     wrong += [f"{path} is missing here and {theirs[path].shape} there" for path in left_over]
     there, here = _channels(strategy, ours, theirs)
     if wrong and there and here and there != here and not first_conv:
-        raise UserError(
-            f"config.pretrained sees {there} channels, and the data has {here}: say what becomes "
-            "of the first convolution, --config.first_conv=repeat, mean or new"
-        )
+        raise other_channels_error("config.pretrained", there, "the data", here)
     if wrong:
         more = f", and {len(wrong) - 1} more leaves" if len(wrong) > 1 else ""
         raise UserError(
@@ -160,6 +157,14 @@ def initial_params(
         )
     leaves = [theirs[copied[path]] if path in copied else leaf for path, leaf in ours.items()]
     return jax.tree.unflatten(jax.tree.structure(new), leaves)
+
+
+def other_channels_error(network: str, there: int, data: str, here: int) -> UserError:
+    """Of a network that sees so many channels where the data has others, the line to raise."""
+    return UserError(
+        f"{network} sees {there} channels, and {data} has {here}: say what becomes of the first "
+        "convolution, --config.first_conv=repeat, mean or new"
+    )
 
 
 def _first_kernel(encoder: str, leaves: Mapping[str, Any]) -> str:

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from covid_jax.data.processes import each
-from covid_jax.errors import STOP_SIGNALS, UserError
+from covid_jax.errors import UserError
 from covid_jax.files import whole_file
+from covid_jax.stopping import STOP_SIGNALS
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -25,7 +25,8 @@ from covid_jax.data.store import (
     save_case,
 )
 from covid_jax.data.volume import read_volume, write_volume
-from covid_jax.errors import StoppedError, UserError
+from covid_jax.errors import UserError
+from covid_jax.stopping import StoppedError
 
 PLAN = Plan((5.0, 3.0, 3.0), (ct(-1000.0, 200.0, -500.0, 250.0),), (36, 104, 128), ("a",))
 

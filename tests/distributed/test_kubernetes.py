@@ -4,7 +4,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from covid_jax.errors import REQUEUE_STATUS
+from covid_jax.stopping import REQUEUE_STATUS
 from tests.conftest import ROOT
 
 MANIFESTS = sorted((ROOT / "launch" / "kubernetes").glob("*.yaml"))

@@ -26,7 +26,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from covid_jax.errors import REQUEUE_STATUS
+from covid_jax.stopping import REQUEUE_STATUS
 from covid_jax.training.checkpoint import load_params
 from covid_jax.training.progress import read_log
 from tests.conftest import ROOT, SMALL_NETWORK

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from covid_jax.errors import REQUEUE_STATUS, StoppedError, UserError
+from covid_jax.errors import UserError
 from covid_jax.files import write_json
 from covid_jax.lock import is_held, only_here
+from covid_jax.stopping import REQUEUE_STATUS, StoppedError
 from covid_jax.studies.executors import local, share_of_cores
 from covid_jax.studies.grid import Step
 from covid_jax.studies.schedule import overview, run_steps, states, the_only_study
@@ -149,7 +150,7 @@ time.sleep(60)
 """
 STUDY = """
 import pathlib, signal, sys
-from covid_jax.errors import StoppedError
+from covid_jax.stopping import StoppedError
 from covid_jax.studies.executors import local
 from covid_jax.studies.grid import Step
 from covid_jax.studies.schedule import run_steps, the_only_study

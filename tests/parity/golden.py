@@ -2,18 +2,25 @@
 
     python -m tests.parity.golden [FOLDER]
 
+All of it is computed in float64, so that it is no machine's rounding.
+
 FOLDER is the unpacked source of nnunet 1.7.1 (PyPI); without it, the values of version 1 are kept.
 """
 
 import collections
+import contextlib
+import copy
 import json
 import pickle
 import sys
+import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from nnunetv2.training.loss import dice
 from torch import nn
 
 from benchmarks.harness.golden import (
@@ -50,18 +57,32 @@ def losses(name: str, steps: int) -> list[float]:
     config, _ = CASES[name]
     net, batch, settings = peer.network(config), random_batch(name), OptimizerConfig()
     load_random_weights(net)
+    net = net.double()
     sgd, loss_of = peer.optimizer(net, settings), peer.loss(len(config.features_per_stage) - 1)
-    image, label = peer.channels_first(batch["image"]), torch.from_numpy(batch["label"])
-    return [
-        peer.train_step(net, sgd, loss_of, image, label, settings.clip_norm) for _ in range(steps)
-    ]
+    image, label = peer.channels_first(batch["image"]).double(), torch.from_numpy(batch["label"])
+    with dice_sums_in("float64"):
+        return [
+            peer.train_step(net, sgd, loss_of, image, label, settings.clip_norm)
+            for _ in range(steps)
+        ]
+
+
+@contextlib.contextmanager
+def dice_sums_in(dtype: str) -> Iterator[None]:
+    """Within, nnU-Net's Dice sums in this dtype, where it does in float32 whatever it is given."""
+    names = {**vars(torch), "float32": getattr(torch, dtype)}
+    before, dice.torch = dice.torch, types.SimpleNamespace(**names)
+    try:
+        yield
+    finally:
+        dice.torch = before
 
 
 def values(net: nn.Module, name: str) -> dict[str, Any]:
     """Names and shapes of the network's weights, and some of its logits for random ones."""
     config, patch = CASES[name]
     load_random_weights(net)
-    image = peer.channels_first(random_image(config, patch))
+    net, image = net.double(), peer.channels_first(random_image(config, patch)).double()
     with torch.no_grad():
         logits = peer.forward_cropped(net, image) if name == "odd patch" else net(image)
     heads = [sampled(peer.channels_last(head)).tolist() for head in logits]
@@ -87,9 +108,9 @@ def write_version_1_model(golden: dict[str, Any]) -> None:
     """
     net = version_1_network(TINY_VERSION_1)
     load_random_weights(net)
-    image = random_image(TINY_VERSION_1, TINY_PATCH)
+    image = peer.channels_first(random_image(TINY_VERSION_1, TINY_PATCH))
     with torch.no_grad():
-        logits = net(peer.channels_first(image))
+        logits = copy.deepcopy(net).double()(image.double())
     golden["version 1 file"] = [sampled(peer.channels_last(head)).tolist() for head in logits]
     sgd = torch.optim.SGD(net.parameters(), 0.01, momentum=0.99)
     fold = VERSION_1_MODEL / "fold_0"

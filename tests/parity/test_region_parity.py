@@ -1,7 +1,6 @@
 """Regions and the label to ignore beside nnU-Net's own: label manager, loss, sampling."""
 
 import itertools
-import types
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +31,7 @@ from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper  # no
 from nnunetv2.utilities.label_handling.label_handling import LabelManager  # noqa: E402
 
 from benchmarks.peers import torch_nnunet as peer  # noqa: E402
+from tests.parity import golden  # noqa: E402
 
 REGIONS = {
     "labels": {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3},
@@ -101,11 +101,9 @@ def their_loss(description, batch_dice, heads, labels):
 @pytest.fixture(params=["float32", "float64"])
 def precision(request, monkeypatch):
     """Also makes nnU-Net's loss, which casts to float32 whatever its input is, work in float64."""
-    names = {**vars(torch), "float32": getattr(torch, request.param)}
-    monkeypatch.setattr(dice, "torch", types.SimpleNamespace(**names))
     if request.param == "float64":
         monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-    with jax.enable_x64(request.param == "float64"):
+    with jax.enable_x64(request.param == "float64"), golden.dice_sums_in(request.param):
         yield request.param
 
 

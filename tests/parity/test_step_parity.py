@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import types
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +21,6 @@ from tests.conftest import installed
 from tests.networks import COMPILED_SOON, relative_error
 
 torch = installed("torch", extra="peers")
-from nnunetv2.training.loss import dice  # noqa: E402
 
 from benchmarks.peers import torch_nnunet as peer  # noqa: E402
 from tests.parity import golden  # noqa: E402
@@ -64,11 +62,8 @@ PRECISIONS = pytest.mark.parametrize("precision", TOLERANCE, indirect=True)
 
 
 @pytest.fixture
-def precision(request, monkeypatch):
-    """Also makes nnU-Net's Dice, which sums in float32 whatever its input is, sum in float64."""
-    names = {**vars(torch), "float32": getattr(torch, request.param)}
-    monkeypatch.setattr(dice, "torch", types.SimpleNamespace(**names))
-    with jax.enable_x64(request.param == "float64"):
+def precision(request):
+    with jax.enable_x64(request.param == "float64"), golden.dice_sums_in(request.param):
         yield request.param
 
 

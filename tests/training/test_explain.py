@@ -31,7 +31,7 @@ def test_the_step_holds_no_work_for_what_is_frozen(full, strategy, ratio):
 
 def test_a_longer_frozen_prefix_of_the_encoder_costs_less(full):
     costs = [full]
-    for last in range(6):
+    for last in (0, 2, 5):
         costs.append(step_flops(PAPER, [f"encoder/stage_[0-{last}]"]))
     assert costs == sorted(costs, reverse=True)
     assert len(set(costs)) == len(costs)

@@ -191,7 +191,7 @@ def label_space(description: Mapping[str, Any]) -> LabelSpace:
     ignored, *more = values.pop("ignore", (None,))
     if more:
         raise UserError("its label to ignore is a region; nnU-Net wants one value")
-    labels = {name: several for name, several in values.items() if several != (0,)}
+    labels = {name: of_one for name, of_one in values.items() if of_one != (0,)}
     held = sorted({*itertools.chain(*values.values())})
     highest = max(held, default=0)
     if ignored is not None and ignored <= highest:
@@ -203,7 +203,7 @@ def label_space(description: Mapping[str, Any]) -> LabelSpace:
         raise UserError(
             f"label values {held} are not 0 (background), 1, 2, ...; nnU-Net wants them so"
         )
-    if all(len(several) == 1 for several in labels.values()):
+    if all(len(of_one) == 1 for of_one in labels.values()):
         return LabelSpace(tuple(sorted(labels, key=labels.__getitem__)), ignored=ignored)
     order = description.get("regions_class_order")
     if not isinstance(order, list | tuple) or len(order) != len(labels):
@@ -212,7 +212,7 @@ def label_space(description: Mapping[str, Any]) -> LabelSpace:
             f"for each of the {len(labels)}"
         )
     written = read(description, "regions_class_order", several(whole))
-    if with_background := [name for name, several in labels.items() if 0 in several]:
+    if with_background := [name for name, of_one in labels.items() if 0 in of_one]:
         raise UserError(f"its region {with_background[0]!r} has the background's value, 0, in it")
     if strange := sorted(set(written) - set(held[1:])):
         raise UserError(f"its regions_class_order has {strange[0]}, which no label has")

@@ -30,6 +30,7 @@ from covid_jax.command import as_process, require, run_command
 from covid_jax.data.intensities import INTENSITIES
 from covid_jax.data.plan import Plan
 from covid_jax.data.preprocess import (
+    PreparedCase,
     as_volume,
     check_extent,
     gathered,
@@ -42,7 +43,7 @@ from covid_jax.data.volume import files_of
 from covid_jax.device import announce_device, cores
 from covid_jax.errors import UserError, listed, writing
 from covid_jax.files import digest, refuse_inside
-from covid_jax.inference.ensemble import open_ensemble
+from covid_jax.inference.ensemble import Ensemble, open_ensemble
 from covid_jax.inference.masks import Origin, origin_of, write_mask
 from covid_jax.inference.postprocess import mask_of
 from covid_jax.stopping import StoppedError
@@ -109,10 +110,9 @@ def predict() -> None:
         print(line)
 
     # What is to be done, and whether all of it can be, before any of it is.
-    space = together.label_space
-    heads = space.foreground(together.num_classes) if _SAVE_PROBABILITIES.value else ()
+    heads = len(together.label_space.foreground(together.num_classes)) * _SAVE_PROBABILITIES.value
     targets = {
-        name: [output_dir / f"{name}_probability_{k + 1}.nii.gz" for k in range(len(heads))]
+        name: [output_dir / f"{name}_probability_{k + 1}.nii.gz" for k in range(heads)]
         + [output_dir / f"{name}.nii.gz"]
         for name in scans
     }
@@ -143,21 +143,30 @@ def predict() -> None:
         notes = [note for channel in scan for note in channel.notes]
         for note in dict.fromkeys([f"values are read {how}", *notes]):
             tqdm.write(f"{name}: {note}")
-        case = prepare_case(scan, None, together.plan)
-        pieces = together.predict(case)
-        *others, last = targets[name]
-        if others:  # all probabilities at once; a mask alone takes them as they come
-            probabilities = gathered(pieces, case.geometry, space)
-            pieces = iter([(slice(None), probabilities)])
-            for head, file in zip(heads, others, strict=True):
-                write_mask(file, as_volume(probabilities[head], case.geometry), origins[name])
-        mask = mask_of(pieces, case.geometry.shape, together.postprocessing, space)
-        write_mask(last, as_volume(mask, case.geometry), origins[name])
+        _predict_scan(
+            prepare_case(scan, None, together.plan), together, targets[name], origins[name]
+        )
     kept = len(origins) - len(todo)
     already = f", {kept} of them from before" if kept else ""
     print(f"{len(scans) - len(bad)} masks are in {output_dir}{already}")
     if bad:
         raise UserError(f"{len(bad)} scans were left out: {'; '.join(bad.values())}")
+
+
+def _predict_scan(
+    case: PreparedCase, together: Ensemble, targets: Sequence[Path], origin: Origin
+) -> None:
+    """Writes a scan's mask to the last of its targets, and to those before it probabilities."""
+    space, pieces = together.label_space, together.predict(case)
+    *others, last = targets
+    if others:  # all probabilities at once; a mask alone takes them as they come
+        probabilities = gathered(pieces, case.geometry, space)
+        pieces = iter([(slice(None), probabilities)])
+        heads = space.foreground(together.num_classes)
+        for head, file in zip(heads, others, strict=True):
+            write_mask(file, as_volume(probabilities[head], case.geometry), origin)
+    mask = mask_of(pieces, case.geometry.shape, together.postprocessing, space)
+    write_mask(last, as_volume(mask, case.geometry), origin)
 
 
 def _made_before(

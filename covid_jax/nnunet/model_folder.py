@@ -97,8 +97,8 @@ def read_model(checkpoint: Path, plans: Path | None = None) -> Model:
     content = load_checkpoint(path)
     if not isinstance(content, dict) or not {"network_weights", "state_dict"} & content.keys():
         raise UserError(f"{path}: holds no weights of nnU-Net")
-    read = _read_v2 if "network_weights" in content else _read_v1
-    model = read(path, content, plans)
+    is_v2 = "network_weights" in content
+    model = (_read_v2 if is_v2 else _read_v1)(path, content, plans)
     check_plan(model.plan, path)
     return model
 

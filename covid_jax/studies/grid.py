@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,16 +96,6 @@ def plan_steps(config: Config, run_of: Callable[[str], Config], workdir: Path) -
       UserError: two runs are the same, one cannot start from its network, or a dataset is named
         that there is none of, or that no run uses.
     """
-
-    def train(name: str, run: Config, folder: Path, needs: Sequence[str], **more: Any) -> Step:
-        data = dataclasses.replace(run.data, prepared_dir=str(workdir / "prepared"))
-        run = dataclasses.replace(run, data=data, **more)
-        training = Training(folder, run, workdir / "configs" / f"{name}.json")
-        command = ("covid_jax.train", f"--config={training.file}", f"--workdir={folder}")
-        last = f"checkpoints/{training.steps}" if run.pretraining else "metrics.json"
-        results = (folder / last, folder / "model")  # which is made at the end
-        return Step(name, command, results, tuple(needs), training)
-
     runs = {name: run_of(name) for name in config.study.runs}
     _refuse_what_is_no_row(config, runs)
     _refuse_scans_of_one_name(config.study.scans)
@@ -127,20 +117,38 @@ def plan_steps(config: Config, run_of: Callable[[str], Config], workdir: Path) -
     planning = _planning(config, [*runs.values(), *pretrainings.values()], networks, workdir)
     datasets = dict.fromkeys([*target, *itertools.chain.from_iterable(sources_of.values())])
     first, *others = (_prepare(config, name, workdir) for name in datasets)
-    steps = [dataclasses.replace(first, command=(*first.command, *planning))]
-    steps += [dataclasses.replace(step, needs=(first.name,)) for step in others]
+    return [
+        dataclasses.replace(first, command=(*first.command, *planning)),
+        *(dataclasses.replace(step, needs=(first.name,)) for step in others),
+        *_pretraining_steps(pretrainings, workdir),
+        *_grid_steps(config, runs, pretrainings, networks, workdir),
+    ]
+
+
+def _pretraining_steps(pretrainings: Mapping[str, Config], workdir: Path) -> Iterator[Step]:
     for source, run in pretrainings.items():
-        name = f"pretraining-{source}"
         needs = [f"prepare-{dataset}" for dataset in run.data.datasets]
         folder = workdir / "pretraining" / source
-        steps.append(train(name, run, folder, needs, pretrained=""))
-    # Whole grids by one seed after another, so that a study that is stopped has even rows.
+        yield _train(f"pretraining-{source}", run, folder, needs, workdir, pretrained="")
+
+
+def _grid_steps(
+    config: Config,
+    runs: Mapping[str, Config],
+    pretrainings: Collection[str],
+    networks: Mapping[str, str],
+    workdir: Path,
+) -> Iterator[Step]:
+    """Every run of every fold by each seed, and its masks of config.study.scans.
+
+    Whole grids by one seed after another, so that a study that is stopped has even rows.
+    """
     for seed, fold, run in itertools.product(
         config.study.seeds or (config.seed,), config.study.folds, runs.values()
     ):
         name = run_name(dataclasses.replace(run, fold=fold))
         name += "" if seed == config.seed else f"-seed{seed}"
-        needs, pretrained = [f"prepare-{dataset}" for dataset in target], ""
+        needs, pretrained = [f"prepare-{dataset}" for dataset in config.data.datasets], ""
         if run.source in pretrainings:
             needs.append(f"pretraining-{run.source}")
             pretrained = str(workdir / "pretraining" / run.source)
@@ -149,10 +157,22 @@ def plan_steps(config: Config, run_of: Callable[[str], Config], workdir: Path) -
         folder, more = workdir / "runs" / name, {"fold": fold, "pretrained": pretrained}
         if config.study.seeds:
             more["seed"] = seed
-        steps.append(train(name, run, folder, needs, **more))
+        yield _train(name, run, folder, needs, workdir, **more)
         for scan in config.study.scans:
-            steps.append(_predict(scan, folder, workdir / "scans" / name))
-    return steps
+            yield _predict(scan, folder, workdir / "scans" / name)
+
+
+def _train(
+    name: str, run: Config, folder: Path, needs: Sequence[str], workdir: Path, **more: Any
+) -> Step:
+    """Of a run with `more` of its own fields, on what is prepared in the study."""
+    data = dataclasses.replace(run.data, prepared_dir=str(workdir / "prepared"))
+    run = dataclasses.replace(run, data=data, **more)
+    training = Training(folder, run, workdir / "configs" / f"{name}.json")
+    command = ("covid_jax.train", f"--config={training.file}", f"--workdir={folder}")
+    last = f"checkpoints/{training.steps}" if run.pretraining else "metrics.json"
+    results = (folder / last, folder / "model")  # which is made at the end
+    return Step(name, command, results, tuple(needs), training)
 
 
 def _refuse_what_is_no_row(config: Config, runs: Mapping[str, Config]) -> None:

@@ -21,7 +21,7 @@ from covid_jax.lock import is_held, only_here
 from covid_jax.stopping import REQUEUE_STATUS, stop_signals_go_to, tell_stop
 from covid_jax.studies.executors import STUDY_STOPS, End, Executor, Job, Order
 from covid_jax.studies.grid import Step
-from covid_jax.studies.slurm import ask, left
+from covid_jax.studies.slurm import ask, jobs_left
 from covid_jax.training.progress import read_log
 
 _POLL_SECONDS = 0.2
@@ -122,7 +122,7 @@ def _adopt(progress: _Progress) -> None:
       UserError: there may be such jobs, and the cluster does not answer.
     """
     records = {step.name: _read_record(progress.workdir, step) for step in progress.waiting}
-    jobs = left(_submitted(records))
+    jobs = jobs_left(_submitted(records))
     for step in [step for step in progress.waiting if step.name in jobs]:
         progress.waiting.remove(step)
         progress.running[next(_free_slots(progress))] = step, jobs[step.name]

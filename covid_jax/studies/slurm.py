@@ -156,7 +156,7 @@ class _Queue:
         return self._told
 
 
-def left(names: Mapping[str, str]) -> dict[str, SlurmJob]:
+def jobs_left(names: Mapping[str, str]) -> dict[str, SlurmJob]:
     """The jobs of a study that is gone that still run or wait, by step; `names` are theirs.
 
     Raises:

@@ -84,24 +84,10 @@ def claim_workdir(
     origin |= (kept := _earlier_lengths(workdir, config, before, known))
     compared = {name: of for name, of in known.items() if name != "earlier_lengths"} | kept
     changed = changes(origin, compared) if known else []
-    if changed and accept_changes:
-        for name in ("metrics.json", "postprocessing.json"):
-            (workdir / name).unlink(missing_ok=True)
-        shutil.rmtree(workdir / "model", ignore_errors=True)
-        print(f"{workdir}: goes on with changes ({'; '.join(changed)}); its test is done again")
-    if known and not accept_changes:
-        what = "data or program"
-        if not changed and config.deterministic and devices:
-            here = device_here()
-            there = {
-                name: value for name, value in devices[-1].items() if name != "memory_fraction"
-            }
-            changed, what = differences(here, there), "the device"
-        if changed:
-            raise UserError(
-                f"{workdir}: {what} changed since the run began ({'; '.join(changed)}); "
-                "use another --workdir, or --accept_changes to go on"
-            )
+    if accept_changes:
+        _test_again(workdir, changed)
+    else:
+        _refuse_changes(workdir, config, changed, devices)
     if not (known or is_new):
         print(f"note: {path} is missing, which told of changed data; it is made anew")
     if known != (origin := origin | {"devices": devices}):
@@ -118,6 +104,30 @@ def claim_workdir(
             shutil.rmtree(workdir / "best")
     if is_new or before != config:
         write_json(workdir / "config.json", to_dict(config))
+
+
+def _test_again(workdir: Path, changed: Sequence[str]) -> None:
+    """Removes what a run made of what has changed, where anything has."""
+    if changed:
+        for name in ("metrics.json", "postprocessing.json"):
+            (workdir / name).unlink(missing_ok=True)
+        shutil.rmtree(workdir / "model", ignore_errors=True)
+        print(f"{workdir}: goes on with changes ({'; '.join(changed)}); its test is done again")
+
+
+def _refuse_changes(
+    workdir: Path, config: Config, changed: Sequence[str], devices: Sequence[dict[str, Any]]
+) -> None:
+    """Raises a UserError where data or program changed, or of a deterministic run the device."""
+    what = "data or program"
+    if not changed and config.deterministic and devices:
+        there = {name: of for name, of in devices[-1].items() if name != "memory_fraction"}
+        changed, what = differences(device_here(), there), "the device"
+    if changed:
+        raise UserError(
+            f"{workdir}: {what} changed since the run began ({'; '.join(changed)}); "
+            "use another --workdir, or --accept_changes to go on"
+        )
 
 
 def _earlier_lengths(

@@ -18,11 +18,16 @@ from typing import Any, NoReturn
 from absl import flags, logging
 
 from covid_jax.errors import FULL, UNWRITABLE, UserError
-from covid_jax.stopping import REQUEUE_STATUS, StoppedError, stop_signals_go_to, stopped_by
+from covid_jax.stopping import (
+    ONE_WISH_SECONDS,
+    REQUEUE_STATUS,
+    StoppedError,
+    stop_signals_go_to,
+    stopped_by,
+)
 
 Main = Callable[[Sequence[str]], int]
 
-_ONE_WISH_SECONDS = 5.0  # in which several signals are one, as Ctrl-C's and then a study's
 _MALLOPT = (  # options of glibc's malloc.h, and their values
     (-4, 0),  # M_MMAP_MAX: no block is the system's again once it is freed,
     (-1, -1),  # M_TRIM_THRESHOLD: nor is the end of the heap,
@@ -39,6 +44,8 @@ def as_process(main: Main) -> NoReturn:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed: the next file would take its number
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):  # a file's name may hold what is no text
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         status = main(sys.argv[1:])
         sys.stdout.flush()
@@ -163,12 +170,12 @@ def _outcome(work: Callable[[], None]) -> tuple[str, int]:
 @contextlib.contextmanager
 def _stopped_by_signals() -> Iterator[None]:
     """Within, STOP_SIGNALS raise a StoppedError, once for all signals of one wish."""
-    raised = -_ONE_WISH_SECONDS
+    raised = -ONE_WISH_SECONDS
     hook = sys.unraisablehook
 
     def stop(number: int, _: FrameType | None) -> None:
         nonlocal raised
-        if time.monotonic() - raised > _ONE_WISH_SECONDS:
+        if time.monotonic() - raised > ONE_WISH_SECONDS:
             raised = time.monotonic()
             raise StoppedError(stopped_by(number))
 
@@ -176,7 +183,7 @@ def _stopped_by_signals() -> Iterator[None]:
         nonlocal raised
         if isinstance(unraisable.exc_value, StoppedError):
             # It came into what cannot raise, such as the callback of a weak reference: once more.
-            raised = -_ONE_WISH_SECONDS
+            raised = -ONE_WISH_SECONDS
             threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGTERM)).start()
         else:
             hook(unraisable)

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import resource
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 from covid_jax.errors import UserError, writing
 
+_OTHER_FILES = 512  # of libraries, checkpoints and logs
 _LONGEST_TAIL = 200  # bytes; a file system takes names of 255
 
 
@@ -65,7 +67,7 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(path.read_text("utf-8-sig"))  # editors put a mark in front
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: damaged; it is no JSON ({error})") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: damaged; it says nothing by name")
@@ -90,8 +92,26 @@ def digest(files: Sequence[Path]) -> str:
                 part = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-        whole.update(f"{path.name} {part}\n".encode() if len(files) > 1 else part.encode())
+        whole.update(os.fsencode(f"{path.name} {part}\n" if len(files) > 1 else part))
     return whole.hexdigest()[:16]
+
+
+def allow_open_files(count: int) -> None:
+    """Lets this process have so many files open at once, and some more.
+
+    Raises a UserError where the system allows it fewer.
+    """
+    wanted = count + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    except (ValueError, OSError) as error:
+        raise UserError(
+            f"{count} files are to be open at once, and the system allows {soft}; raise its limit "
+            "(ulimit -Hn, /etc/security/limits.conf)"
+        ) from error
 
 
 def check_regular(path: Path) -> None:

@@ -139,13 +139,17 @@ def predict() -> None:
 
     left = [name for name in todo if name not in bad]
     for name in tqdm(left, "predicting", unit="scan", disable=None):
-        scan, how = read_channels(scans[name], channels, told)
-        notes = [note for channel in scan for note in channel.notes]
-        for note in dict.fromkeys([f"values are read {how}", *notes]):
-            tqdm.write(f"{name}: {note}")
-        _predict_scan(
-            prepare_case(scan, None, together.plan), together, targets[name], origins[name]
-        )
+        try:
+            scan, how = read_channels(scans[name], channels, told)
+            notes = [note for channel in scan for note in channel.notes]
+            for note in dict.fromkeys([f"values are read {how}", *notes]):
+                tqdm.write(f"{name}: {note}")
+            case = prepare_case(scan, None, together.plan)
+            _predict_scan(case, together, targets[name], origins[name])
+        except UserError as error:  # as of values that a normalisation does not take
+            bad[name] = f"{name}: {error}"
+            if not _SKIP_BAD.value:
+                raise UserError(bad[name]) from error
     kept = len(origins) - len(todo)
     already = f", {kept} of them from before" if kept else ""
     print(f"{len(scans) - len(bad)} masks are in {output_dir}{already}")

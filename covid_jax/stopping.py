@@ -13,6 +13,9 @@ REQUEUE_STATUS = 75
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """What asks a command to save and stop: kill, Kubernetes, Slurm; Slurm's --signal=USR1; Ctrl-C."""
 
+ONE_WISH_SECONDS = 5.0
+"""In which several signals are one, as Ctrl-C's and then a study's."""
+
 
 @contextlib.contextmanager
 def stop_signals_go_to(

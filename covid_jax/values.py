@@ -4,6 +4,7 @@ A kind is a function from what the file has to the value, which raises a ValueEr
 words what it takes.
 """
 
+import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -17,6 +18,9 @@ Kind = Callable[[Any], T]
 
 _NEEDED: Any = object()
 _OF_EACH = "of each in it "
+_SHORT = reprlib.Repr()  # a small file may hold what is long to tell
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 4, 100, 100
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = _SHORT.maxset = 10
 
 
 def read(
@@ -36,7 +40,8 @@ def read(
         return kind(said.get(key))
     except ValueError as wanted:
         if key in said:
-            raise UserError(f"{whose} {key} is {said[key]!r}; wanted: {wanted}") from wanted
+            value = _SHORT.repr(said[key])
+            raise UserError(f"{whose} {key} is {value}; wanted: {wanted}") from wanted
         raise UserError(f"{whose} {key} is missing; add it: {wanted}") from wanted
 
 

@@ -108,6 +108,7 @@ def test_an_unknown_run_name_is_refused(name):
         (Config(model=UNetConfig(strides=((1, 2, 2),) * 6)), "config.model.strides"),
         (Config(model=UNetConfig(in_channels=0)), "config.model.in_channels"),
         (Config(model=UNetConfig(num_classes=1)), "config.model.num_classes"),
+        (Config(model=UNetConfig(num_classes=255)), "config.model.num_classes"),
         (Config(model=UNetConfig(n_blocks_per_stage=(1,) * 6)), "config.model.n_conv_per_stage"),
         (Config(model=UNetConfig(n_conv_per_stage=(1,))), "config.model.n_conv_per_stage"),
         (
@@ -164,6 +165,7 @@ def test_a_colon_may_be_part_of_a_files_name(tmp_path):
     shutil.copy(ROOT / "configs" / "tiny.py", folder / "mine.py")
     write_json(folder / "run.json", to_dict(tiny()))
     assert load_config_file(f"{folder}/mine.py") == tiny()
+    assert load_config_file(f"{folder}/mine.py:body-msd") == tiny("body-msd")
     assert load_config_file(f"{folder}/run.json").strategy == "scratch"
 
 

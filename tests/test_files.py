@@ -1,12 +1,21 @@
 """Files are whole or absent, whatever their names are and whoever else writes them."""
 
 import os
+import resource
 import threading
 
 import pytest
 
 from covid_jax.errors import UserError
-from covid_jax.files import check_regular, digest, whole_file, whole_folder, write_json
+from covid_jax.files import (
+    allow_open_files,
+    check_regular,
+    digest,
+    read_json,
+    whole_file,
+    whole_folder,
+    write_json,
+)
 
 
 def test_what_is_written_at_once_is_one_of_both_and_whole(tmp_path, monkeypatch):
@@ -76,3 +85,33 @@ def test_a_pipe_is_refused_and_not_read_for_ever(tmp_path):
     thread.start()
     thread.join(10)
     assert found == [True, True]
+
+
+def test_as_many_files_may_be_open_as_are_needed_or_a_line_says_why_not():
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
+        allow_open_files(10)  # and those of libraries
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        assert 256 < soft < 1024
+        assert hard == before[1]
+        allow_open_files(1)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (soft, hard)
+        if hard != resource.RLIM_INFINITY:
+            with pytest.raises(UserError, match="files are to be open at once, and the system al"):
+                allow_open_files(hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_name_that_is_no_text_has_a_digest(tmp_path):
+    files = [tmp_path / os.fsdecode(b"M\xfcller.dcm"), tmp_path / "other.dcm"]
+    for file in files:
+        file.write_bytes(b"x")
+    assert digest(files) != digest(files[1:])
+
+
+def test_a_json_that_is_nested_without_end_is_one_line(tmp_path):
+    (tmp_path / "x.json").write_text('{"a": ' + "[" * 200_000)
+    with pytest.raises(UserError, match=r"x\.json: damaged; it is no JSON"):
+        read_json(tmp_path / "x.json")

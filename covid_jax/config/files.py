@@ -30,7 +30,7 @@ def load_config_file(spec: str) -> Config:
     Raises:
       UserError: it is neither, or fails; a fault of this program that it meets stays as it is.
     """
-    file, _, argument = (spec, "", "") if Path(spec).is_file() else spec.partition(":")
+    file, argument = _parted(spec)
     path = CONFIGS / f"{file}.py" if re.fullmatch(r"\w+", file) else Path(file)
     if not path.is_file():
         known = ", ".join(sorted(config.stem for config in CONFIGS.glob("*.py")))
@@ -67,6 +67,17 @@ def load_config_file(spec: str) -> Config:
         kind = type(config).__name__
         raise UserError(f"{path}: get_config({argument!r}) returns a {kind}, and no Config")
     return config
+
+
+def _parted(spec: str) -> tuple[str, str]:
+    """The file and the argument of FILE[:ARGUMENT]; the file's name may have colons too."""
+    if Path(spec).is_file():
+        return spec, ""
+    before, _, after = spec.rpartition(":")
+    if Path(before).is_file():
+        return before, after
+    file, _, argument = spec.partition(":")
+    return file, argument
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from covid_jax.config.settings import (
     left_to_plan,
 )
 from covid_jax.errors import UserError
+from covid_jax.label_space import OUTSIDE
 
 
 def validate(config: Config) -> None:
@@ -131,12 +132,12 @@ def check_prediction(config: Config) -> None:
     data, inference, classes = config.data, config.inference, config.model.num_classes
     regions = config.label_space.regions
     _require(
-        classes == len(regions) if regions else classes > 1,
+        classes == len(regions) if regions else 1 < classes <= OUTSIDE,
         "model.num_classes",
         classes,
         f"must be {len(regions)}, one for each region"
         if regions
-        else "must be 2 or more, the background is one of them",
+        else f"must be 2 to {OUTSIDE}, the background is one of them",
     )
     for name, value in {
         "inference.batch_size": inference.batch_size,

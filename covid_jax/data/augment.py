@@ -358,10 +358,11 @@ def low_resolution(image: Array, zoom: Array, axes: Sequence[int]) -> Array:
         place = jnp.maximum((jnp.arange(n) + 0.5) * small / n - 0.5, 0)
         low = jnp.floor(place)
         high = jnp.minimum(low + 1, small - 1)
-        # A voxel of the small image is the one of the large image at its middle.
+        # A voxel k of the small image is the one at its middle, (k + 0.5) n / small; in whole
+        # numbers, as a program may round a quotient that is whole to below it.
         below, above = (
-            jnp.take(image, jnp.floor((k + 0.5) * n / small).astype(jnp.int32), axis, mode="clip")
-            for k in (low, high)
+            jnp.take(image, (2 * k + 1) * n // (2 * small.astype(jnp.int32)), axis, mode="clip")
+            for k in (low.astype(jnp.int32), high.astype(jnp.int32))
         )
         share = (place - low).reshape(-1, *(1,) * (image.ndim - axis - 1))
         image = below * (1 - share) + above * share

@@ -35,6 +35,9 @@ from covid_jax.errors import UserError, listed
 
 CT_STORAGE = (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
 
+_SMALL_FRAME = 1 << 26  # bytes of pixels that any file may ask for
+_MOST_PACKED = 64  # bytes of pixels for a byte of a file, as RLE packs at most
+
 _HEADER = [
     "Columns",
     "FrameOfReferenceUID",
@@ -285,6 +288,7 @@ def _decoded(slices: Sequence[Slice]) -> tuple[np.ndarray, tuple[str, ...]]:
         with _damage_is_a_user_error(file):
             content = _read(file)
             _check_decoder(file, content)
+            _check_pixels(file, content)
             for place in here:
                 frame = slices[place].frame or 0
                 scale = _part(content, frame, "PixelValueTransformationSequence")
@@ -332,6 +336,13 @@ def _rescaled(file: Path, stored: np.ndarray, scale: pydicom.Dataset) -> np.ndar
     whole = np.array_equal(values, np.rint(values))
     exact = whole and limits.min <= values.min() and values.max() <= limits.max
     return values.astype(np.int16 if exact else np.float32)
+
+
+def _check_pixels(file: Path, content: pydicom.FileDataset) -> None:
+    """Raises a ValueError, before any is decoded, for more pixels than such a file can hold."""
+    wanted = int(content.Rows) * int(content.Columns) * int(content.BitsAllocated) // 8
+    if wanted > max(_SMALL_FRAME, _MOST_PACKED * file.stat().st_size):
+        raise ValueError(f"its header says {wanted} bytes of pixels a frame, more than it can hold")
 
 
 def _check_decoder(file: Path, content: pydicom.FileDataset) -> None:

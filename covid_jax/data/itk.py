@@ -82,8 +82,10 @@ def _read_header(path: Path) -> tuple[list[tuple[str, str]], int]:
         start = stream.read(_LONGEST_HEADER)
     end = re.search(rb"^ElementDataFile *=.*\n|\n\r?\n", start, re.MULTILINE)
     length = end.end() if end else len(start)
-    text = start[:length].decode("latin-1")
-    return re.findall(r"^\s*([\w ]+?) *[:=] *(.*?)\s*$", text, re.MULTILINE), length
+    said = re.findall(r"^\s*([\w ]+?) *[:=] *(.*?)\s*$", os.fsdecode(start[:length]), re.MULTILINE)
+    if path.suffix.lower() in (".nrrd", ".nhdr"):  # whose fields may be written in capitals
+        said = [(name.lower(), value) for name, value in said]
+    return said, length
 
 
 def data_files(path: Path) -> list[Path]:
@@ -93,7 +95,7 @@ def data_files(path: Path) -> list[Path]:
     if data.upper() == "LOCAL":
         return []
     if data.upper().startswith("LIST"):
-        names = path.read_bytes()[length:].decode("latin-1").split("\n")
+        names = os.fsdecode(path.read_bytes()[length:]).split("\n")
         found = [path.parent / name.strip() for name in names if name.strip()]
     elif "%" in data:
         pattern = Path(re.sub(r"%\d*d", "*", data.split(" ")[0]))
@@ -136,7 +138,7 @@ def _check_information(
     else:
         raise UserError(f"{path}: its voxels are to be in {data}, which is not beside it")
     raw = said.get("CompressedData", "False").lower() != "true"
-    raw &= said.get("encoding", "raw") == "raw"
+    raw &= said.get("encoding", "raw").lower() == "raw"
     voxel = sitk.Image([1, 1, 1], reader.GetPixelID()).GetSizeOfPixelComponent()
     check_size(path, reader.GetSize(), voxel, held, packed=not raw)
 

@@ -26,12 +26,13 @@ def read_mask(path: str | Path) -> Volume:
       UserError: values that are not whole numbers, or beyond int32; and as read_volume.
     """
     mask = read_volume(path)
-    voxels = mask.voxels.astype(np.float64)
-    whole = np.rint(voxels)
-    beside = float(np.abs(voxels - whole).max())
+    whole, beside = mask.voxels, 0.0
+    if whole.dtype.kind == "f":
+        whole = np.rint(mask.voxels)
+        beside = max(float(np.abs(p - w).max()) for p, w in zip(mask.voxels, whole, strict=True))
     if not beside <= _MOST_BESIDE:  # nor is NaN
         raise UserError(f"{path}: holds values that are not whole numbers; it is no label")
-    if (largest := np.abs(whole).max()) > _LARGEST:
+    if (largest := max(-float(whole.min()), float(whole.max()))) > _LARGEST:
         raise UserError(f"{path}: holds {largest:.0f}, more than a label may be ({_LARGEST})")
     notes = mask.notes
     if beside > _LEAST_BESIDE:

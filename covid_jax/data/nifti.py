@@ -164,6 +164,18 @@ def _check_fields(path: Path, header: Any) -> None:
         )
 
 
+def _with_unit_quaternion(header: nib.Nifti1Header) -> nib.Nifti1Header:
+    """As others read it: of a quaternion that rounding made longer than 1 nibabel makes nothing."""
+    names = [f"quatern_{part}" for part in "bcd"]
+    length = sum(float(header[name]) ** 2 for name in names) ** 0.5
+    if not 1 < length < 1 + 1e-5:
+        return header
+    rounded = header.copy()
+    for name in names:
+        rounded[name] = header[name] / length
+    return rounded
+
+
 def _affine_mm(path: Path, header: Any) -> tuple[np.ndarray, tuple[str, ...]]:
     """The affine to RAS+ mm, and what had to be assumed for it.
 
@@ -171,7 +183,7 @@ def _affine_mm(path: Path, header: Any) -> tuple[np.ndarray, tuple[str, ...]]:
       UserError: it is none of a scan, or qform, sform and spacing put the scan's corners a tenth of
         a millimetre or more apart, so that one of them is wrong.
     """
-    code = int(header["xyzt_units"]) & 7
+    code, header = int(header["xyzt_units"]) & 7, _with_unit_quaternion(header)
     to_mm = np.array([[_MM.get(code, 1.0)]] * 3 + [[1.0]])
     affine = to_mm * header.get_best_affine()
     check_affine(path, affine)

@@ -11,6 +11,7 @@ keeps digests of its arrays and of its reference, so that what changed since is 
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -31,6 +32,7 @@ from covid_jax.errors import UserError, writing
 from covid_jax.files import digest, read_json, write_json
 from covid_jax.label_space import CLASSES, IGNORED, OUTSIDE, LabelSpace, lies_in
 
+_OF_SYSTEMS = {"@eaDir", "Thumbs.db", "desktop.ini"}  # beside those that begin with a dot
 _FILES = {"case.json", "image.npy", "label.npy", "foreground.npy"}
 _FOREGROUND_PER_CLASS = 10_000  # nnU-Net's number of voxels kept to centre patches on
 _ANNOTATED = 0  # in place of a class: of any, the background among them
@@ -156,9 +158,9 @@ def facts_of(folder: Path, processes: int = 1) -> dict[str, dict[str, Any]]:
     description = folder / "dataset.json"
     if description.is_file() and not {"splits", "plan"} & read_json(description).keys():
         raise UserError(f"{description}: is of no prepared dataset; give another --out_dir")
-    cases = sorted((folder / "cases").glob("[!.]*"))
+    cases = [c for c in sorted((folder / "cases").glob("[!.]*")) if c.name not in _OF_SYSTEMS]
     for case in cases:
-        if not case.is_dir() or not {file.name for file in case.iterdir()} <= _FILES:
+        if not case.is_dir() or not {file.name for file in case.glob("[!.]*")} <= _FILES:
             raise UserError(f"{case}: prepare did not write this; give another --out_dir")
     if not cases:
         return {}
@@ -189,7 +191,7 @@ def folds_of(folder: Path) -> tuple[Split, ...]:
     path = folder / "dataset.json"
     try:
         return _splits(read_json(path).get("splits", []))
-    except (TypeError, AttributeError, KeyError) as error:
+    except (TypeError, AttributeError, KeyError, ValueError) as error:
         raise UserError(f"{path}: damaged; delete it, and prepare the data again") from error
 
 
@@ -345,7 +347,11 @@ def _reference(folder: Path, name: str) -> Path:
 
 def _splits(told: Sequence[dict[str, Sequence[str]]]) -> tuple[Split, ...]:
     """What dataset.json says of the folds."""
-    return tuple(Split(tuple(of["train"]), tuple(of["test"])) for of in told)
+    splits = tuple(Split(tuple(of["train"]), tuple(of["test"])) for of in told)
+    for name in itertools.chain.from_iterable((*split.train, *split.test) for split in splits):
+        if Path(name).name != name:
+            raise ValueError(f"{name!r} is no name of a case")
+    return splits
 
 
 def _digest(geometry: dict[str, Any], *arrays: np.ndarray) -> str:

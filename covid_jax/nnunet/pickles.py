@@ -7,10 +7,12 @@ ends the reading before it is looked up.
 
 import collections
 import contextlib
+import functools
 import io
 import math
 import pickle
 import pickletools
+import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -82,6 +84,7 @@ def _load_zip(path: Path) -> Any:
         if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
             raise ValueError("a compressed archive")  # of which a little may become very much
 
+        @functools.cache  # weights of an encoder stand under several names
         def storage(dtype: np.dtype, key: str, size: int) -> np.ndarray:
             content = archive.read(f"{folder}/data/{key}")
             if len(content) != size * dtype.itemsize:
@@ -169,9 +172,29 @@ def _tensor(
     return np.lib.stride_tricks.as_strided(storage[offset:], size, steps)
 
 
-def _scalar(dtype: np.dtype, content: bytes) -> Any:
+class _Dtype:
+    """What a pickle says of a dtype, of numbers or text alone.
+
+    numpy's own takes whatever its state says, such as that a field of objects is none.
+    """
+
+    def __init__(self, kind: Any, *_: Any) -> None:
+        """By its name, such as "f8"."""
+        if not (isinstance(kind, str) and re.fullmatch(r"[<>|=]?[biufcSU]\d+", kind)):
+            raise ValueError(f"an array of {kind!r}")
+        self.value = np.dtype(kind)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        """By its byte order; any part of it makes it another dtype."""
+        _, order, subarray, names, fields, *_ = state
+        if not (subarray is names is fields is None and order in tuple("<>|=")):
+            raise ValueError(f"an array of {state!r:.100}")
+        self.value = self.value.newbyteorder(order)
+
+
+def _scalar(dtype: _Dtype, content: bytes) -> Any:
     """A numpy number."""
-    return np.frombuffer(content, _without_objects(dtype))[0]
+    return np.frombuffer(content, dtype.value)[0]
 
 
 def _empty_array(*_: Any) -> "_Array":
@@ -179,23 +202,17 @@ def _empty_array(*_: Any) -> "_Array":
     return np.ndarray.__new__(_Array, 0)
 
 
-def _from_buffer(content: bytes, dtype: np.dtype, shape: tuple[int, ...], order: str) -> np.ndarray:
+def _from_buffer(content: bytes, dtype: _Dtype, shape: tuple[int, ...], order: str) -> np.ndarray:
     """An array as pickles of protocol 5 hold it."""
-    return np.frombuffer(content, _without_objects(dtype)).reshape(shape, order=order)  # type: ignore[call-overload]
+    return np.frombuffer(content, dtype.value).reshape(shape, order=order)  # type: ignore[call-overload]
 
 
 class _Array(np.ndarray):
     """An array of numbers or text; one of objects would be built by their own code."""
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        _without_objects(state[2])
-        super().__setstate__(state)
-
-
-def _without_objects(dtype: np.dtype) -> np.dtype:
-    if dtype.hasobject:
-        raise ValueError(f"an array of {dtype}")
-    return dtype
+        version, shape, dtype, *rest = state
+        super().__setstate__((version, shape, dtype.value, *rest))
 
 
 def _bytes(text: str, _: str) -> bytes:
@@ -206,7 +223,7 @@ def _bytes(text: str, _: str) -> bytes:
 _KNOWN: Mapping[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): collections.OrderedDict,
     ("_codecs", "encode"): _bytes,
-    ("numpy", "dtype"): np.dtype,
+    ("numpy", "dtype"): _Dtype,
     ("numpy", "ndarray"): "ndarray",  # an argument only: nothing may call it
     **{
         (f"numpy.{core}.{module}", name): function

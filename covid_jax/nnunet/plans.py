@@ -23,7 +23,7 @@ from covid_jax.config import (
 from covid_jax.data.datasets import READERS
 from covid_jax.data.normalization import CT, SCHEMES, Z_SCORE, Normalization, ct
 from covid_jax.data.plan import Plan, Resampling
-from covid_jax.errors import UserError, listed
+from covid_jax.errors import UserError
 from covid_jax.label_space import CLASSES, IGNORED, LabelSpace, label_space, unlike_nnunet
 from covid_jax.values import (
     Kind,
@@ -208,7 +208,7 @@ def read_plans(
     notes = [f"{trainer}, configuration {configuration}", *told(config, plan)]
     notes += [f"dataset.json: {line}" for line in unlike_nnunet(dataset)]
     if unknown := plans.keys() - _PLANS_KEYS:
-        notes.append(f"plans has keys that this program does not know: {listed(unknown)}")
+        notes.append(f"plans has keys that this program does not know: {_listed(unknown)}")
     return Settings(config, plan, tuple(notes))
 
 
@@ -331,7 +331,7 @@ def _check_configuration(name: str, settings: Mapping[str, Any]) -> None:
     _require(
         not unknown,
         f"its configuration {name} has keys that may decide masks and that this program does not "
-        f"know ({listed(unknown)}); if they do not, take them out and give the file by --plans",
+        f"know ({_listed(unknown)}); if they do not, take them out and give the file by --plans",
     )
     _require(
         settings.get("previous_stage") is None,
@@ -370,7 +370,7 @@ def _network(settings: Mapping[str, Any], num_classes: int) -> UNetConfig:
     blocks = _NETWORKS[name]
     unknown = arguments.keys() - _ARCHITECTURE_KEYS - {blocks} - _OWN_KEYS[blocks]
     _require(
-        not unknown, f"its network has settings that this program does not know: {listed(unknown)}"
+        not unknown, f"its network has settings that this program does not know: {_listed(unknown)}"
     )
     read(arguments, "conv_bias", flag)
     read(arguments, "nonlin_first", flag, False)
@@ -521,7 +521,7 @@ def _known(settings: Mapping[str, Any], key: str, known: Collection[str]) -> Map
     """The arguments under `key`, all of them `known`."""
     arguments = read(settings, key, maybe(mapping), None) or {}
     unknown = arguments.keys() - known
-    _require(not unknown, f"its {key} has {listed(unknown)}", sorted(known))
+    _require(not unknown, f"its {key} has {_listed(unknown)}", sorted(known))
     return arguments
 
 
@@ -550,3 +550,7 @@ def _require(holds: bool, fault: str, supported: Iterable[str] = ()) -> None:
     if not holds:
         instead = ", ".join(supported)
         raise UserError(f"{fault}; supported: {instead}" if instead else fault)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names))

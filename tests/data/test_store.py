@@ -126,6 +126,16 @@ def test_preparing_again_keeps_what_is_done(prepared):
     assert case.stat().st_mtime_ns == before
 
 
+def test_what_a_system_leaves_in_folders_is_no_part_of_the_data(prepared, tmp_path):
+    shutil.copytree(prepared / "prepared", tmp_path / "prepared")
+    cases = tmp_path / "prepared" / "phantom" / "cases"
+    for name in ("@eaDir", "phantom_001/.DS_Store", "phantom_001/._image.npy"):
+        (cases / name).touch()
+    assert facts_of(tmp_path / "prepared" / "phantom").keys() == {
+        f"phantom_{number:03}" for number in range(3)
+    }
+
+
 def test_data_of_another_plan_is_refused(prepared):
     with pytest.raises(UserError, match="another plan"):
         load_dataset(prepared / "prepared", "phantom", "another")
@@ -180,7 +190,7 @@ def test_no_test_is_scored_against_another_reference(prepared, tmp_path, how):
 
 def test_folds_of_a_damaged_dataset_are_told_in_one_line(tmp_path):
     assert store.folds_of(tmp_path) == ()
-    for fold in ("3", "{}", '{"train": []}'):
+    for fold in ("3", "{}", '{"train": []}', '{"train": [], "test": ["../../x"]}'):
         (tmp_path / "dataset.json").write_text(f'{{"splits": [{fold}]}}')
         with pytest.raises(UserError, match=r"dataset\.json: damaged; delete it"):
             store.folds_of(tmp_path)

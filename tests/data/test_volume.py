@@ -14,6 +14,7 @@ from covid_jax.data.geometry import from_file_axes, from_spacing, in_file_axes
 from covid_jax.data.scans import scans_in
 from covid_jax.data.volume import files_of, read_volume, write_volume
 from covid_jax.errors import UserError
+from tests.networks import assert_near
 
 
 def test_axes_point_to_head_back_and_left_whatever_the_file_says(thorax):
@@ -333,6 +334,34 @@ def test_an_itk_header_that_lies_about_its_size_is_refused_before_it_is_read(tmp
     for path in (scan, mha(tmp_path / "scan.mha", DimSize=sizes)):
         with pytest.raises(UserError, match="more than are in the file"):
             read_volume(path)
+
+
+@pytest.mark.parametrize("name", ["Müller", "患者", "a b"])
+def test_the_voxels_of_a_header_may_have_any_name(tmp_path, name):
+    volume = from_file_axes(VOXELS, AFFINE)
+    write_volume(tmp_path / f"{name}.mhd", volume)
+    np.testing.assert_array_equal(read_volume(tmp_path / f"{name}.mhd").voxels, volume.voxels)
+    assert [file.name for file in files_of(tmp_path / f"{name}.mhd")] == [
+        f"{name}.mhd",
+        f"{name}.raw",
+    ]
+
+
+def test_a_quaternion_that_is_longer_than_1_by_rounding_is_read_as_others_read_it(tmp_path):
+    """By its direction: nibabel finds "w2 should be positive" in it, and no place."""
+    scan = nifti(tmp_path / "scan.nii")
+    image = nib.load(scan)
+    header = image.header.copy()
+    for name, part in zip("bcd", (0.0, 0.6, 0.8), strict=True):
+        header[f"quatern_{name}"] = part * (1 + 4e-7)
+    header["qform_code"], header["sform_code"] = 1, 0
+    raw = bytearray(scan.read_bytes())
+    raw[: len(header.binaryblock)] = header.binaryblock
+    scan.write_bytes(raw)
+    with pytest.raises(ValueError, match="w2 should be positive"):
+        nib.load(scan)
+    by_direction = read_volume(scan).file_affine
+    assert_near(np.linalg.norm(by_direction[:3, :3], axis=0), (3.0, 2.0, 5.0), 1e-5)
 
 
 def test_a_mhd_without_its_voxels_is_refused_by_their_name(tmp_path):

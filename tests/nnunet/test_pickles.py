@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy._core.multiarray import scalar
 
 from covid_jax.errors import UserError
 from covid_jax.nnunet.pickles import load_checkpoint, load_pickle
@@ -185,6 +186,36 @@ def test_a_compressed_archive_is_refused_before_it_grows(tmp_path):
     assert (tmp_path / "file").stat().st_size < 100_000
     with pytest.raises(UserError, match="compressed"):
         load_checkpoint(tmp_path / "file")
+
+
+class Faked:
+    """Its pickle is a number of a dtype whose state says that its field of objects holds none."""
+
+    def __init__(self, state):
+        self.state = state
+
+    def __reduce__(self):
+        return scalar, (FakedDtype(self.state), b"8 bytes!")
+
+
+class FakedDtype(Faked):
+    def __reduce__(self):
+        return np.dtype, ("V8",), self.state
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        (3, "|", None, ("p",), {"p": (np.dtype("u8"), 0)}, 8, 1, 0),
+        (3, "|", (np.dtype("u8"), (1,)), None, None, 8, 1, 0),
+        (3, "<", None, None, None, 8, 1, 0),
+    ],
+)
+def test_a_dtype_is_of_numbers_or_text_whatever_its_state_says(tmp_path, state):
+    """numpy's own believes that a field of objects has none, and takes bytes for an address."""
+    (tmp_path / "plans.pkl").write_bytes(pickle.dumps(Faked(state)))
+    with pytest.raises(UserError, match="an array of"):
+        load_pickle(tmp_path / "plans.pkl")
 
 
 def test_a_missing_file_is_one_line(tmp_path):

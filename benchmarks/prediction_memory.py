@@ -9,7 +9,6 @@ prediction_memory.json.
 """
 
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -29,6 +28,7 @@ from covid_jax.data.geometry import from_spacing
 from covid_jax.data.normalization import ct
 from covid_jax.data.plan import Plan
 from covid_jax.data.preprocess import prepare_case
+from covid_jax.device import peak_resident_bytes
 from covid_jax.inference.postprocess import Postprocessing, mask_of
 from covid_jax.inference.scan import make_ensemble
 from covid_jax.model.unet import UNet
@@ -75,7 +75,7 @@ def measured(slices: int, coarser: float, classes: int) -> Line:
         "classes": classes,
         "coarser": coarser,
         "seconds": time.perf_counter() - before,
-        "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        "peak_bytes": peak_resident_bytes(),
         "all_at_once_bytes": 4 * classes * int(np.prod(shape)),
     }
 

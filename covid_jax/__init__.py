@@ -69,7 +69,10 @@ def __dir__() -> list[str]:
 
 
 # python -m covid_jax.COMMAND, or covid-jax: their imports take seconds.
-if sys.argv[:1] == ["-m"] or os.path.basename(sys.argv[0]) == "covid-jax":
+_started = os.path.basename(sys.argv[0]) if sys.argv else ""
+if _started == "covid-jax" or (
+    _started == "-m" and any(part.partition(".")[0] == "covid_jax" for part in sys.orig_argv)
+):
     from covid_jax.stopping import end_on_stop_signals
 
     end_on_stop_signals()

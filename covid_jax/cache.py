@@ -6,5 +6,5 @@ from pathlib import Path
 
 def cache_folder(name: str) -> Path:
     """The folder `name` of this user's cache of covid_jax; XDG_CACHE_HOME moves it."""
-    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    return home / "covid_jax" / name
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "covid_jax" / name

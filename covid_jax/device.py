@@ -2,6 +2,8 @@
 
 import os
 import re
+import resource
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -78,6 +80,12 @@ def nvidia_driver(file: Path = _DRIVER) -> str | None:
     return found[1] if found else None
 
 
+def peak_resident_bytes() -> int:
+    """The most memory that this process has had since it started."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 def cores() -> list[int]:
     """The numbers of those that this process may use."""
     if hasattr(os, "sched_getaffinity"):
@@ -96,7 +104,7 @@ def gpus_by_number() -> list[str]:
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [name for name in named.split(",") if name]
-    return [str(number) for number in range(len(_gpus(_DEVICES)) * _plugin())]
+    return [str(number) for number in range(len(_gpus(_DEVICES)))] if _plugin() else []
 
 
 def _plugin() -> bool:
@@ -109,4 +117,4 @@ def _chosen() -> str:
 
 
 def _gpus(devices: Path) -> list[Path]:
-    return list(devices.glob("nvidia[0-9]*"))
+    return list(devices.glob("nvidia[0-9]*")) or list(devices.glob("dxg"))  # of WSL2

@@ -38,6 +38,7 @@ from covid_jax.config import (
     config_from_flag,
     define_config_flag,
 )
+from covid_jax.config import validate as validate_config
 from covid_jax.device import announce_device
 from covid_jax.errors import UserError
 from covid_jax.evaluation.scoring import score_run
@@ -53,7 +54,13 @@ from covid_jax.training.parallel import (
     keep_compiled_programs,
     make_mesh,
 )
-from covid_jax.training.platform import deterministic, keep_choices, platform_of, with_dtype
+from covid_jax.training.platform import (
+    deterministic,
+    keep_choices,
+    platform_for,
+    platform_of,
+    with_dtype,
+)
 from covid_jax.training.pretrained import load_pretrained
 from covid_jax.training.processes import (
     among_others,
@@ -132,6 +139,7 @@ def set_up(config: Config, workdir: str | Path) -> Run:
       UserError: its data is missing or damaged, or does not fit its network or the devices.
     """
     workdir = Path(workdir)
+    validate_config(config)
     # The data: the plan that all runs share, and where the patches of this fold come from.
     with first_before_others():
         make_phantom_data(config, workdir)
@@ -142,7 +150,7 @@ def set_up(config: Config, workdir: str | Path) -> Run:
 
     # The devices, what is fast on them, and the step: one function for all strategies and devices.
     mesh = make_mesh(config.mesh, config.data.batch_size, config.data.patch_size[0])
-    platform = platform_of(mesh.devices.flat[0].platform, **vars(config.mesh))
+    platform = platform_for(mesh.devices.flat[0], **vars(config.mesh))
     if config.deterministic:
         platform = deterministic(platform, workdir)
     config = with_dtype(config, platform)
@@ -291,12 +299,14 @@ def train(config: Config, workdir: str | Path, accept_changes: bool = False) -> 
     """
     workdir = Path(workdir)
     check_place(workdir, config)
-    run = set_up(config, workdir)
-    with first_before_others():
-        claim_workdir(workdir, run.config, run.plan, run.datasets, accept_changes)
-    params = fit(run, workdir)
-    if end_processes():
-        finish(run, params, workdir)
+    alone = only_here(workdir, "another training") if is_first() else contextlib.nullcontext()
+    with alone:
+        run = set_up(config, workdir)
+        with first_before_others():
+            claim_workdir(workdir, run.config, run.plan, run.datasets, accept_changes)
+        params = fit(run, workdir)
+        if end_processes():
+            finish(run, params, workdir)
 
 
 def work() -> None:
@@ -312,7 +322,7 @@ def work() -> None:
             of_start = start_notes(config, plan, datasets)
         else:
             config = planned(config, None)
-        here = platform_of(jax.devices()[0].platform, **vars(config.mesh))
+        here = platform_for(jax.devices()[0], **vars(config.mesh))
         print(explain(with_dtype(config, here), of_network, of_start))
         return
     keep_compiled_programs()
@@ -328,12 +338,12 @@ def work() -> None:
         start_processes(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     if is_first():
         announce_device()
-    alone = only_here(workdir, "another training") if is_first() else contextlib.nullcontext()
-    with among_others(), alone:
+    with among_others():
         if _REPLAY.value is None:
             train(config, workdir, _ACCEPT_CHANGES.value)
         else:
-            print(replay(set_up(config, workdir), workdir, _REPLAY.value))
+            with only_here(workdir, "another training"):
+                print(replay(set_up(config, workdir), workdir, _REPLAY.value))
 
 
 def _check_flags() -> None:

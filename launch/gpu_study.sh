@@ -8,7 +8,8 @@
 # --workdir that stays the same command goes on. The status is 124 where time ran out.
 begun=$(date +%s)
 source "$(dirname "${BASH_SOURCE[0]}")/bare.sh"
-export JAX_PLATFORMS=${JAX_PLATFORMS:-cuda} # a worker that starts after the GPU is lost must not go on without
+# A worker that starts after the GPU is lost must not go on without; the CPU draws initial weights.
+export JAX_PLATFORMS=${JAX_PLATFORMS:-cuda,cpu}
 output="" budget=600 workdir="$unpacked/study" flags=()
 for argument in "$@"; do
   case "$argument" in
@@ -26,7 +27,7 @@ status=0
 left=$((budget - 60 - $(date +%s) + begun)) # a minute is for saving, the report and the files
 until_it_ends timeout --signal=TERM "$((left > 1 ? left : 1))" \
   "$python" -u -m covid_jax.study --config=configs/covid19_gpu.py --workdir="$workdir" --jobs=4 \
-  "${flags[@]}" > >(tee "$output/study.txt") 2>&1 || status=$?
+  ${flags[@]+"${flags[@]}"} > >(tee "$output/study.txt") 2>&1 || status=$?
 if [ "$status" != 0 ]; then # else the study has drawn its report
   "$python" -m covid_jax.study --workdir="$workdir" --report_only ||
     echo "time was too short for a report"

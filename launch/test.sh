@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Sets up .venv and runs every check: style, types, tests. Arguments go to pytest.
+# Sets up .venv and runs every check: style, types, tests; --all with the slow ones. Other arguments
+# go to pytest.
 # EXTRAS=dev leaves out PyTorch and nnU-Net, which are large; the tests beside them are then skipped.
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh" dev,peers
 EXTRAS=$EXTRAS bash launch/gpu_program.sh

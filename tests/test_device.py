@@ -62,6 +62,15 @@ def test_gpus_that_jax_is_not_to_use_are_none(monkeypatch, visible, platforms, n
     assert gpus_by_number() == numbers
 
 
+@pytest.mark.parametrize("plugin", [True, False])
+def test_a_gpu_that_jax_has_no_plugin_for_is_none(machine, monkeypatch, plugin):
+    for name in ("CUDA_VISIBLE_DEVICES", "JAX_PLATFORMS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("covid_jax.device._DEVICES", machine["devices"])
+    monkeypatch.setattr("covid_jax.device.find_spec", lambda name: plugin or None)
+    assert gpus_by_number() == ["0"] * plugin
+
+
 @pytest.mark.parametrize(
     ("script", "extra", "told"),
     [

@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import os
 from pathlib import Path
 
 _RAPL = Path("/sys/class/powercap/intel-rapl:0/energy_uj")
@@ -22,7 +23,12 @@ def _of_gpu() -> float | None:
     if nvml is None:
         return None
     handle, millijoules = ctypes.c_void_p(), ctypes.c_ulonglong()
-    failed = nvml.nvmlDeviceGetHandleByIndex_v2(0, ctypes.byref(handle))
+    # NVML counts all GPUs, whichever CUDA is to see.
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
+    if first.isdigit():
+        failed = nvml.nvmlDeviceGetHandleByIndex_v2(int(first), ctypes.byref(handle))
+    else:
+        failed = nvml.nvmlDeviceGetHandleByUUID(first.encode(), ctypes.byref(handle))
     failed = failed or nvml.nvmlDeviceGetTotalEnergyConsumption(handle, ctypes.byref(millijoules))
     return None if failed else millijoules.value / 1e3
 

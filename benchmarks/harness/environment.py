@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 from covid_jax.config import Config, left_to_plan
-from covid_jax.training.platform import Platform, platform_of, with_dtype
+from covid_jax.training.platform import Platform, platform_for, with_dtype
 
 _PACKAGES = (
     "jax",
@@ -33,7 +33,7 @@ _PACKAGES = (
 
 def here(config: Config) -> tuple[Config, Platform]:
     """The run on the devices of this machine: with their dtype, and what is chosen for them."""
-    platform = platform_of(jax.devices()[0].platform, **vars(config.mesh))
+    platform = platform_for(jax.devices()[0], **vars(config.mesh))
     return with_dtype(config, platform), platform
 
 

@@ -270,6 +270,7 @@ def theirs(
     for layout in layouts:
         memory_format = formats[layout]
         for backend in backends:
+            others = 0 if device == "cpu" else torch.cuda.memory_allocated()  # that live on
             net = peer.strategy_network(config).to(device, memory_format=memory_format)
             sgd = peer.optimizer(net, config.optimizer)
             x = peer.channels_first(batch["image"]).to(device, memory_format=memory_format)
@@ -295,7 +296,7 @@ def theirs(
                 train=train,
                 validate=validate,
                 compile_seconds=time.perf_counter() - begin if backend else None,
-                peak_bytes=_torch_peak_bytes(device, train),
+                peak_bytes=_torch_peak_bytes(device, train, others),
             )
 
 
@@ -317,11 +318,12 @@ def dummy_batch(config: Config, size: tuple[int, int, int] | None = None) -> Bat
     }
 
 
-def _torch_peak_bytes(device: str, train: Callable[[], Any]) -> int | None:
+def _torch_peak_bytes(device: str, train: Callable[[], Any], others: int) -> int | None:
+    """Of a step, without the bytes of `others` that are on the device too."""
     if device == "cpu":
         return None
     import torch
 
     torch.cuda.reset_peak_memory_stats()
     train()
-    return torch.cuda.max_memory_allocated()
+    return torch.cuda.max_memory_allocated() - others

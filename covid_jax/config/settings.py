@@ -1,7 +1,7 @@
 """Every setting of a run, as typed dataclasses, and the runs that have names.
 
 The classes are hashable and not frozen, as ml_collections' config_flags sets overridden fields in
-place, and a config file may change the Config that it loads. All else uses dataclasses.replace.
+place (command_line.py), and a config file may change the Config that it loads; nobody else does.
 """
 
 import dataclasses

@@ -85,7 +85,7 @@ def dice_cross_entropy(
     log_p = jax.nn.log_softmax(logits)
     counted = jnp.ones((), logits.dtype)
     if labelled is not None:
-        log_p = _merge_unlabelled(log_p, labelled)
+        log_p = merge_unlabelled(log_p, labelled)
         counted = labelled[:, 1:].astype(logits.dtype)
     p = jnp.exp(log_p)
     target = jax.nn.one_hot(labels, classes, dtype=logits.dtype)
@@ -138,7 +138,7 @@ def regions_of(labels: Array, label_space: LabelSpace) -> Array:
     return jnp.stack([lies_in(labels, region) for region in label_space.regions], axis=-1)
 
 
-def _merge_unlabelled(log_p: Array, labelled: Array) -> Array:
+def merge_unlabelled(log_p: Array, labelled: Array) -> Array:
     """Adds the probability of the classes a sample does not label to its background."""
     known = labelled.at[:, 0].set(True)[:, None, None, None, :]
     background = jax.nn.logsumexp(log_p, axis=-1, where=~known.at[..., 0].set(False))

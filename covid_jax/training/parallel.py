@@ -136,7 +136,7 @@ def compiling_anew() -> Iterator[None]:
     Also, the options of a deterministic run name its folder and process, by which JAX would look
     for kept programs; of several processes some would find one, and others wait for them to tune.
     """
-    before = jax.config.read("jax_enable_compilation_cache")
+    before = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
     _use_kept_programs(False)
     try:
         yield

@@ -16,6 +16,8 @@ from covid_jax.files import whole_file
 from covid_jax.model import onednn
 from covid_jax.model.conv import Form
 
+_BFLOAT16_SINCE = 8.0  # compute capability, of Ampere
+
 GPU_OPTIONS = {
     # Left to itself XLA lays 3D convolutions out with channels first, which costs transposes around
     # them, and again within cuDNN.
@@ -49,15 +51,23 @@ class Platform:
     compiles_anew: bool = False
 
 
-def platform_of(name: str, data: int = 1, space: int = 1) -> Platform:
+def platform_for(device: jax.Device, data: int = 1, space: int = 1) -> Platform:
+    """The choices for a mesh of data x space devices like this one."""
+    capability = float(getattr(device, "compute_capability", _BFLOAT16_SINCE))
+    return platform_of(device.platform, data, space, half=capability >= _BFLOAT16_SINCE)
+
+
+def platform_of(name: str, data: int = 1, space: int = 1, half: bool = True) -> Platform:
     """The choices for a mesh of data x space devices whose `jax.Device.platform` is `name`.
+
+    `half` says whether a GPU multiplies bfloat16; older ones would compute in float32 all the same.
 
     On a CPU the samples are augmented one after another, so that what was not drawn is not
     computed. XLA cuts its own convolutions along the depth, planar ones along the batch, and
     oneDNN's calls not at all.
     """
     if name == "gpu":
-        return Platform(name, "packed", True, "bfloat16", GPU_OPTIONS)
+        return Platform(name, "packed", True, "bfloat16" if half else "float32", GPU_OPTIONS)
     if name != "cpu":
         return Platform(name, "lax", True, "bfloat16", {})
     if space > 1:
@@ -69,7 +79,7 @@ def platform_of(name: str, data: int = 1, space: int = 1) -> Platform:
 
 def platform_here() -> Platform:
     """The choices for one device of this process."""
-    return platform_of(jax.local_devices()[0].platform)
+    return platform_for(jax.local_devices()[0])
 
 
 def deterministic(platform: Platform, workdir: Path) -> Platform:

@@ -82,6 +82,9 @@ def end_processes() -> bool:
     first = is_first()
     if jax.distributed.is_initialized():
         jax.distributed.shutdown()
+        if threading.current_thread() is threading.main_thread():
+            # JAX had taken it from whom Python knows, and does not give it back.
+            signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
     return first
 
 

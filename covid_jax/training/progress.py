@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +17,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from tqdm import tqdm
 
 from covid_jax.config import Config
+from covid_jax.device import peak_resident_bytes
 from covid_jax.errors import UserError, writing
 from covid_jax.files import is_number, whole_file
 
@@ -127,7 +127,7 @@ def _peak_bytes() -> int:
     statistics = jax.local_devices()[0].memory_stats()
     if statistics:
         return statistics["peak_bytes_in_use"]
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak_resident_bytes()
 
 
 def _told(line: dict[str, Any], count: int) -> str:

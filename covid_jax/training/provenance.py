@@ -14,6 +14,9 @@ from covid_jax.data.store import StoredDataset, digests
 from covid_jax.device import cores, nvidia_driver
 from covid_jax.errors import UserError, listed
 from covid_jax.files import read_json, write_json
+from covid_jax.training.checkpoint import newest_step
+from covid_jax.training.pretrained import load_config
+from covid_jax.training.state import epochs_of
 
 _COMPARED_APART = (
     "data",
@@ -112,9 +115,10 @@ def _tested(config: Config, datasets: Sequence[StoredDataset], scans: Collection
 def start_notes(config: Config, plan: Plan, datasets: Sequence[StoredDataset]) -> list[str]:
     """Lines on where a run starts from, and on what in its data makes it doubtful.
 
-    What other_plan and other_channels say; which test cases are seen_before, or trained_and_tested.
+    What other_plan, other_channels and unfinished say; which test cases are seen_before, or
+    trained_and_tested.
     """
-    notes = other_plan(config, plan) + other_channels(config, datasets)
+    notes = other_plan(config, plan) + other_channels(config, datasets) + unfinished(config)
     if cases := seen_before(config, datasets):
         notes.append(seen_warning(config.pretrained, cases, config.fold))
     if cases := trained_and_tested(config, datasets):
@@ -123,6 +127,21 @@ def start_notes(config: Config, plan: Plan, datasets: Sequence[StoredDataset]) -
             "trained on, under another name or in another dataset; scores of them are no test"
         )
     return notes
+
+
+def unfinished(config: Config) -> list[str]:
+    """A line on a pre-training that has not ended, and may go on under the runs that start there.
+
+    Of a work directory; what was exported or is the best of another has no end of its own.
+    """
+    folder = Path(config.pretrained)
+    if not (config.pretrained and (folder / "log.jsonl").is_file()):
+        return []
+    theirs = load_config(folder)
+    step, last = newest_step(folder), epochs_of(theirs) * theirs.steps_per_epoch
+    if step >= last:
+        return []
+    return [f"warning: {config.pretrained} is at step {step} of {last}, and has not ended"]
 
 
 def seen_warning(network: str, cases: Sequence[str], fold: int) -> str:

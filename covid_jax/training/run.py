@@ -15,6 +15,7 @@ from covid_jax.data.preparation import prepare_phantom
 from covid_jax.data.sampling import Batch, Sampler, Source, Stream
 from covid_jax.data.store import StoredDataset, load_case, load_dataset
 from covid_jax.errors import UserError
+from covid_jax.files import allow_open_files
 from covid_jax.label_space import OUTSIDE
 from covid_jax.model.conv import form_in
 from covid_jax.training.checkpoint import Saved
@@ -174,13 +175,16 @@ def samplers(
         "validation": patch_size,
     }
 
+    folds = [dataset.split(config.fold) for dataset in datasets]
+    # Image and label of each case are mapped for as long as the run lasts.
+    allow_open_files(2 * sum(len(fold.train) + len(fold.test) for fold in folds))
+
     def sampler(stream: Stream) -> Sampler:
         sources, first = [], 1
-        for dataset in datasets:
-            split = dataset.split(config.fold)
+        for dataset, fold in zip(datasets, folds, strict=True):
             # Validated by the test cases: by these patches best/ alone is selected, and what is
             # tested is the last epoch (nnU-Net: checkpoint_final).
-            names = split.train if stream == "training" else split.test
+            names = fold.train if stream == "training" else fold.test
             count = 0 if dataset.label_space.regions else len(dataset.labels)
             classes = tuple(range(first, first + count))
             sources.append(Source(tuple(load_case(dataset, name) for name in names), classes))

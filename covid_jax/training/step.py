@@ -15,7 +15,7 @@ import optax
 from jax import Array
 
 from covid_jax.label_space import CLASSES, IGNORED, LabelSpace
-from covid_jax.model.loss import deep_supervision_loss, regions_of
+from covid_jax.model.loss import deep_supervision_loss, merge_unlabelled, regions_of
 from covid_jax.training.parallel import Apply, Augment
 from covid_jax.training.state import TrainState
 from covid_jax.transfer.freezing import join
@@ -104,8 +104,10 @@ def make_eval_step(
             predicted = (jax.nn.sigmoid(logits[0]) > 0.5) & known[..., None]
             true = regions_of(label, label_space)
         else:
-            classes = jnp.arange(1, logits[0].shape[-1])
-            predicted = (logits[0].argmax(-1)[..., None] == classes) & known[..., None]
+            scores, classes = logits[0], jnp.arange(1, logits[0].shape[-1])
+            if marginal:  # what a sample does not label is its background, as in the loss
+                scores = merge_unlabelled(jax.nn.log_softmax(scores), batch["labelled"])
+            predicted = (scores.argmax(-1)[..., None] == classes) & known[..., None]
             true = label[..., None] == classes
         voxels = tuple(range(predicted.ndim - 1))
         return {

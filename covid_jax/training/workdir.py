@@ -72,8 +72,7 @@ def claim_workdir(
         it was tested with other settings of inference.
     """
     check_settings(workdir, config, plan)
-    for left in workdir.glob(".partial-*"):  # by one that was killed as it wrote
-        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    _remove_halves(workdir)
     is_new = not (workdir / "config.json").is_file()
     origin, path = provenance(config, datasets), workdir / "provenance.json"
     if unlike := unlike_before(config, plan):
@@ -104,6 +103,13 @@ def claim_workdir(
             shutil.rmtree(workdir / "best")
     if is_new or before != config:
         write_json(workdir / "config.json", to_dict(config))
+
+
+def _remove_halves(workdir: Path) -> None:
+    """Removes what a run that was killed as it wrote has left (files.whole_file, whole_folder)."""
+    for path in workdir.glob(".partial-*") if (workdir / "config.json").is_file() else ():
+        if path.name.removeprefix(".partial-").partition("-")[2] in _MADE:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _test_again(workdir: Path, changed: Sequence[str]) -> None:

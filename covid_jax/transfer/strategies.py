@@ -72,13 +72,13 @@ def frozen_patterns(config: Config) -> dict[int, tuple[str, ...]]:
     """What is frozen, by the epoch from which it holds: patterns for freezing.mask.
 
     The strategy's patterns come first, then config.frozen, then those of config.frozen_schedule
-    whose epoch has come; later ones win, so that "!encoder/stage_5" unfreezes.
+    whose epoch has come; those of later epochs win, so that "!encoder/stage_5" unfreezes.
     """
     always = (*STRATEGIES[config.strategy].frozen, *config.frozen)
-    epochs = sorted({0, *(epoch for epoch, _ in config.frozen_schedule)})
+    schedule = sorted(config.frozen_schedule, key=lambda part: part[0])
     return {
-        epoch: (*always, *(pattern for since, pattern in config.frozen_schedule if since <= epoch))
-        for epoch in epochs
+        epoch: (*always, *(pattern for since, pattern in schedule if since <= epoch))
+        for epoch in sorted({0, *(epoch for epoch, _ in schedule)})
     }
 
 

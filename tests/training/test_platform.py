@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from covid_jax.training.platform import (
     cpu_device,
     deterministic,
     keep_choices,
+    platform_for,
     platform_of,
     with_dtype,
 )
@@ -63,6 +65,15 @@ def test_auto_is_the_platforms_dtype_and_a_given_one_stays():
     assert with_dtype(tiny(dtype="float32"), platform_of("gpu")).dtype == "float32"
 
 
+@pytest.mark.parametrize(
+    ("capability", "dtype"), [("7.0", "float32"), ("7.5", "float32"), ("8.0", "bfloat16")]
+)
+def test_a_gpu_that_does_not_multiply_bfloat16_trains_in_float32(capability, dtype):
+    device = SimpleNamespace(platform="gpu", compute_capability=capability)
+    assert platform_for(device).dtype == dtype
+    assert platform_for(device).form == "packed"
+
+
 def test_a_deterministic_gpu_reads_at_its_second_start_what_the_first_one_chose(tmp_path):
     first = deterministic(platform_of("gpu"), tmp_path).compiler_options
     assert first["xla_gpu_exclude_nondeterministic_ops"]
@@ -83,7 +94,7 @@ def test_other_platforms_are_deterministic_by_themselves(name, tmp_path):
 
 
 def test_only_commands_and_the_mesh_ask_jax_what_it_runs_on():
-    asking = r"default_backend|devices\(.*\)\[0\]\.platform|flat\[0\]\.platform"
+    asking = r"default_backend|devices\(.*\)\[0\]\.platform|\bplatform_for\("
     found = {
         path.relative_to(ROOT).as_posix()
         for folder in ("covid_jax", "benchmarks")

@@ -179,12 +179,12 @@ def full_gradients():
 @pytest.mark.parametrize("patterns", [("encoder",), ("**/norm", "decoder/stage_0"), ("**/conv",)])
 def test_gradients_of_trainable_leaves_are_those_of_full_training(patterns):
     # Weight decay is the same; the norm stays below the clip in both.
-    full, part = full_gradients(), gradients(patterns)
-    leaves = jax.tree.map(lambda _, p, f: (p, f), part, part, full)  # those of part alone
-    pairs = jax.tree.leaves(leaves, is_leaf=lambda pair: isinstance(pair, tuple))
-    assert 0 < len(pairs) < len(jax.tree.leaves(full))
-    for ours, expected in pairs:
-        assert_near(ours, expected, 1e-4)
+    full, part = (
+        dict(jax.tree.leaves_with_path(tree)) for tree in (full_gradients(), gradients(patterns))
+    )
+    assert 0 < len(part) < len(full)
+    for path, leaf in part.items():
+        assert_near(leaf, full[path], 1e-4)
 
 
 def test_refreezing_moves_no_parameter_and_keeps_the_momentum_of_what_goes_on():
@@ -230,6 +230,20 @@ def test_ignored_voxels_have_no_part_in_the_pseudo_dice():
     found = [make_eval_step(logits)({}, {}, b) for b in (half, rest)]
     assert pseudo_dice([found[0]]) == pseudo_dice([found[1]])
     assert found[0]["loss"] == pytest.approx(float(found[1]["loss"]), rel=1e-5)
+
+
+def test_what_a_sample_does_not_label_is_its_background_in_the_pseudo_dice():
+    """As in the marginal loss, which does not punish where the other class is found."""
+    label = jnp.array([[[[0, 0, 1, 1]]]])
+    p = jnp.array([[0.1, 0.2, 0.7], [0.2, 0.3, 0.5], [0.1, 0.6, 0.3], [0.3, 0.3, 0.4]])
+    some = {
+        "image": jnp.log(p).reshape(1, 1, 1, 4, 3),
+        "label": label,
+        "labelled": jnp.array([[True, True, False]]),  # of the first dataset's class alone
+    }
+    for marginal, overlap, volume in ((False, [2, 0], [3, 3]), (True, [2, 0], [3, 0])):
+        found = make_eval_step(lambda p, x: (x,), marginal=marginal)({}, {}, some)
+        assert (found["overlap"].tolist(), found["volume"].tolist()) == (overlap, volume)
 
 
 def test_a_class_that_is_in_no_batch_has_no_part_in_the_pseudo_dice():

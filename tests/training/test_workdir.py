@@ -24,6 +24,7 @@ from covid_jax.training.provenance import (
     other_plan,
     provenance,
     start_notes,
+    unfinished,
 )
 from covid_jax.training.state import new_params
 from covid_jax.training.workdir import as_begun, check_place, claim_workdir, dataset_json
@@ -447,3 +448,24 @@ def test_a_folder_that_is_no_run_is_not_written_over(tmp_path):
         check_place(tmp_path, tiny())
     (tmp_path / "config.json").write_text("{}")
     check_place(tmp_path, tiny())
+
+
+def test_what_a_run_that_was_killed_had_half_written_is_removed_and_nothing_else(tmp_path):
+    (tmp_path / ".partial-7-model").mkdir()
+    claim_workdir(tmp_path, tiny(), PLAN)  # of a folder that was no run
+    assert (tmp_path / ".partial-7-model").is_dir()
+    (tmp_path / ".partial-8-metrics.json").touch()
+    (tmp_path / ".partial-9-mask.nii.gz").touch()  # of another command
+    claim_workdir(tmp_path, tiny(), PLAN)
+    assert [path.name for path in tmp_path.glob(".partial-*")] == [".partial-9-mask.nii.gz"]
+
+
+def test_a_pretraining_that_has_not_ended_is_told(tmp_path):
+    config = tiny("pretraining-msd", dtype="float32")
+    trained(tmp_path, config, 5)
+    run = tiny("body-msd", pretrained=str(tmp_path))
+    assert unfinished(run) == []  # what was exported has no end of its own
+    (tmp_path / "log.jsonl").touch()
+    assert unfinished(run) == [f"warning: {tmp_path} is at step 5 of 20, and has not ended"]
+    trained(tmp_path, config, 20)
+    assert unfinished(run) == []

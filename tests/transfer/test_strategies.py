@@ -8,12 +8,17 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from covid_jax.config import STRATEGY_NAMES
+from covid_jax.config import STRATEGY_NAMES, Config
 from covid_jax.errors import UserError
 from covid_jax.model.unet import UNet
 from covid_jax.training.state import new_params as new_params_of
 from covid_jax.transfer.freezing import mask
-from covid_jax.transfer.strategies import STRATEGIES, initial_params, origins
+from covid_jax.transfer.strategies import (
+    STRATEGIES,
+    frozen_patterns,
+    initial_params,
+    origins,
+)
 from tests.conftest import tiny
 from tests.networks import assert_near
 
@@ -165,3 +170,8 @@ def test_every_leaf_has_an_origin_or_is_new():
     assert found["self_encoder/stage_2/block_0/norm/bias"] == "encoder/stage_2/block_0/norm/bias"
     new = {path.split("/")[0] for path, origin in found.items() if origin is None}
     assert new == {"decoder", "heads"}
+
+
+def test_a_schedule_of_freezing_is_by_its_epochs_in_whatever_order_it_is_written():
+    config = Config(frozen_schedule=((10, "!encoder"), (0, "encoder")))
+    assert frozen_patterns(config) == {0: ("encoder",), 10: ("encoder", "!encoder")}

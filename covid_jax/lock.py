@@ -36,13 +36,11 @@ def only_here(folder: Path, what: str) -> Iterator[int]:
 
 def is_held(folder: Path) -> bool:
     """Whether a process on this machine holds `folder`, which may be somebody else's to write."""
-    if not (folder / ".lock").is_file():
-        return False
-    with (folder / ".lock").open() as file:
-        try:
+    try:
+        with (folder / ".lock").open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # as who else looks
-        except BlockingIOError:
-            return True
-        except OSError:  # its file system keeps no locks
-            return False
+    except BlockingIOError:
+        return True
+    except OSError:  # nobody ever did, it is not to be read, or its file system keeps no locks
+        return False
     return False

@@ -17,6 +17,7 @@ STUDY/configs/     the config of each run      STUDY/steps/   what each step pri
 import contextlib
 import functools
 import signal
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
@@ -33,7 +34,7 @@ from covid_jax.config import (
 from covid_jax.device import announce_device_of_children
 from covid_jax.errors import UserError
 from covid_jax.reporting.page import terminal_summary, write_report
-from covid_jax.stopping import StoppedError, stop_signals_go_to, stopped_by
+from covid_jax.stopping import ONE_WISH_SECONDS, StoppedError, stop_signals_go_to, stopped_by
 from covid_jax.studies.data import check_data, check_places, seen_notes
 from covid_jax.studies.executors import STUDY_STOPS, local
 from covid_jax.studies.folder import check_runs, check_study, claim_study, other_runs
@@ -95,12 +96,14 @@ def work() -> None:
     refuse_left_out(steps, every)
     options = _slurm_options(_SLURM.value)
     with the_only_study(workdir) as lock, stopped_by_signals(workdir):
-        claim_study(workdir, config)
+        claim_study(workdir, config, every)
         write_configs(every)
         if slurm:
             failed = run_steps(steps, workdir, Slurm(options, _JOBS.value, [lock]))
         else:
-            with local(_JOBS.value, _FRESH.value, [lock]) as executor:
+            # XLA reads the choices of kernels that a deterministic run keeps once a process.
+            fresh = _FRESH.value or config.deterministic
+            with local(_JOBS.value, fresh, [lock]) as executor:
                 failed = run_steps(steps, workdir, executor)
         if any((workdir / "runs").glob("*/metrics.json")):
             report = write_report(workdir)
@@ -114,15 +117,16 @@ def work() -> None:
 
 @contextlib.contextmanager
 def stopped_by_signals(workdir: Path) -> Iterator[None]:
-    """Within, the first signal stops the steps, which save, and then the study.
+    """Within, a signal stops the steps, which save, and then the study.
 
-    Further ones change nothing: a system that goes down sends several at once.
+    Several at once, as a system sends that goes down, are one.
     """
-    asked: list[int] = []
+    raised = -ONE_WISH_SECONDS
 
     def stop(number: int, _: FrameType | None) -> None:
-        asked.append(number)
-        if len(asked) == 1:
+        nonlocal raised
+        if time.monotonic() - raised > ONE_WISH_SECONDS:
+            raised = time.monotonic()
             raise StoppedError(f"{workdir}: {stopped_by(number)}")
 
     ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
@@ -135,7 +139,7 @@ def _slurm_options(options: Sequence[str]) -> dict[str, str]:
     for name, equals, value in parts:
         if not (name and equals):
             raise UserError(f"--slurm={name}{equals}{value}: options are written NAME=VALUE")
-        if name in ("clusters", "M"):
+        if name.startswith("cluster"):
             raise UserError(
                 f"--slurm={name}={value}: a study asks one cluster for its jobs, the one it is on; "
                 "start it on that cluster"

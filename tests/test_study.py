@@ -152,6 +152,11 @@ def test_a_flag_of_the_other_executor_is_refused(study, refuses):
         assert line.endswith(f"{flag.partition('=')[0]} has no meaning with --executor={executor}")
 
 
+def test_another_cluster_is_refused(study, refuses):
+    arguments = (*ARGUMENTS, f"--workdir={study[0]}", "--executor=slurm", "--slurm=clusters=other")
+    assert "a study asks one cluster for its jobs" in refuses("study", *arguments)
+
+
 def test_a_step_that_needs_what_only_leaves_out_is_refused_before_it_runs(study, refuses):
     workdir, more = study[0], "--config.study.runs=body-nsclc"
     line = refuses("study", *ARGUMENTS, f"--workdir={workdir}", more, "--only=^body")

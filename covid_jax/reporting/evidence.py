@@ -11,7 +11,7 @@ from covid_jax.errors import UserError, listed
 from covid_jax.files import read_json
 from covid_jax.reporting.paper import NOTHING, Paper, whole_paper
 from covid_jax.reporting.runs import Run, read_runs
-from covid_jax.studies.folder import load_study
+from covid_jax.studies.folder import load_study, runs_asked
 from covid_jax.training.provenance import load_provenance
 
 
@@ -55,29 +55,19 @@ def read_evidence(study: Path) -> Evidence:
     runs, problems = read_runs(study)
     synthetic = synthetic_data(study, problems)
     paper = whole_paper() if of_the_papers_cases(config, runs, synthetic) else NOTHING
-    lacking = lacking_runs(study, config, runs)
+    lacking = ""
+    with problems_told(problems):
+        lacking = lacking_runs(study, runs)
     return Evidence(study, config, tuple(runs), synthetic, paper, problems, lacking)
 
 
-def lacking_runs(study: Path, config: Config, runs: Sequence[Run]) -> str:
-    """How many runs a study was asked for and has, and which it lacks by STUDY/configs."""
-    asked = config.study
-    of_each = len(asked.folds) * max(1, len(asked.seeds))
-    here = [
-        run
-        for run in runs
-        if run.fold in asked.folds and run.config.seed in (asked.seeds or [run.config.seed])
-    ]
-    total = len(asked.runs) * of_each
-    folds = {str(fold) for fold in asked.folds}
-    names = {path.stem for path in (study / "configs").glob("*-fold*.json")}
-    names = {name for name in names if name.rpartition("-fold")[2].partition("-")[0] in folds}
-    names -= {run.name for run in runs}
-    there = min(len(here), total - len(names))  # those of rows that are not asked for any more
-    if there >= total:
+def lacking_runs(study: Path, runs: Sequence[Run]) -> str:
+    """How many of the runs that a study was asked for there are, and which it lacks."""
+    asked = runs_asked(study)
+    if not (missing := {*asked} - {run.name for run in runs}):
         return ""
-    which = f" (not {listed(names)})" if names else ""
-    return f"{total} runs were asked for, {there} are there{which}"
+    there = len(asked) - len(missing)
+    return f"{len(asked)} runs were asked for, {there} are there (not {listed(missing)})"
 
 
 def of_the_papers_cases(config: Config, runs: Sequence[Run], synthetic: Collection[str]) -> bool:

@@ -1,6 +1,7 @@
 """The runs of a study, read from its folders; and what of the folders cannot be read."""
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -22,7 +23,7 @@ from covid_jax.training.progress import read_log
 from covid_jax.training.provenance import load_provenance
 
 _OF_A_TRIAL = (
-    *("fold: ", "seed: ", "data.prepared_dir: ", "data.workers: "),
+    *("fold: ", "seed: ", "pretrained: ", "data.prepared_dir: ", "data.workers: "),
     *("mesh.", "study."),
 )
 """Settings in which the runs of one kind may differ."""
@@ -89,12 +90,12 @@ def read_runs(study: Path) -> tuple[list[Run], list[str]]:
       and for each step that failed or did not end.
     """
     runs, problems, ends = [], [], unended_steps(study)
+    cases_now = functools.cache(functools.partial(_cases_now, study))
     for folder in sorted((study / "runs").glob("*")):
         if folder.is_dir():
             try:
                 run, origin = _read_run(folder, ends.pop(folder.name, "")), load_provenance(folder)
                 runs.append(run)
-                problems += _changed_since(study, run, origin)
                 if any("earlier_lengths" in o for o in (origin, origin.get("pretrained", {}))):
                     problems.append(
                         f"runs/{folder.name}: it, or its pre-training, went on to other epochs "
@@ -106,6 +107,7 @@ def read_runs(study: Path) -> tuple[list[Run], list[str]]:
                         f"({listed(run.seen)}), itself or what it started from; scores of them are "
                         "no test"
                     )
+                problems += _changed_since(study, run, origin, cases_now)
             except UserError as error:
                 problems.append(str(error))
     place = lambda run: (run.kind.place, run.fold, run.config.seed, run.name)  # noqa: E731
@@ -184,23 +186,32 @@ def uneven_seeds(runs: Sequence[Run]) -> list[str]:
     return lines
 
 
-def _changed_since(study: Path, run: Run, origin: dict[str, Any]) -> list[str]:
+CasesNow = Callable[[str], dict[str, Any]]
+"""name of a dataset -> the digest of each of its prepared cases"""
+
+
+def _cases_now(study: Path, name: str) -> dict[str, Any]:
+    cases = (study / "prepared" / name / "cases").glob("*/case.json")
+    return {path.parent.name: read_json(path).get("sha256") for path in cases}
+
+
+def _changed_since(study: Path, run: Run, origin: dict[str, Any], cases_now: CasesNow) -> list[str]:
     """A line for each dataset of which the study now has other cases than the run was made from.
 
     Or than its pre-training was, where that is of this study; and a line where its fold has other
     test cases now. A study whose data is gone can be reported all the same.
     """
     lines = []
-    for name in _changed_datasets(study, origin):
+    for what in _changed_datasets(origin, cases_now):
         lines.append(
-            f"runs/{run.name}: trained or tested on {name}; delete the folder of the run to make "
+            f"runs/{run.name}: trained or tested on {what}; delete the folder of the run to make "
             "it again"
         )
-    if (own := study / "pretraining" / run.config.source).is_dir():
-        for name in _changed_datasets(study, origin.get("pretrained", {})):
+    if Path(run.config.pretrained).parts[-2:] == ("pretraining", run.config.source):
+        for what in _changed_datasets(origin.get("pretrained", {}), cases_now):
             lines.append(
-                f"runs/{run.name}: its pre-training saw {name}; delete {own} and the folder of the "
-                "run to make both again"
+                f"runs/{run.name}: its pre-training saw {what}; delete pretraining/"
+                f"{run.config.source} and the folder of the run to make both again"
             )
     folds = folds_of(study / "prepared" / run.config.data.datasets[0])
     tested = set(folds[run.fold].test) if run.fold < len(folds) else set(run.cases)
@@ -212,12 +223,11 @@ def _changed_since(study: Path, run: Run, origin: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _changed_datasets(study: Path, origin: dict[str, Any]) -> list[str]:
+def _changed_datasets(origin: dict[str, Any], cases_now: CasesNow) -> list[str]:
     """Datasets with the cases that have changed or gone since a run was made of them."""
     found = []
     for name, theirs in origin.get("data", {}).items():
-        cases = (study / "prepared" / name / "cases").glob("*/case.json")
-        ours = {path.parent.name: read_json(path).get("sha256") for path in cases}
+        ours = cases_now(name)
         changed = [case for case in theirs if ours.get(case) != theirs[case]]
         if ours and changed:
             found.append(f"{name} as it was before it changed ({listed(changed)})")

@@ -290,7 +290,7 @@ def _fewer_told(runs: Sequence[Run], metrics: Sequence[str]) -> str:
             lines.append(f"{HEADINGS[name]} of {kind.label} is over {have} of {len(tests)} tests")
     if not lines:
         return ""
-    return f"Where a mask or its reference is empty, a case is left out: {'; '.join(lines)}."
+    return f"A case is left out where a mask or its reference has no voxel: {'; '.join(lines)}."
 
 
 def _table_5(runs: Sequence[Run]) -> Table:

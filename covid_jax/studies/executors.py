@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from covid_jax.device import cores, gpus_by_number
+from covid_jax.files import write_json
 from covid_jax.stopping import STOP_SIGNALS
 from covid_jax.studies.grid import Step
 
@@ -113,6 +114,7 @@ class _Local:
 
     def start(self, orders: Sequence[Order]) -> Iterator[Job]:
         for order in orders:
+            write_json(order.record, {"state": "running"})
             order.log.write_bytes(b"")
             worker = self.workers.get(order.slot)
             if worker and (self.fresh or not worker.lives):

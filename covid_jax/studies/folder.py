@@ -5,15 +5,17 @@ from pathlib import Path
 
 from covid_jax.config import Config, differences, read_config, to_dict
 from covid_jax.errors import UserError, listed
-from covid_jax.files import write_json
+from covid_jax.files import read_json, write_json
 from covid_jax.studies.grid import Step
 
 _MAY_GROW = ("study.folds", "study.runs", "study.seeds", "study.scans", "study.title", "study.note")
+_ASKED = Path("configs", "asked.json")
 _NETWORK = "pretrained: "
 _MAY_CHANGE = (*_MAY_GROW, "study.raw.own: ", _NETWORK, "data.workers", "mesh.")
 """Settings that a study may be continued with although they changed: they change no run.
 
-Or, of datasets and networks that are named, none that was made: check_runs looks at each.
+Or, of datasets and networks that are named, none that was made. Datasets are known by their
+digests; of networks check_runs looks whether it is the one that a run began from.
 """
 
 
@@ -33,10 +35,27 @@ def load_study(workdir: Path) -> Config:
     return read_config(path)
 
 
-def claim_study(workdir: Path, config: Config) -> None:
-    """Writes study.json, where what is there is no other study (check_study)."""
+def claim_study(workdir: Path, config: Config, steps: Sequence[Step] = ()) -> None:
+    """Writes study.json, where what is there is no other study (check_study).
+
+    And configs/asked.json, the names of the runs among its steps.
+    """
     check_study(workdir, config)
     write_json(workdir / "study.json", to_dict(config))
+    runs = [s.name for s in steps if s.training and not s.training.config.pretraining]
+    write_json(workdir / _ASKED, {"runs": runs})
+
+
+def runs_asked(workdir: Path) -> list[str]:
+    """The names of the runs that the study was asked for at its last start; none where unknown.
+
+    Raises:
+      UserError: configs/asked.json is damaged.
+    """
+    runs = read_json(workdir / _ASKED).get("runs", [])
+    if not (isinstance(runs, list) and all(isinstance(name, str) for name in runs)):
+        raise UserError(f"{workdir / _ASKED}: damaged; the next start of the study makes it anew")
+    return runs
 
 
 def check_study(workdir: Path, config: Config) -> None:
@@ -62,16 +81,22 @@ def check_runs(steps: Sequence[Step]) -> None:
     Raises:
       UserError: one differs, or cannot be read.
     """
-    for training in filter(None, (step.training for step in steps)):
-        if training.file.is_file() and (training.folder / "config.json").is_file():
-            theirs = to_dict(read_config(training.file))
-            same = _may_be_one(theirs["pretrained"], training.config.pretrained)
-            besides = (*_OF_ITS_PLACE, *(s for s in _MAY_CHANGE if same or s != _NETWORK))
-            if changed := differences(to_dict(training.config), theirs, besides=besides):
-                raise UserError(
-                    f"{training.folder}: was begun with another config ({'; '.join(changed)}); "
-                    "change the config file back, or delete the run to make it again"
-                )
+    for step in steps:
+        training = step.training
+        if not (
+            training and training.file.is_file() and (training.folder / "config.json").is_file()
+        ):
+            continue
+        theirs = to_dict(read_config(training.file))
+        besides: tuple[str, ...] = (*_MAY_CHANGE, *_OF_ITS_PLACE)
+        of_study = any(name.startswith("pretraining-") for name in step.needs)  # which may be moved
+        if not (of_study or _may_be_one(theirs["pretrained"], training.config.pretrained)):
+            besides = tuple(setting for setting in besides if setting != _NETWORK)
+        if changed := differences(to_dict(training.config), theirs, besides=besides):
+            raise UserError(
+                f"{training.folder}: was begun with another config ({'; '.join(changed)}); "
+                "change the config file back, or delete the run to make it again"
+            )
 
 
 def _may_be_one(before: str, now: str) -> bool:

@@ -55,8 +55,7 @@ class Step:
     """One command of the study; it is done when all of `results` are there.
 
     Attributes:
-      results: what it leaves, a file or a folder that is whole or absent; the first is the one that
-        others read.
+      results: what it leaves, each a file or a folder that is whole or absent.
       made_from: where that is newer than the results, they are of what was there before it.
       needs: names of the steps that come before it.
       watches: it reads files that may have changed since, and sees for itself what is to be done;
@@ -73,12 +72,15 @@ class Step:
     made_from: Path | None = None
 
     @property
+    def made(self) -> bool:
+        """Whether its results are there."""
+        return all(result.exists() for result in self.results)
+
+    @property
     def done(self) -> bool:
         """Whether its results are there, of what they are made from."""
-        if not all(result.exists() for result in self.results):
-            return False
-        if self.made_from is None or not self.made_from.exists():
-            return True
+        if self.made_from is None or not self.made_from.exists() or not self.made:
+            return self.made
         changed = self.made_from.stat().st_mtime
         return all(result.stat().st_mtime >= changed for result in self.results)
 
@@ -93,8 +95,8 @@ def plan_steps(config: Config, run_of: Callable[[str], Config], workdir: Path) -
       run_of: the config of a run by its name, as in config.study.runs.
 
     Raises:
-      UserError: two runs are the same, one cannot start from its network, or a dataset is named
-        that there is none of, or that no run uses.
+      UserError: two runs are the same, or one is not tested or cannot start from its network; a
+        dataset is named that there is none of, or that no run uses; two scans have one name.
     """
     runs = {name: run_of(name) for name in config.study.runs}
     _refuse_what_is_no_row(config, runs)
@@ -170,8 +172,9 @@ def _train(
     run = dataclasses.replace(run, data=data, **more)
     training = Training(folder, run, workdir / "configs" / f"{name}.json")
     command = ("covid_jax.train", f"--config={training.file}", f"--workdir={folder}")
-    last = f"checkpoints/{training.steps}" if run.pretraining else "metrics.json"
-    results = (folder / last, folder / "model")  # which is made at the end
+    # Of a pre-training others need the parameters alone; of a run model/ is made at the end.
+    last = (f"checkpoints/{training.steps}",) if run.pretraining else ("metrics.json", "model")
+    results = tuple(folder / result for result in last)
     return Step(name, command, results, tuple(needs), training)
 
 
@@ -292,17 +295,10 @@ def _planning(
 
 
 def write_configs(steps: Sequence[Step]) -> None:
-    """Writes the config of every step that trains, where its command reads it.
-
-    And removes that of each run that is no step any more and was not finished.
-    """
-    trainings = {step.training.file: step.training for step in steps if step.training}
-    for file, training in trainings.items():
-        write_json(file, to_dict(training.config))
-    for folder in {file.parent for file in trainings}:
-        for other in {*folder.glob("*-fold*.json")} - trainings.keys():
-            if not (folder.parent / "runs" / other.stem / "metrics.json").is_file():
-                other.unlink()
+    """Writes the config of every step that trains, where its command reads it."""
+    for step in steps:
+        if step.training:
+            write_json(step.training.file, to_dict(step.training.config))
 
 
 def only(steps: Sequence[Step], expression: str) -> list[Step]:

@@ -93,17 +93,14 @@ def run_steps(steps: Sequence[Step], workdir: Path, executor: Executor) -> dict[
         if step not in waiting and _read_record(workdir, step).get("state", "done") != "done":
             write_json(_record(workdir, step), {"state": "done"})  # while nobody looked
     progress = _Progress(workdir, steps, waiting, {}, {})
-    _adopt(progress)
-    refused = None  # when the cluster took no job
+    refused = -_AGAIN_SECONDS  # when the cluster took no job
     try:
+        _adopt(progress)
         while progress.waiting or progress.running:
             _collect(progress)
-            if refused is None or time.monotonic() - refused > _AGAIN_SECONDS:
+            if time.monotonic() - refused >= _AGAIN_SECONDS:
                 try:
-                    if refused is not None:
-                        _adopt(progress)  # what it took and did not answer
                     _begin(progress, executor)
-                    refused = None
                 except UserError as error:
                     if not progress.running:
                         raise
@@ -152,6 +149,7 @@ def _begin(progress: _Progress, executor: Executor) -> None:
     workdir, waiting, running = progress.workdir, progress.waiting, progress.running
     unfinished = {step.name for step, _ in running.values()} | {step.name for step in waiting}
     ready: list[Order] = []
+    places: list[str] = []
     room = executor.room([job for _, job in running.values()])
     slots = _free_slots(progress)
     for step in list(waiting):
@@ -161,16 +159,15 @@ def _begin(progress: _Progress, executor: Executor) -> None:
             print(f"{step.name}: left out, it {progress.failed[step.name]}", flush=True)
         elif len(ready) < room and not unfinished & {*step.needs}:
             waiting.remove(step)
-            place = f"[{len(progress.steps) - len(waiting)}/{len(progress.steps)}]"
-            print(f"\n{place} {step.name}\npython -m {shlex.join(step.command)}", flush=True)
-            record = _record(workdir, step)
-            write_json(record, {"state": "running"})
-            ready.append(Order(step, _log(workdir, step), record, next(slots)))
+            places.append(f"[{len(progress.steps) - len(waiting)}/{len(progress.steps)}]")
+            ready.append(Order(step, _log(workdir, step), _record(workdir, step), next(slots)))
     if not ready:
         return
     try:
-        for order, job in zip(ready, executor.start(ready), strict=True):
+        for place, order, job in zip(places, ready, executor.start(ready), strict=True):
             running[order.slot] = order.step, job
+            told = f"{place} {order.step.name}\npython -m {shlex.join(order.step.command)}"
+            print(f"\n{told}", flush=True)
     except UserError:
         waiting[:0] = [order.step for order in ready if order.slot not in running]
         raise
@@ -299,7 +296,7 @@ def _expected(step: Step, measured: _Measured, log: list[dict[str, Any]]) -> flo
 
 def _finish(step: Step, workdir: Path, end: End) -> str:
     """Records how a step ended; returns the cause if it failed."""
-    if end.status or not step.done:
+    if end.status or not step.made:
         cause = end.cause or _last_words(_log(workdir, step))
         cause = cause or f"it ended with status {end.status}, without a word"
         print(f"{step.name} failed: {cause}", flush=True)

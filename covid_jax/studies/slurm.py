@@ -229,7 +229,7 @@ class Slurm:
             order.log.write_bytes(b"")  # a job that Slurm starts again adds to it
             write_json(order.record, {"state": "running", "job": name})
         try:
-            with without_signals(STUDY_STOPS):  # else a study that is stopped would leave them
+            with without_signals(STUDY_STOPS):  # so that its answer is waited for
                 number = _slurm(
                     "sbatch",
                     "--parsable",
@@ -248,8 +248,12 @@ class Slurm:
             with contextlib.suppress(UserError):
                 told = ask(names)  # it may have taken them, and its answer not have come
             if not told:
+                script.unlink()
                 raise
             number = next(iter(told.values())).number.partition("_")[0]
+        except BaseException:  # the study is stopped: what Slurm may have taken is nobody's
+            subprocess.run(["scancel", f"--name={array}"], check=False, process_group=0)
+            raise
         number = number.strip().partition(";")[0]  # and of several clusters, which
         self._places[int(number)] = self._free
         return [

@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from absl import flags
 
 from covid_jax.config import (
     Config,
@@ -27,7 +29,13 @@ from covid_jax.data.volume import write_volume
 from covid_jax.errors import UserError
 from covid_jax.files import write_json
 from covid_jax.studies.data import check_data, check_places, seen_notes
-from covid_jax.studies.folder import check_runs, claim_study, load_study, other_runs
+from covid_jax.studies.folder import (
+    check_runs,
+    claim_study,
+    load_study,
+    other_runs,
+    runs_asked,
+)
 from covid_jax.studies.grid import (
     Step,
     only,
@@ -165,8 +173,10 @@ def test_runs_may_have_epochs_of_their_own(tmp_path):
     run_of = lambda name: tiny(name, study=study, pretraining_epochs=7, epochs=len(name))  # noqa: E731
     steps = plan_steps(tiny(study=study), run_of, tmp_path)
     (pretraining,) = [step for step in steps if step.name == "pretraining-msd"]
-    folder = tmp_path / "pretraining" / "msd"
-    assert pretraining.results == (folder / "checkpoints" / "70", folder / "model")
+    assert pretraining.results == (tmp_path / "pretraining" / "msd" / "checkpoints" / "70",)
+    run = tmp_path / "runs" / "scratch-none-fold0"
+    (results,) = [step.results for step in steps if step.name == run.name]
+    assert results == (run / "metrics.json", run / "model")
     assert [step.training.steps for step in steps if step.training] == [70, 70, 80]
 
 
@@ -522,18 +532,27 @@ def test_a_run_that_has_begun_keeps_its_network_which_may_be_moved(own, tmp_path
     check_runs(from_network(tmp_path / "c"))
 
 
-def test_configs_of_runs_that_are_not_asked_for_any_more_go_unless_they_are_finished(tmp_path):
-    both = StudyConfig(runs=("scratch", "body-msd"), folds=(0, 1))
-    write_configs(steps_of(tiny(study=both), tmp_path))
-    metrics = tmp_path / "runs" / "body-msd-fold0" / "metrics.json"
-    metrics.parent.mkdir(parents=True)
-    metrics.touch()
-    write_configs(steps_of(tiny(study=StudyConfig(runs=("scratch",), folds=(0, 1))), tmp_path))
-    assert {path.stem for path in (tmp_path / "configs").glob("*-fold*")} == {
-        "scratch-none-fold0",
-        "scratch-none-fold1",
-        "body-msd-fold0",
-    }
+def test_a_study_that_was_copied_goes_on_beside_the_first_one(tmp_path):
+    """Its pre-trainings are its own, wherever the first one's lie."""
+    study = StudyConfig(runs=("body-msd",), folds=(0,))
+    first, second = (steps_of(tiny(study=study), tmp_path / name) for name in ("first", "second"))
+    write_configs(first)
+    begun = first[-1].training.folder
+    begun.mkdir(parents=True)
+    write_json(begun / "config.json", {})
+    (tmp_path / "first" / "pretraining" / "msd").mkdir(parents=True)
+    shutil.copytree(tmp_path / "first", tmp_path / "second")
+    check_runs(second)
+
+
+def test_a_study_knows_which_runs_it_was_asked_for_at_last(tmp_path):
+    for runs in (("scratch", "body-msd"), ("scratch",)):
+        config = tiny(study=StudyConfig(runs=runs, folds=(0, 1)))
+        claim_study(tmp_path, config, steps_of(config, tmp_path))
+    assert runs_asked(tmp_path) == ["scratch-none-fold0", "scratch-none-fold1"]
+    write_json(tmp_path / "configs" / "asked.json", {"runs": 3})
+    with pytest.raises(UserError, match=r"asked\.json: damaged; the next start"):
+        runs_asked(tmp_path)
 
 
 def test_scans_of_one_name_are_refused_as_their_masks_would_be_one(tmp_path):
@@ -553,7 +572,8 @@ def test_a_mask_is_made_again_where_its_run_was_and_a_comma_is_part_of_a_name(tm
     *_, predict = steps_of(tiny(study=study), tmp_path / "a,b")
     run = tmp_path / "a,b" / "runs" / "scratch-none-fold0"
     assert predict.made_from == run / "metrics.json"
-    assert f'--checkpoint="{run}"' in predict.command
+    (checkpoint,) = (part for part in predict.command if part.startswith("--checkpoint="))
+    assert flags.ListParser().parse(checkpoint.partition("=")[2]) == [str(run)]  # as predict does
 
 
 def test_a_study_without_tests_is_refused_before_it_trains(tmp_path):

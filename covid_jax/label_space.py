@@ -188,9 +188,7 @@ def label_space(description: Mapping[str, Any]) -> LabelSpace:
         are not whole; as label_values.
     """
     values = label_values(description)
-    ignored, *more = values.pop("ignore", (None,))
-    if more:
-        raise UserError("its label to ignore is a region; nnU-Net wants one value")
+    ignored = take_ignored(values)
     labels = {name: of_one for name, of_one in values.items() if of_one != (0,)}
     held = sorted({*itertools.chain(*values.values())})
     highest = max(held, default=0)
@@ -234,6 +232,18 @@ def unlike_nnunet(description: Mapping[str, Any]) -> list[str]:
         told = f"{names[0]!r}: {labels[names[0]]!r}"
         lines.append(f"the background is {told}; nnU-Net wants 'background': 0")
     return lines
+
+
+def take_ignored(values: dict[str, tuple[int, ...]]) -> int | None:
+    """Takes the label `ignore` out of what label_values gives; its value, None where it is not.
+
+    Raises:
+      UserError: it is a region.
+    """
+    ignored, *more = values.pop("ignore", (None,))
+    if more:
+        raise UserError("its label to ignore is a region; nnU-Net wants one value")
+    return ignored
 
 
 def labels_json(space: LabelSpace, channels: int) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from covid_jax.evaluation.metrics import (
     summarise,
 )
 from covid_jax.files import is_number, read_json, write_json
-from covid_jax.label_space import IGNORED, Label, label_values, lies_in, values_of
+from covid_jax.label_space import IGNORED, Label, label_values, lies_in, take_ignored, values_of
 
 _EMPTY = {(True, True): BOTH_EMPTY, (True, False): NO_PREDICTION, (False, True): NO_REFERENCE}
 _MOST_LABELS = 255  # more values than that are no labels
@@ -261,13 +261,11 @@ def what_is_scored(*folders: Path) -> tuple[dict[Label, str], int | None]:
             if isinstance(description["labels"], list):  # of a prepared dataset
                 return prepared_labels(description).scored, IGNORED
             values = label_values(description)
+            ignored = take_ignored(values)
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: not a dataset.json with labels") from error
-        ignored, *more = values.pop("ignore", (None,))
-        if more:
-            raise UserError(f"{path}: its label to ignore is a region; nnU-Net wants one value")
         regions = any(len(several) > 1 for several in values.values())
         return {
             several if regions else several[0]: name
